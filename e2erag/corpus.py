@@ -1,0 +1,97 @@
+"""Documents laid out for the three stages: lines numbered through, tokenised once for each encoder."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from e2erag.extract import Document, Extraction, Extractor, Passage, layout_features
+from e2erag.generator import Generator
+from e2erag.retriever import Retriever, Spans
+
+Lines = Int[np.ndarray, " _"]  # line numbers, as many as there are
+
+
+class Corpus:
+    """The lines of all documents, and the candidate passages over them.
+
+    Line numbers run through the corpus: line i of document j is `first_line[j] + i`. What is here doesn't depend on
+    what is being trained, except for the candidates when cuts are taken.
+    """
+
+    def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator) -> None:
+        self.documents = list(documents)
+        units = [unit for document in self.documents for unit in document.units]
+        texts = [unit.text for unit in units]
+        self.first_line = np.cumsum([0, *(len(document) for document in self.documents)])
+        self.retriever_lines = retriever.passage.lines(texts)
+        self.generator_lines = generator.prompt.lines(texts)
+        self.layout: Float[Tensor, "lines features"] = torch.from_numpy(
+            np.concatenate([layout_features(document) for document in self.documents])
+        )
+        owner = np.repeat(np.arange(len(self.documents)), np.diff(self.first_line))
+        page = np.asarray([unit.page for unit in units])
+        self.page: Int[Tensor, " lines"] = torch.from_numpy(
+            np.cumsum(np.diff(page, prepend=page[:1]).astype(bool) | np.diff(owner, prepend=owner[:1]).astype(bool))
+        )
+        self.passages: list[Passage] = []
+
+    def __len__(self) -> int:
+        """Number of lines."""
+        return int(self.first_line[-1])
+
+    def propose(self, extractor: Extractor, overlap: float, cuts: Bool[np.ndarray, " lines"] | None = None) -> None:
+        """(Re)build the candidate passages, ordered by document and start."""
+        self.passages, spans = [], []
+        for j, document in enumerate(self.documents):
+            first = int(self.first_line[j])
+            here = None if cuts is None else cuts[first : first + len(document)]
+            for passage in extractor.propose(document, here):
+                self.passages.append(passage)
+                spans.append((j, first + passage.start, first + passage.stop))
+        self.spans = Spans(torch.tensor(spans).reshape(-1, 3), overlap)
+
+    def drop_repeated(self, texts: Sequence[tuple[int, ...]]) -> None:
+        """Drop candidates of which nothing is left, and those left with the same lines as an earlier one.
+
+        Args:
+            texts: per candidate, the numbers of its own lines that are left.
+        """
+        first = {text: i for i, text in reversed(list(enumerate(texts)))}
+        keep = [bool(text) and first[text] == i for i, text in enumerate(texts)]
+        self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
+        self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
+
+    def lines(self, passage: int) -> tuple[Lines, int]:
+        """A passage's line numbers (carried lines first), and how many of them are carried."""
+        document, start, stop = self.spans.spans[passage].tolist()
+        carried = np.asarray(self.passages[passage].carried, np.int64) + self.first_line[document]
+        return np.concatenate([carried, np.arange(start, stop)]), len(carried)
+
+    def around(self, lines: Lines) -> Lines:
+        """These lines and their neighbours, sorted: what the extractor must see to judge these lines."""
+        near = np.unique(np.concatenate([lines - 1, lines, lines + 1]))
+        return near[(near >= 0) & (near < len(self))]
+
+
+class Gates(NamedTuple):
+    """log w of the lines in `lines`, twice: as a passage's own line, and as a line carried along.
+
+    A line's slot is its position in `lines`, plus `len(lines)` where it is carried.
+    """
+
+    lines: Lines
+    retrieve: Float[Tensor, " slots"]
+    read: Float[Tensor, " slots"]
+    extraction: Extraction
+
+    def slots(self, lines: Lines, carried: int) -> Lines:
+        """The slots of a passage's lines, of which the first `carried` are carried."""
+        return np.searchsorted(self.lines, lines) + len(self.lines) * (np.arange(len(lines)) < carried)
+
+    def kept(self, gates: Float[Tensor, " slots"], lines: Lines, carried: int) -> Lines:
+        """The lines whose gate is open: what is left of a passage in hard mode."""
+        return lines[(gates.detach()[torch.from_numpy(self.slots(lines, carried))] == 0).numpy()]

@@ -1,0 +1,67 @@
+"""How well a system finds and answers: recall of the gold page, exact match and F1 by SQuAD's rules."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torchmetrics.functional.text import squad
+
+from e2erag.questions import Question, read_questions
+from e2erag.rag import RAG, Answer
+
+METRICS = ("recall@1", "recall@5", "exact match", "F1", "tokens read")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per question one row of `scores` (columns `METRICS`; NaN where it can't be known), and the answers.
+
+    recall@k: a page with the answer (the question's `file` and `page`) among the passages' own lines.
+    tokens read: of passages, per answer.
+    """
+
+    questions: tuple[Question, ...]
+    answers: tuple[Answer, ...]
+    scores: Float[np.ndarray, "questions metrics"]
+
+    def __getitem__(self, metric: str) -> float:
+        """Mean over the questions for which the metric is known; NaN where that is none."""
+        column = self.scores[:, METRICS.index(metric)]
+        known = column[~np.isnan(column)]
+        return float(known.mean()) if len(known) else float("nan")
+
+    def interval(self, metric: str, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean over questions."""
+        column = self.scores[:, METRICS.index(metric)]
+        known = column[~np.isnan(column)]
+        if not len(known):
+            return float("nan"), float("nan")
+        draws = np.random.default_rng(seed).choice(known, (samples, len(known))).mean(1)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def evaluate(
+    rag: RAG, questions: str | Path | Iterable[Question | Mapping[str, Any]], citations: bool = False
+) -> Evaluation:
+    """Ask every question and compare; `citations=True` also cites, at a reader pass per answer."""
+    rows = read_questions(questions)
+    answers = rag.ask_many([row.question for row in rows], citations)
+    scores = [_score(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    return Evaluation(tuple(rows), tuple(answers), np.asarray(scores))
+
+
+def _score(row: Question, answer: Answer) -> tuple[float, ...]:
+    agreement = squad(
+        [{"prediction_text": answer.text, "id": "0"}],
+        [{"answers": {"answer_start": [0] * len(row.answers), "text": list(row.answers)}, "id": "0"}],
+    )
+    recall = [float("nan")] * 2
+    if row.file is not None and row.page is not None:
+        name = Path(row.file).name
+        hit = [p.document.name == name and row.page in p.pages for p in answer.passages]
+        recall = [float(any(hit[:1])), float(any(hit[:5]))]
+    return (*recall, float(agreement["exact_match"]) / 100, float(agreement["f1"]) / 100, float(answer.tokens_read))

@@ -1,0 +1,208 @@
+"""The joint model: p(y | x) = Σ_z p(z | x) · p(y | x, z), one graph from the answer back to the page.
+
+    extractor φ   lines → gates, cuts, log π(z)
+    retriever η   s_z = ⟨q(x), d(z; w^R)⟩/τ + α·log π(z),   p(z|x) = exp(s_z)/Z over the corpus
+    generator θ   p(y | x, z; w^G)  and  p(y | x, ∅)
+
+This is where the stages meet; what to make of the terms is an objective's business (`e2erag.train`).
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from e2erag.corpus import Corpus, Gates, Lines
+from e2erag.extract import Extractor, GateMode
+from e2erag.generator import Generator, Row
+from e2erag.precision import Precision, autocast
+from e2erag.retriever import Index, Retriever, log_prob_found
+
+
+class Terms(NamedTuple):
+    """Everything an objective needs, per question and passage found.
+
+    Attributes:
+        prior_logp: log p(z|x) with Z over the whole corpus; −∞ where fewer than K were found.
+        answer_logp: log p(y|x,z), summed over the answer's tokens.
+        closed_book_logp: log p(y|x,∅).
+        ids: the passages' numbers, −1 where there was none.
+        gates: of the lines that were read.
+    """
+
+    prior_logp: Float[Tensor, "questions k"]
+    answer_logp: Float[Tensor, "questions k"]
+    closed_book_logp: Float[Tensor, " questions"]
+    ids: Int[Tensor, "questions k"]
+    gates: Gates
+
+
+class Joint(nn.Module):
+    """Extractor, retriever and generator as one model."""
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        retriever: Retriever,
+        generator: Generator,
+        precision: Precision = "auto",
+        read_carried: bool = False,
+    ) -> None:
+        super().__init__()
+        self.extractor, self.retriever, self.generator = extractor, retriever, generator
+        self.precision: Precision = precision
+        self.read_carried = read_carried
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which both encoders compute; see `e2erag.precision`."""
+        return autocast(self.device, self.precision)
+
+    def gates(self, corpus: Corpus, lines: Lines, mode: GateMode, noise: torch.Generator | None = None) -> Gates:
+        """What the extractor says of these lines (and of their neighbours, which it must see)."""
+        near = corpus.around(lines)
+        text = self.retriever.passage.line_features(corpus.retriever_lines, near)
+        out = self.extractor(corpus.layout[near].to(text), text, corpus.page[near].to(text.device))
+        retrieve, read, carry = (
+            self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)
+        )
+        return Gates(near, torch.cat([retrieve, carry]), torch.cat([read, carry + read]), out)
+
+    def log_prior(self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates) -> Float[Tensor, " passages"]:
+        """log π(z) of passages whose lines `gates` covers."""
+        spans = corpus.spans.spans[passages, 1:].numpy()
+        return self.extractor.log_prior(gates.extraction, torch.from_numpy(np.searchsorted(gates.lines, spans)))
+
+    def encode(
+        self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates, mode: GateMode
+    ) -> Float[Tensor, "passages row"]:
+        """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down."""
+        lines = [corpus.lines(i) for i in passages.tolist()]
+        with self.autocast():
+            if mode == "hard":
+                kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
+                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, kept)
+            else:
+                slots = [gates.slots(*passage) for passage in lines]
+                vectors = self.retriever.passage.encode_lines(
+                    corpus.retriever_lines, [own for own, _ in lines], gates.retrieve, slots
+                )
+        return self.retriever.passage_rows(vectors, self.log_prior(corpus, passages, gates))
+
+    def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
+        """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""
+        lines, carried = corpus.lines(passage)
+        if not self.read_carried:
+            lines, carried = lines[carried:], 0
+        if mode == "hard":
+            return gates.kept(gates.read, lines, carried), None
+        return lines, gates.slots(lines, carried)
+
+    def rows(
+        self,
+        corpus: Corpus,
+        questions: Sequence[str],
+        answers: Sequence[str] | None,
+        ids: Int[Tensor, "questions k"],
+        gates: Gates,
+        mode: GateMode,
+        closed_book: bool = True,
+    ) -> tuple[list[Row], list[Lines | None]]:
+        """The reader's rows, question by question: one per passage found, then (closed book) one without any.
+
+        Returns the rows and, per row, the slots of its lines; None where no gate applies."""
+        prompt = self.generator.prompt
+        asked = prompt.questions(questions)
+        given = [None] * len(asked) if answers is None else prompt.answers(answers)
+        reserve = self.generator.config.max_new_tokens if answers is None else 0
+        rows: list[Row] = []
+        slots: list[Lines | None] = []
+        for question, answer, found in zip(asked, given, ids.tolist(), strict=True):
+            for i in found:
+                if i < 0:
+                    continue
+                lines, slot = self.reading_lines(corpus, i, gates, mode)
+                slots.append(slot)
+                rows.append(prompt.row(corpus.generator_lines, lines, question, answer, reserve))
+            if closed_book:
+                rows.append(prompt.row(None, None, question, answer, reserve))
+                slots.append(None)
+        return rows, slots
+
+    def forward(
+        self,
+        corpus: Corpus,
+        index: Index,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        k: int,
+        mode: GateMode = "sample",
+        noise: torch.Generator | None = None,
+        negligible: float = 0.0,
+    ) -> Terms:
+        """Search, re-encode what was found with gradient, and read it.
+
+        Args:
+            index: of the same corpus; its vectors may be stale, the K found are scored afresh.
+            k: passages read per question.
+            noise: random numbers of the gates in "sample" mode.
+            negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient. All paths
+                into retriever and extractor's prior stay exact; the reader loses at most this share per passage.
+        """
+        with self.autocast():
+            q = self.retriever.encode_questions(list(questions))
+        stored = index.scores(q)
+        hits = index.found(stored.detach(), corpus.spans, k)
+        unique, place = hits.clamp_min(0).unique(return_inverse=True)
+        gates = self.gates(corpus, np.concatenate([corpus.lines(i)[0] for i in unique.tolist()]), mode, noise)
+        passages = self.encode(corpus, unique, gates, mode)
+        fresh = torch.einsum("qd,qkd->qk", q, passages[place])
+        prior = log_prob_found(stored, hits, fresh, corpus.spans.nested(hits))
+        answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
+        return Terms(prior, answer, closed, hits, gates)
+
+    def read(
+        self,
+        corpus: Corpus,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        ids: Int[Tensor, "questions k"],
+        gates: Gates,
+        mode: GateMode,
+        prior_logp: Float[Tensor, "questions k"],
+        negligible: float,
+    ) -> tuple[Float[Tensor, "questions k"], Float[Tensor, " questions"]]:
+        """log p(y|x,z) of every passage found and log p(y|x,∅), in one batched pass."""
+        rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
+        bias = None if mode == "hard" else gates.read
+        seat = torch.cat([ids >= 0, torch.ones_like(ids[:, :1], dtype=torch.bool)], 1)  # last column: closed book
+        if negligible > 0 and torch.is_grad_enabled():
+            with torch.no_grad(), self.autocast():
+                logp = self.generator.log_likelihood(rows, None if bias is None else bias.detach(), slots)
+            wanted = (self._shares(prior_logp.detach(), logp, seat)[seat] >= negligible).nonzero()[:, 0]
+            with self.autocast():
+                some = self.generator.log_likelihood(
+                    [rows[i] for i in wanted.tolist()], bias, [slots[i] for i in wanted.tolist()]
+                )
+            logp = logp.index_put((wanted,), some)
+        else:
+            with self.autocast():
+                logp = self.generator.log_likelihood(rows, bias, slots)
+        table = torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)
+        return table[:, :-1], table[:, -1]
+
+    @staticmethod
+    def _shares(
+        prior_logp: Float[Tensor, "questions k"], logp: Float[Tensor, " rows"], seat: Tensor
+    ) -> Float[Tensor, "questions k+1"]:
+        """Each row's share of its question's likelihood, the closed book with the tail's mass."""
+        table = torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)
+        tail = (1 - prior_logp.exp().sum(1, keepdim=True)).clamp_min(1e-9).log()
+        return (torch.cat([prior_logp, tail], 1) + table).softmax(1)

@@ -1,0 +1,342 @@
+"""`RAG`: the three stages as one system that indexes files, answers with citations, learns, and is saved whole."""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from e2erag.artefact import ManifestError, check_folder, write_folder
+from e2erag.citation import Citation, cite
+from e2erag.corpus import Corpus, Gates
+from e2erag.extract import Document, Extractor, ExtractorConfig, GateMode, Passage, ReadError, read_many
+from e2erag.generator import Generator, GeneratorConfig
+from e2erag.joint import Joint, Terms
+from e2erag.models import resolve
+from e2erag.precision import Precision
+from e2erag.questions import Question
+from e2erag.retriever import Encoder, Index, Retriever, RetrieverConfig, log_prob_found
+
+if TYPE_CHECKING:
+    from e2erag.train import FitConfig, Run
+
+RETRIEVER = "sentence-transformers/all-MiniLM-L6-v2"
+GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class RAGConfig:
+    """How a system searches and answers.
+
+    Attributes:
+        k: passages read per question.
+        overlap: two passages that share more than this of their joint lines aren't both read.
+        mode: gates of the index: "hard" drops shut lines, "soft" turns them down.
+        read_carried: whether the reader sees the carried identity lines, or only the retriever does.
+        precision: "auto" computes in bfloat16 where the processor does.
+    """
+
+    k: int = 4
+    overlap: float = 0.3
+    mode: GateMode = "hard"
+    read_carried: bool = False
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and where it stands.
+
+    Attributes:
+        text: the answer.
+        score: its probability among the answers that the passages read gave.
+        citations: the lines it rests on, best first.
+        passages: those read, best first by p(z|x).
+        tokens_read: tokens of passages that the reader saw for it.
+    """
+
+    text: str
+    score: float
+    citations: tuple[Citation, ...]
+    passages: tuple[Passage, ...]
+    tokens_read: int
+
+
+class Found(NamedTuple):
+    """What a search gives: passage numbers (−1: none) and log p(z|x), best first."""
+
+    ids: Int[Tensor, "questions k"]
+    prior_logp: Float[Tensor, "questions k"]
+
+
+class RAG:
+    """Extractor, retriever and generator over an indexed corpus."""
+
+    def __init__(
+        self, extractor: Extractor, retriever: Retriever, generator: Generator, config: RAGConfig | None = None
+    ) -> None:
+        self.config = config or RAGConfig()
+        self.model = Joint(extractor, retriever, generator, self.config.precision, self.config.read_carried)
+        self.corpus: Corpus | None = None
+        self.index_: Index | None = None
+        self.skipped: list[ReadError] = []
+        self.model.eval()
+
+    # ---------------------------------------------------------------------------------------------- building
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path | None = None,
+        *,
+        retriever: str | Path = RETRIEVER,
+        generator: str | Path = GENERATOR,
+        extractor: ExtractorConfig | None = None,
+        retrieval: RetrieverConfig | None = None,
+        generation: GeneratorConfig | None = None,
+        config: RAGConfig | None = None,
+    ) -> "RAG":
+        """A saved system (`folder`), or a new one over pretrained models.
+
+        Args:
+            folder: what `save_pretrained` wrote; the other arguments then come from it.
+            retriever, generator: hub ids or local folders. The defaults need no hub where their wheels are installed.
+
+        Raises:
+            ModelNotFound: a name that can't be had; the text lists what was tried.
+            ManifestError: a saved file is missing or has changed.
+        """
+        if folder is not None:
+            return cls._load(Path(folder))
+        encoder = Encoder.load(resolve(retriever))
+        text_dim = encoder.transformer.get_input_embeddings().embedding_dim
+        return cls(
+            Extractor(replace(extractor or ExtractorConfig(), text_dim=text_dim)),
+            Retriever(encoder, retrieval),
+            Generator.load(resolve(generator), generation),
+            config,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the whole system, index included, as one folder with a manifest of hashes.
+
+        It is written beside `folder` and renamed, so that a reader sees the old system or the new one."""
+        with write_folder(Path(folder)) as new:
+            model = self.model
+            model.retriever.save(new / "retriever")
+            model.generator.save(new / "generator")
+            save_file(model.extractor.state_dict(), new / "extractor.safetensors")
+            settings = {
+                "rag": asdict(self.config),
+                "extractor": asdict(model.extractor.config),
+                "retriever": asdict(model.retriever.config),
+                "generator": asdict(model.generator.config),
+            }
+            (new / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+            if self.corpus is not None and self.index_ is not None:
+                with open(new / "documents.jsonl", "w", encoding="utf-8") as file:
+                    for document in self.corpus.documents:
+                        file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+                save_file({"vectors": self.index_.vectors, "spans": self.corpus.spans.spans}, new / "index.safetensors")
+
+    @classmethod
+    def _load(cls, folder: Path) -> "RAG":
+        check_folder(folder)
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        extractor = Extractor(ExtractorConfig(**settings["extractor"]))
+        extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
+        rag = cls(
+            extractor,
+            Retriever.load(folder / "retriever", RetrieverConfig(**settings["retriever"])),
+            Generator.load(folder / "generator", GeneratorConfig(**settings["generator"])),
+            RAGConfig(**settings["rag"]),
+        )
+        if (folder / "documents.jsonl").exists():
+            with open(folder / "documents.jsonl", encoding="utf-8") as file:
+                documents = [Document.from_json(json.loads(line)) for line in file]
+            stored = load_file(folder / "index.safetensors")
+            rag._propose(documents)
+            if rag.corpus is None or not torch.equal(rag.corpus.spans.spans, stored["spans"]):
+                raise ManifestError(
+                    f"{folder}: the saved index doesn't fit the passages that this version proposes: "
+                    "load the models with their folders and call index() again"
+                )
+            rag.index_ = Index(stored["vectors"])
+        return rag
+
+    # ---------------------------------------------------------------------------------------------- indexing
+
+    def index(self, files: str | Path | Iterable[str | Path | Document]) -> list[ReadError]:
+        """Read files, propose passages and index them in place of what was indexed before.
+
+        Args:
+            files: a path, a glob pattern, a folder, or several of these; documents already read are taken as they are.
+
+        Returns:
+            The files that could not be read; each was warned of once.
+
+        Raises:
+            ReadError: nothing was left to index; names every file and why.
+        """
+        given = [files] if isinstance(files, (str, Path)) else list(files)
+        documents = [item for item in given if isinstance(item, Document)]
+        read, self.skipped = read_many([item for item in given if not isinstance(item, Document)])
+        documents += read
+        if not documents:
+            reasons = "".join(f"\n  {error}" for error in self.skipped) or " no files were given"
+            raise ReadError("index", f"no file could be read, so there is nothing to index:{reasons}")
+        for error in self.skipped:
+            warnings.warn(f"skipped {error}", stacklevel=2)
+        self._propose(documents)
+        self.refresh()
+        return self.skipped
+
+    @torch.no_grad()
+    def _propose(self, documents: Sequence[Document]) -> None:
+        """Lay the documents out and propose passages; in hard mode cuts are taken and emptied passages dropped."""
+        model = self.model
+        corpus = Corpus(documents, model.retriever, model.generator)
+        if self.config.mode == "hard":
+            gates = model.gates(corpus, np.arange(len(corpus)), "hard")
+            cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.threshold
+            corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy())
+            corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
+        else:
+            corpus.propose(model.extractor, self.config.overlap)
+        self.corpus = corpus
+
+    @staticmethod
+    def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[int, ...]:
+        """The lines that hard gates leave of a passage itself, for finding it."""
+        lines, carried = corpus.lines(passage)
+        return tuple(gates.kept(gates.retrieve, lines[carried:], 0).tolist())
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Encode every passage with the current weights and put the new index in place of the old one."""
+        if self.corpus is None:
+            raise RuntimeError("nothing is indexed yet: call index(files) first")
+        mode = "soft" if self.config.mode == "sample" else self.config.mode
+        gates = self.model.gates(self.corpus, np.arange(len(self.corpus)), mode)
+        rows = self.model.encode(self.corpus, torch.arange(len(self.corpus.passages)), gates, mode)
+        self.index_ = Index(rows)
+
+    # ---------------------------------------------------------------------------------------------- answering
+
+    @torch.no_grad()
+    def search(self, questions: Sequence[str], k: int | None = None) -> Found:
+        """The k best passages per question, none repeating a better one, with log p(z|x) over the whole corpus."""
+        corpus, index = self._ready()
+        with self.model.autocast():
+            q = self.model.retriever.encode_questions(list(questions))
+        scores = index.scores(q)
+        ids = index.found(scores, corpus.spans, k or self.config.k)
+        found = scores.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf)
+        return Found(ids, log_prob_found(scores, ids, found, corpus.spans.nested(ids)))
+
+    def ask(self, question: str) -> Answer:
+        """The answer with the best joint p(z|x)·p(y|x,z), summed over the passages that give it, with citations."""
+        return self.ask_many([question])[0]
+
+    def ask_many(self, questions: Sequence[str], citations: bool = True) -> list[Answer]:
+        """Answers to many questions, read in common batches; `citations=False` saves a pass per answer."""
+        for question in questions:
+            if not isinstance(question, str) or not question.strip():
+                raise ValueError(f"a question is a non-empty text, got {question!r}: ask something")
+        if not questions:
+            return []
+        corpus, _ = self._ready()
+        mode = self.config.mode
+        found = self.search(questions)
+        used = found.ids[found.ids >= 0].unique().tolist()
+        with torch.no_grad():
+            gates = self.model.gates(corpus, np.concatenate([corpus.lines(i)[0] for i in used]), mode)
+            rows, slots = self.model.rows(corpus, questions, None, found.ids, gates, mode, closed_book=False)
+            with self.model.autocast():
+                generated = self.model.generator.generate(rows, None if mode == "hard" else gates.read, slots)
+        answers, start = [], 0
+        for question, ids, prior in zip(questions, found.ids, found.prior_logp, strict=True):
+            here = int((ids >= 0).sum())
+            rank = slice(start, start + here)
+            texts = [self.model.generator.text(tokens) for tokens in generated.ids[rank]]
+            joint = prior[:here] + generated.logp[rank]
+            read = sum(int((row.owner >= 0).sum()) for row in rows[rank])
+            start += here
+            answers.append(self._answer(question, ids[:here], joint, texts, read, gates, citations))
+        return answers
+
+    def _answer(
+        self,
+        question: str,
+        ids: Int[Tensor, " k"],
+        joint: Float[Tensor, " k"],
+        texts: list[str],
+        tokens_read: int,
+        gates: Gates,
+        citations: bool,
+    ) -> Answer:
+        """The same words from several passages count together: log p(y) ≥ logsumexp over the z that gave y."""
+        corpus, _ = self._ready()
+        total = {text: float(joint[[t == text for t in texts]].logsumexp(0)) for text in dict.fromkeys(texts)}
+        best = max(total, key=total.__getitem__)  # the first, so the better passage's, where two are equal
+        passages = tuple(corpus.passages[i] for i in ids.tolist())
+        share = joint.softmax(0)
+        givers = [i for i in share.argsort(descending=True).tolist() if texts[i] == best]
+        cited = (
+            tuple(
+                cite(self.model, corpus, question, best, int(ids[i]), float(share[i]), gates, self.config.mode)
+                for i in givers
+            )
+            if citations
+            else ()
+        )
+        return Answer(best, float(np.exp(total[best] - float(joint.logsumexp(0)))), cited, passages, tokens_read)
+
+    def _ready(self) -> tuple[Corpus, Index]:
+        if self.corpus is None or self.index_ is None:
+            raise RuntimeError("nothing is indexed yet: call index(files) first")
+        return self.corpus, self.index_
+
+    # ---------------------------------------------------------------------------------------------- learning
+
+    @contextmanager
+    def in_mode(self, mode: GateMode) -> Iterator[None]:
+        """The same corpus indexed in another gate mode; on leaving, re-indexed in the mode it was in before."""
+        corpus, _ = self._ready()
+        before = self.config
+        self.config = replace(before, mode=mode)
+        self._propose(corpus.documents)
+        self.refresh()
+        try:
+            yield
+        finally:
+            self.config = before
+            self._propose(corpus.documents)
+            self.refresh()
+
+    def terms(
+        self,
+        questions: Sequence[Question],
+        k: int,
+        mode: GateMode,
+        noise: torch.Generator | None = None,
+        negligible: float = 0.0,
+    ) -> Terms:
+        """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
+        corpus, index = self._ready()
+        asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible)
+
+    def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":
+        """Train all three stages on −log p(y|x) of these questions over what is indexed; see `e2erag.train.fit`."""
+        from e2erag.train import fit  # train stands on e2erag: a top-level import would be a circle
+
+        return fit(self, questions, config, **changes)

@@ -1,0 +1,145 @@
+"""The trained extractor φ: of each line, whether it is worth finding and reading; of each gap, whether to cut.
+
+It sees layout features and a text feature per line, and nothing of questions: what it decides holds for the
+index. It is taught by the answer's loss alone, along three paths: the retrieval gates through the passage
+embedding, the span prior through p(z|x), the reading gates through the generator's attention.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from e2erag.extract.candidates import Passage, propose
+from e2erag.extract.document import Document
+from e2erag.extract.features import LAYOUT_FEATURES
+
+GateMode = Literal["soft", "sample", "hard"]
+
+CLOSED = -30.0
+"""The log-gate of a line that is shut: e⁻³⁰ leaves nothing in float32, and its gradient stays finite."""
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What the extractor proposes and how it hardens.
+
+    Attributes:
+        text_dim: width of the text feature (the retriever's word embeddings).
+        hidden: width of the network; the whole module stays in the tens of thousands of parameters.
+        sizes: window lengths in lines, each a granularity of the candidates.
+        identity_lines: first lines of a document that may travel with its passages.
+        open_logit: where keep gates start; σ(3) = .95, so that at step 0 everything is kept.
+        carry_logit: where carry gates start.
+        threshold: a line is kept in hard mode when σ(logit) exceeds it.
+        temperature: of the binary concrete noise that training draws ("sample").
+        straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
+    """
+
+    text_dim: int = 384
+    hidden: int = 48
+    sizes: tuple[int, ...] = (6, 12)
+    identity_lines: int = 6
+    open_logit: float = 3.0
+    carry_logit: float = 3.0
+    threshold: float = 0.5
+    temperature: float = 0.5
+    straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(self.sizes))  # JSON gives lists
+
+
+class Extraction(NamedTuple):
+    """What the extractor says of each line. Gates are logits of "keep"; scores are added to log π."""
+
+    retrieve: Float[Tensor, " units"]
+    read: Float[Tensor, " units"]
+    carry: Float[Tensor, " units"]
+    cut: Float[Tensor, " units"]
+    span: Float[Tensor, " units"]
+
+
+class Extractor(nn.Module):
+    """Lines in, two keep gates, a carry gate, cut scores and a span prior out."""
+
+    def __init__(self, config: ExtractorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ExtractorConfig()
+        c = self.config
+        self.temperature = c.temperature  # a run anneals it
+        self.text = nn.Linear(c.text_dim, c.hidden)
+        self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
+        self.mix = nn.Linear(3 * c.hidden, c.hidden)
+        self.heads = nn.Linear(c.hidden, len(Extraction._fields))
+        # Open and neutral: every gate starts at its opening logit, every score at zero.
+        nn.init.zeros_(self.heads.weight)
+        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, 0.0, 0.0])
+
+    def forward(
+        self,
+        layout: Float[Tensor, "units features"],
+        text: Float[Tensor, "units text_dim"],
+        page: Int[Tensor, " units"],
+    ) -> Extraction:
+        """Gate logits and scores per line; a line sees itself and its neighbours on the same page.
+
+        Args:
+            layout: `layout_features` of the documents, one after the other.
+            text: a text feature per line, at any scale (it is normalised here).
+            page: a number that changes wherever a page ends, so that no line sees across.
+        """
+        h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
+        same = (page[1:] == page[:-1])[:, None]
+        zero = h.new_zeros(1, h.shape[1])
+        before = torch.cat([zero, h[:-1] * same]) if len(h) else h
+        after = torch.cat([h[1:] * same, zero]) if len(h) else h
+        h = h + F.gelu(self.mix(torch.cat([before, h, after], -1)))
+        retrieve, read, carry, cut, span = self.heads(h).unbind(-1)
+        # Where a page ends the text is cut already: no score there, so no document's depends on the next one.
+        return Extraction(retrieve, read, carry, cut * F.pad(same[:, 0], (1, 0)), span)
+
+    def log_gates(
+        self,
+        logits: Float[Tensor, " units"],
+        mode: GateMode,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " units"]:
+        """log w of each line, at most 0.
+
+        "soft" is log σ; "hard" is 0 or `CLOSED`; "sample" draws a binary concrete gate (Maddison et al. 2017;
+        Louizos et al. 2018), so that a threshold afterwards changes little.
+        """
+        if mode == "hard":
+            return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
+        if mode == "soft":
+            return F.logsigmoid(logits).clamp_min(CLOSED)
+        noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
+        noise = noise.clamp(1e-6, 1 - 1e-6)
+        soft = F.logsigmoid((logits + noise.log() - (-noise).log1p()) / self.temperature).clamp_min(CLOSED)
+        if self.config.straight_through:
+            return torch.where(soft > np.log(0.5), 0.0, CLOSED) + (soft - soft.detach())
+        return soft
+
+    @staticmethod
+    def log_prior(extraction: Extraction, spans: Int[Tensor, "passages 2"]) -> Float[Tensor, " passages"]:
+        """log π(z) up to a constant, for spans of unit numbers [start, stop): zero for every span at step 0.
+
+        A span is likely where its edges are cuts, its inside is not, and its lines score high on average:
+
+            log π(z) = cut[start] + cut[stop] − mean(cut inside) + mean(span score of its lines)
+        """
+        start, stop = spans[:, 0], spans[:, 1]
+        edge = F.pad(extraction.cut, (0, 1))  # after the last unit nothing is left to cut
+        summed_cut = F.pad(extraction.cut.cumsum(0), (1, 0))
+        summed_span = F.pad(extraction.span.cumsum(0), (1, 0))
+        inside = (summed_cut[stop] - summed_cut[start + 1]) / (stop - start - 1).clamp_min(1)
+        return edge[start] + edge[stop] - inside + (summed_span[stop] - summed_span[start]) / (stop - start)
+
+    def propose(self, document: Document, cuts: Bool[np.ndarray, " units"] | None = None) -> list[Passage]:
+        """The candidate passages of a document; with `cuts`, none runs across a cut."""
+        return propose(document, self.config.sizes, self.config.identity_lines, cuts)

@@ -1,0 +1,168 @@
+"""Shown strings → lines: what a reader of a file format does last. Nothing here knows PDF.
+
+A run goes on a line while it stands on the line's baseline, to the right of its end. So two columns of prose stay in
+the order in which they were written, and a table that was written row by row becomes one line per row.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from e2erag.extract.document import Box, Unit
+
+# All in ems: in units of the font size.
+SPACE = 0.13  # a wider gap between glyphs is a space; kerning stays below 0.1, TeX's thin space is 0.17
+CELL = 1.6  # a wider gap begins a new cell
+BACK = 0.6  # how far a run may step back on its own line (kerning, accents set over a letter)
+RAISED = 0.45  # how far a baseline may be off on one line (sub- and superscripts)
+
+RECENT = 4  # how many lines back a run may go on: a table cell of so many lines may stand before the row's next cell
+
+# NFKC opens ligatures (ﬁ), but it would also put spaces into words (´ becomes a space and a combining accent)
+# and change numbers (7½ becomes 71⁄2, 10² becomes 102): these characters stay.
+_KEPT = re.compile(r"([´¨¯¸˘-˝²³¹⁰-₟¼-¾⅐-⅟]+)")
+# TeX sets an accent and then, over or under it, its letter; NFKC composes what `clean` makes of the two.
+_COMBINING = {
+    "´": "\u0301", "¨": "\u0308", "¯": "\u0304", "ˆ": "\u0302", "ˇ": "\u030c",
+    "˘": "\u0306", "˙": "\u0307", "˚": "\u030a", "˜": "\u0303", "˝": "\u030b",
+}  # fmt: skip
+_DOTLESS = {"ı": "i", "ȷ": "j"}
+# ... but not where ´ is an apostrophe ("it´s").
+_ACCENT = re.compile(f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b)([A-Za-zıȷ])")
+_CEDILLA = re.compile("([CcSsTt])¸")
+_CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE]) | {0xAD: "-"}
+
+
+class Face(NamedTuple):
+    """How a font looks: how far its letters reach above and below the baseline, in ems, and whether it is bold."""
+
+    ascent: float
+    descent: float  # negative
+    bold: bool
+
+
+@dataclass(slots=True)
+class Run:
+    """A string shown without wide gaps; points and vectors are in the page's displayed coordinates.
+
+    `x, y` is where its first visible glyph begins on the baseline, `end_x, end_y` where its last one ends. A run of
+    spaces only says that a space was drawn.
+    """
+
+    text: str
+    x: float
+    y: float
+    end_x: float
+    end_y: float
+    ux: float  # the unit vector along the baseline
+    uy: float
+    up_x: float  # from the baseline to one em above it
+    up_y: float
+    em: float  # along the baseline, in points
+    size: float  # across it, in points
+    face: Face
+
+    def box(self) -> Box:
+        xs = [x + reach * self.up_x for x in (self.x, self.end_x) for reach in self.face[:2]]
+        ys = [y + reach * self.up_y for y in (self.y, self.end_y) for reach in self.face[:2]]
+        return Box(min(xs), min(ys), max(xs), max(ys))
+
+
+@dataclass(slots=True)
+class Line:
+    """Runs on one baseline, and the words they make."""
+
+    runs: list[Run]
+    parts: list[str]
+    cells: int = 1
+
+    def gap(self, run: Run) -> float | None:
+        """Ems from the end of the line to `run`, or None if it stands on another baseline or further back."""
+        last = self.runs[-1]
+        if last.ux * run.ux + last.uy * run.uy < 0.98:
+            return None
+        dx, dy = run.x - last.end_x, run.y - last.end_y
+        large, small = max(last.size, run.size), min(last.size, run.size)
+        if abs(dy * last.ux - dx * last.uy) > RAISED * (large if large < 2 * small else small):
+            return None
+        gap = (dx * last.ux + dy * last.uy) / (min(last.em, run.em) or 1.0)
+        return gap if gap > -BACK else None
+
+    def repeats(self, run: Run) -> bool:
+        """Whether `run` is the last run drawn again, a little aside: how some programs make bold."""
+        last = self.runs[-1]
+        near = 0.1 * last.size
+        return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
+
+    def add(self, run: Run, gap: float, blank: bool) -> None:
+        if blank or gap > SPACE or _is_mark(self.runs[-1], run):
+            self.parts.append(" ")
+        self.cells += gap > CELL
+        self.runs.append(run)
+        self.parts.append(run.text)
+
+    @property
+    def text(self) -> str:
+        return clean("".join(self.parts))
+
+    def unit(self, page: int, number: int) -> Unit:
+        """Line `number` of page `page`; both are counted from 1."""
+        box = self.runs[0].box()
+        for run in self.runs[1:]:
+            box = box.union(run.box())
+        bold = sum(len(run.text) * (1 if run.face.bold else -1) for run in self.runs) > 0
+        size = max(run.size for run in self.runs)
+        return Unit(self.text, page, number, Box(*(round(v, 2) for v in box)), round(size, 2), bold, self.cells)
+
+
+def join(runs: list[Run]) -> list[Line]:
+    """Runs joined into lines: one baseline, moving right.
+
+    A run that doesn't go on the current line may go on one of the few before it, with a word gap: the next cell of a
+    table row after a cell of several lines. A column of prose starts further up than that.
+    """
+    lines: list[Line] = []
+    current: Line | None = None
+    blank = False
+    for run in runs:
+        if run.text.isspace():
+            blank = True
+            continue
+        if current is not None and current.repeats(run):
+            continue
+        line, gap = _goes_on(run, current, lines)
+        if line is None:
+            line = Line([run], [run.text])
+            lines.append(line)
+        else:
+            line.add(run, gap, blank)
+        current, blank = line, False
+    return lines
+
+
+def _goes_on(run: Run, current: Line | None, lines: list[Line]) -> tuple[Line | None, float]:
+    if current is not None and (gap := current.gap(run)) is not None:
+        return current, gap
+    for line in reversed(lines[-RECENT:]):
+        if line is not current and (gap := line.gap(run)) is not None and gap > SPACE:
+            return line, gap
+    return None, 0.0
+
+
+def _is_mark(last: Run, run: Run) -> bool:
+    """Whether a raised small number or sign begins or ends here: "2009⁶" is a year and a footnote, "1ˢᵗ" one word."""
+    rise = (run.x - last.end_x) * run.uy - (run.y - last.end_y) * run.ux
+    small, large, rise = (run, last, rise) if run.size < last.size else (last, run, -rise)
+    return small.size < 0.85 * large.size and rise > 0.15 * large.size and not small.text[0].isalpha()
+
+
+def clean(text: str) -> str:
+    """The text single-spaced, with ligatures opened, accents composed and control characters gone."""
+    if not text.isprintable():
+        text = text.translate(_CONTROL)
+    if not text.isascii():
+        text = _ACCENT.sub(lambda m: _DOTLESS.get(m[2], m[2]) + _COMBINING[m[1]], text)
+        text = _CEDILLA.sub("\\1\u0327", text)
+        text = "".join(p if i % 2 else unicodedata.normalize("NFKC", p) for i, p in enumerate(_KEPT.split(text)))
+    return " ".join(text.split())

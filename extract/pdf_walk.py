@@ -1,0 +1,336 @@
+"""One page's drawing instructions → `Run`s: what was shown, where, and how large (PDF 32000-1:2008, 8.4 and 9.2-9.4).
+
+An own walk because `extract_text` gives no boxes, and because where text is placed with `cm` only (EDGAR's filings)
+its `visitor_text` breaks lines in mid-word. Most of the time goes into pypdf's parser, so it costs about the same.
+"""
+
+import codecs
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pypdf import PdfReader
+from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
+
+from e2erag.extract.lines import CELL, SPACE, Face, Run
+
+try:  # The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths.
+    from pypdf.generic._font import Font as PypdfFont  # from 7.0 on
+except ImportError:
+    from pypdf._font import Font as PypdfFont  # type: ignore[no-redef]  # from 6.6 on
+
+# Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
+# of text has 5-150 kB; a street map may have 10 MB, and hardly a word.
+PAGE_BYTES = 4_000_000
+FORM_DEPTH = 12  # form XObjects inside form XObjects; real files stay below 5
+
+Matrix = tuple[float, float, float, float, float, float]
+IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+
+_SHOWS = re.compile(rb"T[jJ]|['\"]|Do")  # without one of these a stream has no text to give
+_BOLD = re.compile(r"bold|black|heavy|demi(?!light)|[-,]bd\b|CMBX|SFBX|NimbusRomNo9L-Medi", re.IGNORECASE)
+_BLANKS = re.compile(rb"( {4,})")
+
+
+class PageTooLarge(Exception):
+    """The page has more than `PAGE_BYTES` of instructions."""
+
+
+class Font:
+    """What the walk needs of a font: characters and widths per code, and how it looks."""
+
+    def __init__(self, resource: Any) -> None:
+        font = PypdfFont.from_font_resource(resource)
+        encoding, mapped, descriptor = font.encoding, font.character_map, font.font_descriptor
+        self.resource = resource  # keeps its id(), by which `Walk` knows a font without an object number
+        self.scale, self.height = (0.001, 1.0) if font.sub_type != "Type3" else _type3_scale(resource)
+        self.face = Face(
+            _within(descriptor.ascent, 300.0, 1200.0, 750.0) / 1000,
+            _within(descriptor.descent, -600.0, -1.0, -220.0) / 1000,
+            bool(_BOLD.search(font.name)) or _is_bold(descriptor),
+        )
+        self.codec = encoding if isinstance(encoding, str) else None  # a string: codes of two bytes (mostly)
+        self.step = 1 if self.codec is None else 2
+        self.decoder = codecs.getdecoder(self.codec or "latin-1")  # twice as fast as bytes.decode for utf-16-be
+        utf16 = self.codec is not None and self.codec.lower().startswith("utf")
+        self.unit, self.errors = (2, "surrogatepass") if utf16 else (1, "replace")
+        self.texts: dict[int, str] = {}
+        if isinstance(encoding, dict):
+            for code in range(256):
+                self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
+        self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
+        self.widths = _Widths(font.character_widths, self.scale)
+        self.space = next((self.widths[code] for code, text in self.texts.items() if text == " "), 0.25)
+
+    def decode(self, raw: bytes) -> tuple[str, float, int]:
+        """Text, width in ems, and number of glyphs of a shown string."""
+        codes, _ = self.decoder(raw[: len(raw) // self.unit * self.unit], self.errors)
+        widths = self.widths
+        return codes.translate(self.texts), sum([widths[ord(c)] for c in codes]), len(codes)
+
+
+class _Widths(dict[int, float]):
+    """Ems per code."""
+
+    def __init__(self, widths: dict[str, Any], scale: float) -> None:
+        super().__init__({ord(c): float(w) * scale for c, w in widths.items() if len(c) == 1})
+        self.default = float(widths["default"]) * scale
+
+    def __missing__(self, code: int) -> float:
+        return self.default
+
+
+def _within(value: Any, low: float, high: float, otherwise: float) -> float:
+    """Descriptors hold 0, 32767 and numbers of the wrong sign."""
+    return float(value) if isinstance(value, (int, float)) and low <= value <= high else otherwise
+
+
+def _glyph(text: str, code: int) -> str:
+    """A glyph name that means nothing ("/g23") would come out as a word; the code is what other readers show."""
+    return chr(code) if len(text) > 1 and text.startswith("/") else text
+
+
+def _is_bold(descriptor: Any) -> bool:
+    weight, flags = descriptor.weight, descriptor.flags
+    return (isinstance(weight, (int, float)) and weight >= 600) or (isinstance(flags, int) and bool(flags & 1 << 18))
+
+
+def _type3_scale(resource: Any) -> tuple[float, float]:
+    """Ems per glyph unit, and how high the glyphs of a Type 3 font are in "ems": it may call 1 pt a size of 0.01."""
+    matrix = [abs(float(v)) for v in _get(resource, "/FontMatrix", (0.001, 0, 0, 0.001, 0, 0))]
+    box = [float(v) for v in _get(resource, "/FontBBox", (0, 0, 0, 0))]
+    height = abs(box[3] - box[1]) * matrix[3]
+    return matrix[0], height if height and not 0.5 < height < 2 else 1.0
+
+
+def _font(resource: Any) -> Font | None:
+    """A font that is missing or broken shows Latin text, as in viewers; one with two-byte codes shows nothing."""
+    try:
+        return Font(resource)
+    except MemoryError:
+        raise
+    except Exception:
+        if isinstance(resource, dict) and _get(resource, "/Subtype") == "/Type0":
+            return None
+        keys = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica", "/Encoding": "/WinAnsiEncoding"}
+        return Font(DictionaryObject({NameObject(key): NameObject(name) for key, name in keys.items()}))
+
+
+def _get(table: Any, key: str, default: Any = None) -> Any:
+    value = table.get(key)
+    return default if value is None else value.get_object()
+
+
+def _times(m: Matrix, n: Matrix) -> Matrix:
+    """First `m`, then `n`, as row vectors (PDF 32000-1, 8.3.4)."""
+    a, b, c, d, e, f = m
+    p, q, r, s, t, u = n
+    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s, e * p + f * r + t, e * q + f * s + u
+
+
+class Walk:
+    """Follows one page's instructions and collects what they show in `runs`, in the order of the stream.
+
+    `base` leads from the page's user space to displayed coordinates. `fonts` is filled on the way and may be shared by
+    the pages of a document.
+    """
+
+    def __init__(self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None]) -> None:
+        self.reader, self.fonts = reader, fonts
+        self.budget = PAGE_BYTES
+        self.runs: list[Run] = []
+        self.stack: list[tuple[Any, ...]] = []  # what q saved
+        self.forms: list[int] = []  # the form XObjects that are being drawn
+        self.resources: Any = {}
+        self.ctm, self.tm, self.tlm = base, IDENTITY, IDENTITY
+        self.font: Font | None = None
+        self.size = self.char = self.word = self.leading = self.rise = 0.0  # Tf Tc Tw TL Ts
+        self.stretch = 1.0  # Tz / 100
+        self.operators: dict[bytes, Callable[..., None]] = {
+            b"q": self.push, b"Q": self.pop, b"cm": self.cm, b"Do": self.do, b"BT": self.bt, b"Tf": self.tf,
+            b"Tc": self.tc, b"Tw": self.tw, b"Tz": self.tz, b"TL": self.tl, b"Ts": self.ts, b"Td": self.td,
+            b"TD": self.td_leading, b"Tm": self.set_tm, b"T*": self.next_line, b"Tj": self.tj, b"TJ": self.show,
+            b"'": self.quote, b'"': self.double_quote,
+        }  # fmt: skip
+
+    def stream(self, content: Any, resources: Any) -> None:
+        """Walks a content stream; without `resources` of its own it uses those of the stream that draws it."""
+        stream = ContentStream(content, self.reader, "bytes")
+        data = stream.get_data()
+        self.budget -= len(data)
+        if self.budget < 0:
+            raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
+        if not _SHOWS.search(data):
+            return
+        outer, self.resources = self.resources, self.resources if resources is None else resources.get_object()
+        operators = self.operators
+        for operands, name in stream.operations:
+            if name in operators:
+                try:
+                    operators[name](*operands)
+                except (TypeError, ValueError, LookupError):  # wrong operands; like viewers, go on after them
+                    continue
+        self.resources = outer
+
+    def push(self) -> None:
+        self.stack.append((self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise))
+
+    def pop(self) -> None:
+        if self.stack:
+            (self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise) = (
+                self.stack.pop()
+            )
+
+    def cm(self, *m: Any) -> None:
+        self.ctm = _times(_matrix(m), self.ctm)
+
+    def do(self, name: Any) -> None:
+        form = self.resources["/XObject"][name]
+        if _get(form, "/Subtype") != "/Form" or len(self.forms) >= FORM_DEPTH or id(form) in self.forms:
+            return
+        depth, outer = len(self.stack), (self.tm, self.tlm, self.resources)
+        self.push()
+        self.forms.append(id(form))
+        try:
+            self.ctm = _times(_matrix(_get(form, "/Matrix", IDENTITY)), self.ctm)
+            self.stream(form, _get(form, "/Resources"))
+        finally:
+            self.forms.pop()
+            del self.stack[depth + 1 :]
+            self.pop()
+            self.tm, self.tlm, self.resources = outer
+
+    def bt(self) -> None:
+        self.tm = self.tlm = IDENTITY
+
+    def tf(self, name: Any, size: Any) -> None:
+        self.size = float(size)
+        table = _get(self.resources, "/Font", {})
+        resource = table.raw_get(name) if name in table else None
+        key = resource if isinstance(resource, IndirectObject) else id(resource)
+        if key not in self.fonts:
+            self.fonts[key] = _font(resource.get_object() if resource is not None else None)
+        self.font = self.fonts[key]
+
+    def tc(self, value: Any) -> None:
+        self.char = float(value)
+
+    def tw(self, value: Any) -> None:
+        self.word = float(value)
+
+    def tz(self, value: Any) -> None:
+        self.stretch = float(value) / 100
+
+    def tl(self, value: Any) -> None:
+        self.leading = float(value)
+
+    def ts(self, value: Any) -> None:
+        self.rise = float(value)
+
+    def td(self, x: Any, y: Any) -> None:
+        a, b, c, d, e, f = self.tlm
+        self.tm = self.tlm = (a, b, c, d, x * a + y * c + e, x * b + y * d + f)
+
+    def td_leading(self, x: Any, y: Any) -> None:
+        self.leading = -float(y)
+        self.td(x, y)
+
+    def set_tm(self, *m: Any) -> None:
+        self.tm = self.tlm = _matrix(m)
+
+    def next_line(self) -> None:
+        self.td(0.0, -self.leading)
+
+    def tj(self, string: Any) -> None:
+        self.show((string,))
+
+    def quote(self, string: Any) -> None:
+        self.next_line()
+        self.show((string,))
+
+    def double_quote(self, word: Any, char: Any, string: Any) -> None:
+        self.word, self.char = float(word), float(char)
+        self.quote(string)
+
+    def show(self, items: Iterable[Any]) -> None:
+        """Strings, and between them moves to the left in thousandths of an em (PDF 32000-1, 9.4.3)."""
+        font = self.font
+        if font is None:
+            return
+        em = self.size * font.height
+        trm = _times(self.tm, self.ctm)
+        parts: list[str] = []
+        start = pen = gap = 0.0  # in text space, before Tz; `pen` is where the last glyph ended, `gap` what follows it
+        blank = False
+        spread = self.char > abs(em)  # no letter-spacing: a table row in one string, a cell per glyph
+        for raw in _pieces(items, font.step if spread else 0):
+            if not isinstance(raw, bytes):
+                gap -= raw * 0.001 * self.size
+                continue
+            text, width, count = font.decode(raw)
+            advance = width * self.size + count * self.char
+            if self.word and font.codec is None:
+                advance += raw.count(b" ") * self.word
+            if not text or text.isspace():
+                gap, blank = gap + advance, blank or bool(text)  # no text: a glyph without a character
+                continue
+            before, after = self.margins(font, text)
+            after += self.char * spread
+            if parts and gap + before > CELL * abs(em):
+                self.emit(trm, "".join(parts), start, pen, font)
+                parts, start = [], pen + gap + before
+            elif not parts:
+                start = pen + gap + before
+            if blank or gap > SPACE * abs(em):
+                parts.append(" ")
+            parts.append(text)
+            pen += gap + advance - after
+            gap, blank = after, False
+        if parts or blank:
+            self.emit(trm, "".join(parts) + " " * blank, start, pen, font)
+        shift = (pen + gap) * self.stretch
+        a, b, c, d, e, f = self.tm
+        self.tm = (a, b, c, d, e + shift * a, f + shift * b)
+
+    def margins(self, font: Font, text: str) -> tuple[float, float]:
+        """How far the spaces before and after the first and the last visible glyph reach."""
+        if not (text[0].isspace() or text[-1].isspace()):
+            return 0.0, 0.0
+        space = font.space * self.size + self.char + self.word * (font.codec is None)
+        return (len(text) - len(text.lstrip())) * space, (len(text) - len(text.rstrip())) * space
+
+    def emit(self, trm: Matrix, text: str, start: float, end: float, font: Font) -> None:
+        a, b, c, d, e, f = trm
+        e, f = e + self.rise * c, f + self.rise * d
+        start, end = start * self.stretch, end * self.stretch
+        along = math.hypot(a, b) or 1e-9
+        sign = math.copysign(1.0, self.size * self.stretch)
+        height = self.size * font.height
+        self.runs.append(
+            Run(
+                text,
+                *(e + start * a, f + start * b, e + end * a, f + end * b),
+                *(sign * a / along, sign * b / along, height * c, height * d),
+                em=abs(height * self.stretch) * along,
+                size=abs(height) * math.hypot(c, d),
+                face=font.face,
+            )
+        )
+
+
+def _matrix(m: Iterable[Any]) -> Matrix:
+    a, b, c, d, e, f = (float(v) for v in m)
+    return a, b, c, d, e, f
+
+
+def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:
+    """The strings and numbers of a TJ. A string with a wide blank in it becomes several, to keep its cells apart;
+    with a `step` it becomes one for so many bytes."""
+    for item in items:
+        if step and isinstance(item, bytes):
+            yield from (item[i : i + step] for i in range(0, len(item), step))
+        elif isinstance(item, bytes) and b"    " in item:
+            yield from (piece for piece in _BLANKS.split(item) if piece)
+        else:
+            yield item

@@ -1,0 +1,77 @@
+"""Lines as tokens: each line is tokenised once, and a passage is a concatenation of its lines' tokens.
+
+Both encoders of a system read the same lines with different tokenizers. Because a passage never needs a
+tokenizer again, a token always knows its line, and dropping a line is leaving its slice out.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+
+class LineTokens:
+    """The token ids of many lines, back to back.
+
+    Attributes:
+        ids: all tokens of all lines.
+        offsets: line i holds `ids[offsets[i] : offsets[i + 1]]`.
+    """
+
+    def __init__(self, tokenizer: Any, lines: Sequence[str], ending: str = "") -> None:
+        """`ending` is what separates lines in the text that the model reads (part of the line before it).
+
+        Special tokens written out in a document are read as plain text: a page can't end the prompt.
+        """
+        texts = [line + ending for line in lines]
+        rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if lines else []
+        self.offsets: Int[np.ndarray, " lines+1"] = np.cumsum([0, *map(len, rows)])
+        self.ids: Int[np.ndarray, " tokens"] = (
+            np.concatenate([np.asarray(row, np.int64) for row in rows]) if rows else np.zeros(0, np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def lengths(self) -> Int[np.ndarray, " lines"]:
+        """Tokens per line."""
+        return np.diff(self.offsets)
+
+    def gather(
+        self, lines: Int[np.ndarray, " lines"], limit: int | None = None
+    ) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
+        """Tokens of the given lines in that order, and for each token its position in `lines`.
+
+        Cut after `limit` tokens: what doesn't fit is lost from the end."""
+        sizes = self.offsets[lines + 1] - self.offsets[lines]
+        owner = np.repeat(np.arange(len(lines)), sizes)
+        begin = np.cumsum(sizes) - sizes
+        where = self.offsets[lines][owner] + np.arange(len(owner)) - begin[owner]
+        return self.ids[where][:limit], owner[:limit]
+
+
+def buckets(lengths: Int[np.ndarray, " rows"], budget: int) -> Iterator[Int[np.ndarray, " bucket"]]:
+    """Row numbers in groups of similar length, each at most `budget` tokens when padded to its longest row.
+
+    Sorted by length (stable), so padding is what neighbours differ by; a row longer than the budget stands alone.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(budget // longest, 1)
+        yield order[start:stop]
+        start = stop
+
+
+def pad(rows: Sequence[Int[np.ndarray, " _"]], value: int, left: bool = False) -> Int[np.ndarray, "rows columns"]:
+    """Rows of different lengths as one table, filled up with `value` on the right (or left)."""
+    lengths = np.asarray([len(row) for row in rows])
+    longest = int(lengths.max()) if len(rows) else 0
+    table = np.full((len(rows), longest), value, np.int64)
+    column = np.arange(longest)
+    filled = column >= longest - lengths[:, None] if left else column < lengths[:, None]
+    if len(rows):
+        table[filled] = np.concatenate(rows)
+    return table

@@ -1,0 +1,104 @@
+"""The prompt: passage first, then the question, in the model's own chat template.
+
+Passage before question, because readers answer better that way round (research on long contexts) and because
+what a passage's tokens attend to then doesn't depend on the question.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from e2erag.extract.tokens import LineTokens
+
+SYSTEM = "Answer with a short span copied from the text. No sentence, no explanation."
+CONTEXT, QUESTION = "\u241fcontext\u241f", "\u241fquestion\u241f"
+
+
+class Row(NamedTuple):
+    """A prompt (and perhaps an answer) as tokens.
+
+    Attributes:
+        ids: all tokens.
+        owner: per token, the position of its line in the passage, −1 where it belongs to no line.
+        prompt: how many of the tokens are prompt; the rest is the answer with its end token.
+    """
+
+    ids: Int[np.ndarray, " tokens"]
+    owner: Int[np.ndarray, " tokens"]
+    prompt: int
+
+
+class Prompt:
+    """Builds rows of tokens from lines, questions and answers with the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int, system: str = SYSTEM) -> None:
+        """`max_tokens` bounds a row; what gives way is the passage, never the question or the answer."""
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        template = self._template(system)
+        opening, rest = template.split(CONTEXT)
+        middle, closing = rest.split(QUESTION)
+        self._opening, self._middle, self._closing = map(self._special, (opening, middle, closing))
+        empty = self._template(system, context=False)
+        opening, closing = empty.split(QUESTION)
+        self._empty_opening = self._special(opening)
+
+    def _template(self, system: str, context: bool = True) -> str:
+        user = f"{CONTEXT}\nQuestion: {QUESTION}" if context else f"Question: {QUESTION}"
+        if not getattr(self.tokenizer, "chat_template", None):
+            return f"{system}\n\n{user}\nAnswer: "
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def _special(self, text: str) -> Int[np.ndarray, " n"]:
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+
+    def _plain(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """Text from outside: special tokens written out in it stay plain text."""
+        rows = self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [np.asarray(row, np.int64) for row in rows]
+
+    def lines(self, texts: Sequence[str]) -> LineTokens:
+        """The lines of a corpus, tokenised once."""
+        return LineTokens(self.tokenizer, texts, ending="\n")
+
+    def questions(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        return self._plain(texts)
+
+    def answers(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+        """Answers with the token that ends them."""
+        return [np.append(row, self.tokenizer.eos_token_id) for row in self._plain(texts)]
+
+    def row(
+        self,
+        lines: LineTokens | None,
+        passage: Int[np.ndarray, " lines"] | None,
+        question: Int[np.ndarray, " question"],
+        answer: Int[np.ndarray, " answer"] | None = None,
+        reserve: int = 0,
+    ) -> Row:
+        """One row; `passage` (line numbers) None asks without a passage: closed book.
+
+        Args:
+            reserve: tokens to keep free for an answer that is yet to be generated.
+        """
+        tail = np.zeros(0, np.int64) if answer is None else answer
+        if lines is None or passage is None:
+            head = np.concatenate([self._empty_opening, question, self._closing])
+            ids = np.concatenate([head, tail])
+            owner, room = np.full(len(ids), -1), self.max_tokens - len(ids) - reserve
+        else:
+            fixed = len(self._opening) + len(self._middle) + len(question) + len(self._closing)
+            room = self.max_tokens - fixed - len(tail) - reserve
+            tokens, line = lines.gather(passage, max(room, 0))
+            head = np.concatenate([self._opening, tokens, self._middle, question, self._closing])
+            ids = np.concatenate([head, tail])
+            owner = np.full(len(ids), -1)
+            owner[len(self._opening) : len(self._opening) + len(tokens)] = line
+        if room < 0:
+            raise ValueError(
+                f"question and answer take {self.max_tokens - room} tokens where {self.max_tokens} fit: "
+                "shorten them or raise the generator's max_tokens"
+            )
+        return Row(ids, owner, len(head))

@@ -1,0 +1,39 @@
+"""Shared fixtures: no test reaches a network, and every test starts from the same random state."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2erag.rag import RAG
+from e2erag.testing import tiny_document, tiny_rag
+
+NTSB = Path(__file__).parents[1] / "examples" / "ntsb"
+
+PAGES = [
+    ["accident number NYC08", "the pilot was 85", "engine maker lycoming", "seats 4", "weight 2000"],
+    ["page 2 of 2", "medical exam 1/2/2007", "registration N5921D"],
+]
+OTHER = [
+    ["accident number DEN07", "the pilot was 48", "engine maker continental", "seats 2", "damage none"],
+    ["page 2 of 2", "landing gear tailwheel", "registration N74SR"],
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rag() -> RAG:
+    """A tiny system over two tiny documents."""
+    system = tiny_rag()
+    system.index([tiny_document(PAGES, "a.pdf"), tiny_document(OTHER, "b.pdf")])
+    return system

@@ -1,0 +1,279 @@
+"""The joint model: its loss is the sum it claims to be, and the answer's gradient reaches every stage."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from helpers import in_double
+from torch import Tensor, nn
+
+from e2erag.corpus import Gates
+from e2erag.extract import ExtractorConfig
+from e2erag.questions import Question
+from e2erag.rag import RAG, RAGConfig
+from e2erag.testing import tiny_document, tiny_rag
+from e2erag.train import marginal, rag_sequence
+
+ASKED = [
+    Question("how old was the pilot in accident NYC08 ?", ("85",)),
+    Question("who made the engine in accident DEN07 ?", ("continental",)),
+]
+TEN = [
+    ["accident number NYC08", "the pilot was 85", "engine maker lycoming", "seats 4", "weight 2000"],
+    ["medical exam 1/2/2007", "registration N5921D", "landing gear tailwheel", "damage none", "date 3/4/2008"],
+]
+
+
+def ten_passages(k: int) -> RAG:
+    """A system in float64 over ten passages of a line each, whose extractor already says something."""
+    system = tiny_rag(
+        extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1),
+        config=RAGConfig(k=k, mode="soft", precision="float32"),
+    )
+    nn.init.normal_(system.model.extractor.heads.weight, std=0.5)
+    in_double(system.model)
+    system.index([tiny_document(TEN)])
+    assert len(system.corpus.passages) == 10
+    return system
+
+
+def loss(system: RAG, questions: list[Question] = ASKED, k: int = 3, **how: object) -> Tensor:
+    terms = system.terms(questions, k, "soft", **how)
+    return marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean()
+
+
+def brute_force(system: RAG, question: Question, k: int) -> Tensor:
+    """−log Σ_z p(z|x)·p(y|x,z), one passage at a time; all but the k best passages are read as closed book."""
+    model, corpus = system.model, system.corpus
+    gates = model.gates(corpus, np.arange(len(corpus)), "soft")
+    q = model.retriever.query.encode_text([question.question], "query")[0]
+    scores, reads = [], []
+    prompt = model.generator.prompt
+    asked, answer = prompt.questions([question.question])[0], prompt.answers([question.answers[0]])[0]
+    for i, passage in enumerate(corpus.passages):
+        lines, carried = corpus.lines(i)
+        vector = model.retriever.passage.encode_lines(
+            corpus.retriever_lines, [lines], gates.retrieve, [gates.slots(lines, carried)]
+        )[0]
+        out = gates.extraction
+        edge = torch.cat([out.cut, out.cut.new_zeros(1)])
+        log_prior = edge[passage.start] + edge[passage.stop] + out.span[passage.start]
+        scores.append(q @ vector / model.retriever.config.temperature + log_prior)
+        row = prompt.row(corpus.generator_lines, lines[carried:], asked, answer)
+        reads.append(model.generator.log_likelihood([row], gates.read, [gates.slots(lines[carried:], 0)])[0])
+    closed = model.generator.log_likelihood([prompt.row(None, None, asked, answer)])[0]
+    score, answer_logp = torch.stack(scores), torch.stack(reads)
+    best = score.topk(k).indices
+    read = closed.expand(len(score)).index_put((best,), answer_logp[best])
+    return -(score.log_softmax(0) + read).logsumexp(0)
+
+
+@pytest.mark.parametrize("k", [4, 10])
+def test_the_loss_is_the_brute_force_sum(k: int) -> None:
+    """Ten passages in float64: K = 10 reads all, K = 4 leaves six to the closed book."""
+    system = ten_passages(k)
+    expected = torch.stack([brute_force(system, question, k) for question in ASKED]).mean()
+    tolerance = 1e-9 if k == 10 else 1e-6  # the index stores float32
+    torch.testing.assert_close(loss(system, k=k), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("stage", ["extractor", "retriever", "generator"])
+def test_every_stages_gradient_equals_finite_differences(stage: str) -> None:
+    """A directional derivative through the whole graph, in float64, all ten passages scored and read.
+
+    (The extractor's text feature is a look-up in the retriever's word embeddings without gradient, so it is blinded
+    to text where these move.)"""
+    system = ten_passages(10)
+    if stage == "retriever":
+        nn.init.zeros_(system.model.extractor.text.weight)
+    parameters = [p for p in system.model.get_submodule(stage).parameters() if p.requires_grad]
+    gradient = torch.autograd.grad(loss(system, k=10), parameters, allow_unused=True)
+    direction = [torch.randn_like(p) for p in parameters]
+    slope = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True) if g is not None)
+
+    def at(step: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=step)
+            value = loss(system, k=10).item()
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(d, alpha=step)
+        return value
+
+    step = 1e-6
+    assert slope.item() == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-4, abs=1e-7)
+
+
+def gradients(system: RAG, objective: Callable[..., Tensor] = marginal, k: int = 3) -> dict[str, float]:
+    """Gradient norm per stage, and per output of the extractor."""
+    system.model.zero_grad()
+    terms = system.terms(ASKED, k, "soft")
+    objective(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    norms = {
+        stage: sum(p.grad.norm().item() for p in system.model.get_submodule(stage).parameters() if p.grad is not None)
+        for stage in ("extractor", "retriever.query", "retriever.passage", "generator")
+    }
+    return norms | dict(
+        zip(
+            ("retrieve", "read", "carry", "cut", "span"),
+            system.model.extractor.heads.bias.grad.abs().tolist(),
+            strict=True,
+        )
+    )
+
+
+@pytest.mark.parametrize("objective", [marginal, rag_sequence])
+def test_the_answers_gradient_reaches_every_stage(rag: RAG, objective: Callable[..., Tensor]) -> None:
+    """Query tower, passage tower (untied), extractor and generator, from the answer alone, at step 0."""
+    from e2erag.retriever import RetrieverConfig
+
+    untied = tiny_rag(retriever=RetrieverConfig(temperature=0.2, tied=False))
+    untied.index(rag.corpus.documents)
+    assert all(norm > 1e-8 for norm in gradients(untied, objective).values())
+
+
+def only(kept: str, system: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut two of the three paths into the extractor."""
+    whole = system.model.gates
+
+    def gates(*args: object, **kwargs: object) -> Gates:
+        out = whole(*args, **kwargs)
+        extraction = out.extraction
+        if kept != "prior":
+            extraction = extraction._replace(cut=extraction.cut.detach(), span=extraction.span.detach())
+        return Gates(
+            out.lines,
+            out.retrieve if kept == "embedding" else out.retrieve.detach(),
+            out.read if kept == "reading" else out.read.detach(),
+            extraction,
+        )
+
+    monkeypatch.setattr(system.model, "gates", gates)
+
+
+@pytest.mark.parametrize(
+    ("path", "teaches"),
+    [("embedding", {"retrieve", "carry"}), ("prior", {"cut", "span"}), ("reading", {"read"})],
+)
+def test_each_path_into_the_extractor_alone_teaches_its_own_outputs(
+    rag: RAG, path: str, teaches: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passage embedding, span prior and the reader's attention, each with the other two cut."""
+    only(path, rag, monkeypatch)
+    norms = gradients(rag)
+    for output in ("retrieve", "read", "carry", "cut", "span"):
+        assert (norms[output] > 1e-9) == (output in teaches), output
+
+
+def test_with_all_paths_cut_the_extractor_learns_nothing(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counterpart: no fourth way in."""
+    only("none", rag, monkeypatch)
+    terms = rag.terms(ASKED, 3, "soft")
+    marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    assert rag.model.extractor.heads.bias.grad is None
+
+
+def test_the_retrievers_gradient_changes_when_only_the_generator_changes(rag: RAG) -> None:
+    """Other logits for the same tokens, another gradient in the retriever's weights."""
+    results = []
+    for change in (0.0, 0.5):
+        rag.model.zero_grad()
+        with torch.no_grad():
+            rag.model.generator.model.get_decoder().layers[-1].mlp.down_proj.weight.add_(change)
+        loss(rag).backward()
+        weight = rag.model.retriever.passage.transformer.encoder.layer[0].attention.self.query.weight
+        results.append(weight.grad.clone())
+    assert not torch.allclose(*results, rtol=1e-3)
+
+
+def test_a_one_token_answer_teaches_the_retriever(rag: RAG) -> None:
+    """Hugging Face's RAG adds log p(z) at the second target token: there, this gradient is exactly zero."""
+    answer = rag.model.generator.prompt.answers(["a"])[0]
+    assert len(answer) == 2  # the token and the end
+    loss(rag, [Question("how old was the pilot ?", ("a",))]).backward()
+    weight = rag.model.retriever.passage.transformer.encoder.layer[0].attention.self.query.weight
+    assert weight.grad.norm() > 1e-8
+
+
+def test_one_step_raises_the_passage_that_explains_the_answer() -> None:
+    """After a small step on the retriever, p(z|x) has grown for the passages the posterior prefers."""
+    system = ten_passages(10)
+    question = ASKED[:1]
+    terms = system.terms(question, 10, "soft")
+    prior, answer = terms.prior_logp.detach()[0], terms.answer_logp.detach()[0]
+    posterior = (prior + answer).softmax(0)
+    gain = posterior - prior.exp()
+    loss(system, question, 10).backward()
+    with torch.no_grad():
+        for p in system.model.retriever.parameters():
+            if p.grad is not None:
+                p.sub_(p.grad, alpha=1e-3)
+    after = dict(
+        zip(
+            *(
+                x[0].tolist()
+                for x in (system.terms(question, 10, "soft").ids, system.terms(question, 10, "soft").prior_logp)
+            ),
+            strict=True,
+        )
+    )
+    best = int(gain.argmax())
+    assert after[int(terms.ids[0, best])] > prior[best].item()
+
+
+def test_a_batch_row_equals_a_batch_of_one(rag: RAG) -> None:
+    """Both questions together, and each alone."""
+    together = rag.terms(ASKED, 3, "soft")
+    for i, question in enumerate(ASKED):
+        alone = rag.terms([question], 3, "soft")
+        assert alone.ids[0].tolist() == together.ids[i].tolist()
+        torch.testing.assert_close(alone.prior_logp[0], together.prior_logp[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone.answer_logp[0], together.answer_logp[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(alone.closed_book_logp[0], together.closed_book_logp[i], atol=1e-4, rtol=1e-4)
+
+
+def test_the_order_of_documents_does_not_matter(rag: RAG) -> None:
+    """The same loss and the same answers with the documents indexed the other way round."""
+    other = tiny_rag()
+    other.index(rag.corpus.documents[::-1])
+    torch.testing.assert_close(loss(other), loss(rag), atol=1e-4, rtol=1e-4)
+    asked = [q.question for q in ASKED]
+    assert [a.text for a in other.ask_many(asked)] == [a.text for a in rag.ask_many(asked)]
+
+
+def test_reading_negligible_passages_without_gradient_leaves_the_retriever_exact(rag: RAG) -> None:
+    """Same loss, same gradient in retriever and prior; the generator's differs by less than the shares left out."""
+    results = []
+    for negligible in (0.0, 0.05):
+        rag.model.zero_grad()
+        value = loss(rag, negligible=negligible)
+        value.backward()
+        query = rag.model.retriever.passage.transformer.encoder.layer[0].attention.self.query.weight.grad
+        reader = rag.model.generator.model.get_decoder().layers[0].mlp.up_proj.weight.grad
+        results.append((value.detach(), query.clone(), reader.clone()))
+    (a, q, g), (b, r, h) = results
+    torch.testing.assert_close(a, b)
+    torch.testing.assert_close(q, r, atol=1e-5, rtol=1e-3)
+    assert (g - h).norm() < 0.2 * g.norm()
+
+
+def test_at_step_zero_a_system_with_an_extractor_equals_one_without(rag: RAG) -> None:
+    """Hard gates are all open and the prior is flat: index rows are the plain model's embeddings of the text."""
+    texts = [passage.text for passage in rag.corpus.passages]
+    plain = rag.model.retriever.passage.model.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(rag.index_.vectors[:, :-1], plain, atol=1e-6, rtol=0)
+    assert (rag.index_.vectors[:, -1] == 0).all()
+
+
+def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG) -> None:
+    """With one line shut for finding and reading, no row of tokens holds it any more."""
+    with torch.no_grad():
+        rag.model.extractor.heads.bias[:2] = -5.0  # everything shut …
+        rag.model.extractor.heads.bias[2] = 5.0
+    rag._propose(rag.corpus.documents)
+    assert len(rag.corpus.passages) == 0  # … so nothing is left to propose
+    gates = rag.model.gates(rag.corpus, np.arange(len(rag.corpus)), "hard")
+    lines = np.arange(4)
+    assert len(gates.kept(gates.read, lines, 0)) == 0
+    assert gates.kept(gates.retrieve, lines, 1).tolist() == [0]  # the carried one travels

@@ -1,0 +1,104 @@
+"""The extractor: open and neutral at first, hard when asked, blind across pages."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from e2erag.extract import CLOSED, LAYOUT_FEATURES, Extraction, Extractor, ExtractorConfig, layout_features
+from e2erag.testing import tiny_document
+
+CONFIG = ExtractorConfig(text_dim=8, hidden=16)
+
+
+def inputs(lines: int, pages: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    page = torch.arange(lines) * pages // lines
+    return torch.randn(lines, len(LAYOUT_FEATURES)), torch.randn(lines, 8), page
+
+
+def trained() -> Extractor:
+    """An extractor whose heads say something."""
+    extractor = Extractor(CONFIG)
+    torch.nn.init.normal_(extractor.heads.weight)
+    return extractor
+
+
+def test_it_starts_open_and_neutral() -> None:
+    """At step 0 every keep gate is hard-open and every span has the same prior, whatever the line."""
+    out = Extractor(CONFIG)(*inputs(10))
+    assert (Extractor(CONFIG).log_gates(out.retrieve, "hard") == 0).all()
+    assert (Extractor(CONFIG).log_gates(out.read, "hard") == 0).all()
+    spans = torch.tensor([[0, 2], [0, 5], [7, 10]])
+    assert (Extractor.log_prior(out, spans) == 0).all()
+
+
+def test_the_prior_is_edges_minus_inside_plus_mean_score() -> None:
+    """Lines 1 and 2 of four: cut before 1 and before 3, minus the gap between them, plus their mean score."""
+    cut, span = torch.tensor([0.0, 2.0, 5.0, 3.0]), torch.tensor([9.0, 1.0, 4.0, 9.0])
+    zero = torch.zeros(4)
+    out = Extraction(zero, zero, zero, cut, span)
+    assert Extractor.log_prior(out, torch.tensor([[1, 3]])).item() == 2 + 3 - 5 + 2.5
+    assert Extractor.log_prior(out, torch.tensor([[3, 4]])).item() == 3 + 0 - 0 + 9
+
+
+def test_hard_gates_are_one_or_shut() -> None:
+    """A logit over the threshold gives log w = 0, one under it `CLOSED`."""
+    extractor = Extractor(CONFIG)
+    assert extractor.log_gates(torch.tensor([-1.0, 2.0]), "hard").tolist() == [CLOSED, 0.0]
+
+
+def test_soft_gates_are_the_log_of_a_sigmoid() -> None:
+    """log σ, so that a gradient never meets a zero."""
+    logits = torch.tensor([-1.0, 2.0])
+    torch.testing.assert_close(Extractor(CONFIG).log_gates(logits, "soft"), torch.sigmoid(logits).log())
+
+
+def test_sampled_gates_are_open_as_often_as_their_sigmoid_says() -> None:
+    """Binary concrete: P(w > ½) = σ(logit) at every temperature."""
+    extractor = Extractor(CONFIG)
+    extractor.temperature = 0.3
+    gates = extractor.log_gates(torch.full((20_000,), 1.0), "sample", torch.Generator().manual_seed(0))
+    assert (gates.exp() > 0.5).float().mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)
+
+
+def test_straight_through_is_hard_forward_and_has_a_slope() -> None:
+    """Values are 0 or `CLOSED`, and yet the logit gets a gradient."""
+    extractor = Extractor(ExtractorConfig(text_dim=8, straight_through=True))
+    logits = torch.zeros(50, requires_grad=True)
+    gates = extractor.log_gates(logits, "sample", torch.Generator().manual_seed(0))
+    gates.sum().backward()
+    assert set(gates.detach().round().tolist()) == {0.0, CLOSED}
+    assert logits.grad is not None
+    assert (logits.grad != 0).all()
+
+
+def test_no_line_sees_across_a_page() -> None:
+    """What stands on page 2 changes nothing on page 1, nor the cut score at the page's edge."""
+    extractor = trained()
+    layout, text, page = inputs(8)
+    other = text.clone()
+    other[4:] = torch.randn(4, 8)
+    for here, there in zip(extractor(layout, text, page), extractor(layout, other, page), strict=True):
+        torch.testing.assert_close(here[:4], there[:4])
+    assert extractor(layout, text, page).cut[[0, 4]].tolist() == [0.0, 0.0]
+
+
+@given(n=st.integers(1, 12), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_it_has_something_to_say_of_every_line(n: int, seed: int) -> None:
+    """One finite row of each output per line, one line or many."""
+    torch.manual_seed(seed)
+    out = trained()(*inputs(n))
+    assert all(x.shape == (n,) and torch.isfinite(x).all() for x in out)
+
+
+def test_layout_features_tell_a_running_header_from_text() -> None:
+    """A line that repeats with another number on each page has the higher `repeats`, and stands at the top."""
+    table = layout_features(
+        tiny_document([["page 1 of 3", "the pilot"], ["page 2 of 3", "seats"], ["page 3 of 3", "x"]])
+    )
+    repeats = table[:, LAYOUT_FEATURES.index("repeats")]
+    assert repeats[0] > repeats[1] == 0
+    assert np.isfinite(table).all()
+    assert np.abs(table).max() <= 2

@@ -1,0 +1,15 @@
+"""What several tests need."""
+
+import torch
+from torch import nn
+
+
+def in_double(module: nn.Module) -> nn.Module:
+    """The module in float64 throughout: Llama's own RMSNorm drops to float32 inside, which finite differences see."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "LlamaRMSNorm":
+                norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(parent, name, norm)
+    return module.to(torch.float64)

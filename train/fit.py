@@ -1,0 +1,166 @@
+"""A run: questions and an indexed system in, the trained system and what happened out."""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from e2erag.questions import Question, read_questions
+from e2erag.rag import RAG
+from e2erag.train.callbacks import Progress, Refresh
+from e2erag.train.module import STAGES, TrainModule
+from e2erag.train.objectives import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything a run is made of.
+
+    Attributes:
+        objective: a name in `OBJECTIVES`.
+        epochs, batch_size: passes over the questions, questions per step.
+        k: passages read per question while training.
+        lr_extractor, lr_retriever, lr_generator: AdamW learning rates, falling linearly to a tenth of themselves.
+        weight_decay: of the retriever's and generator's matrices.
+        warmup: share of the steps over which the rates rise.
+        freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
+        refresh_every: steps between two encodings of the whole index.
+        keep_rate, keep_weight: target and weight of KL(keep gate ‖ keep_rate), against dropping everything.
+        gate_temperature: of the gates' noise at the first and the last step; colder is harder.
+        negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
+        clip: largest gradient norm per stage.
+        seed: of shuffling and gate noise.
+        folder: where `metrics.csv` and `config.json` go; None writes nothing.
+        progress: whether to show a bar.
+    """
+
+    objective: str = "marginal"
+    epochs: int = 3
+    batch_size: int = 4
+    k: int = 4
+    lr_extractor: float = 3e-3
+    lr_retriever: float = 5e-5
+    lr_generator: float = 5e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    freeze: tuple[str, ...] = ()
+    refresh_every: int = 8
+    keep_rate: float = 0.9
+    keep_weight: float = 0.1
+    gate_temperature: tuple[float, float] = (1.0, 0.3)
+    negligible: float = 0.02
+    clip: float = 1.0
+    seed: int = 0
+    folder: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        unknown = [name for name in self.freeze if name not in STAGES]
+        if unknown:
+            raise ValueError(f"freeze takes stages out of {', '.join(STAGES)}, got {', '.join(unknown)}")
+        for name in ("epochs", "batch_size", "k", "refresh_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def changed(self, **changes: Any) -> "FitConfig":
+        """A copy with other values; a wrong name is answered with the nearest right one."""
+        names = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in names:
+                near = get_close_matches(name, names, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+                raise TypeError(f"fit has no setting {name!r}: {hint}")
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave.
+
+    Attributes:
+        steps: optimiser steps.
+        seconds: of training.
+        history: logged values, a dict per step.
+        folder: where `metrics.csv` is, if anything was written.
+    """
+
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
+    folder: Path | None
+
+
+def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | None = None, **changes: Any) -> Run:
+    """Train extractor, retriever and generator together on −log p(y|x) over what `rag` has indexed.
+
+    No page or passage label is used. Afterwards the index is rebuilt with the trained weights, in the system's own
+    gate mode.
+
+    Args:
+        questions: a question file, or rows with `question` and `answers`.
+        config, changes: a `FitConfig`, and single settings on top of it.
+
+    Raises:
+        QuestionError: rows without their columns.
+        RuntimeError: nothing is indexed, or the loss is not a number.
+    """
+    config = (config or FitConfig()).changed(**changes)
+    rows = read_questions(questions)
+    L.seed_everything(config.seed, verbose=False)
+    folder = None if config.folder is None else Path(config.folder)
+    logger = _logger(folder, config)
+    loader: DataLoader[Question] = DataLoader(rows, config.batch_size, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
+    with rag.in_mode("soft"), _quiet():
+        module = TrainModule(rag, config, steps=config.epochs * len(loader))
+        trainer = L.Trainer(
+            max_epochs=config.epochs,
+            logger=logger,
+            callbacks=[
+                Refresh(config.refresh_every),
+                *([Progress(len(rows) * config.epochs)] if config.progress else []),
+            ],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            log_every_n_steps=1,
+        )
+        start = perf_counter()
+        trainer.fit(module, loader)
+        seconds = perf_counter() - start
+        rag.model.eval()
+    return Run(trainer.global_step, seconds, module.history, folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's banners, and its warnings about what is meant here: no dropout (the K passages scored
+    afresh must agree with the rest of Z, which comes from the index) and texts loaded without worker processes."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _logger(folder: Path | None, config: FitConfig) -> CSVLogger | bool:
+    if folder is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+    return CSVLogger(str(folder), name="", version="")

@@ -1,0 +1,133 @@
+"""The LightningModule: one loss, one learning rate per stage, and what shows that training is healthy."""
+
+from typing import TYPE_CHECKING
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from e2erag.joint import Terms
+from e2erag.questions import Question
+from e2erag.rag import RAG
+from e2erag.train.objectives import OBJECTIVES, joint_logp
+
+if TYPE_CHECKING:
+    from e2erag.train.fit import FitConfig
+
+STAGES = ("extractor", "retriever", "retriever.query", "retriever.passage", "generator")
+"""Names that `freeze` takes."""
+
+
+class TrainModule(L.LightningModule):
+    """Trains the joint model of a RAG over its indexed corpus."""
+
+    def __init__(self, rag: RAG, config: "FitConfig", steps: int) -> None:
+        super().__init__()
+        self.rag, self.config, self.steps = rag, config, max(steps, 1)
+        self.model = rag.model
+        self.history: list[dict[str, float]] = []
+        self.noise = torch.Generator().manual_seed(config.seed)
+        for name in config.freeze:
+            self.model.get_submodule(name).requires_grad_(False)
+
+    def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
+        return batch  # texts; their tokens are made where the model is
+
+    def training_step(self, batch: list[Question], step: int) -> Tensor:
+        terms = self.rag.terms(batch, self.config.k, "sample", self.noise, self.config.negligible)
+        losses = OBJECTIVES[self.config.objective](terms.prior_logp, terms.answer_logp, terms.closed_book_logp)
+        loss = losses.mean()
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
+        kept = keep_divergence(terms, self.config.keep_rate)
+        self._note(loss=loss, keep=kept, **health(terms))
+        return loss + self.config.keep_weight * kept
+
+    def _note(self, **values: Tensor | float) -> None:
+        """Log, and keep in `history` for the run's result."""
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
+        if "loss" in row:
+            self.history.append(row)
+        else:
+            self.history[-1].update(row)
+        self.log_dict(row, batch_size=self.config.batch_size)
+
+    def parameters_by_stage(self) -> dict[str, list[nn.Parameter]]:
+        """What learns, per stage; each parameter once, also where two towers share it."""
+        seen: set[int] = set()
+        stages: dict[str, list[nn.Parameter]] = {}
+        for name in ("extractor", "retriever", "generator"):
+            stages[name] = []
+            for parameter in self.model.get_submodule(name).parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    stages[name].append(parameter)
+        return stages
+
+    def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
+        groups = []
+        for name, parameters in self.parameters_by_stage().items():
+            rate = getattr(self.config, f"lr_{name}")
+            for decay, chosen in (
+                (self.config.weight_decay, [p for p in parameters if p.dim() > 1]),
+                (0.0, [p for p in parameters if p.dim() <= 1]),
+            ):
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
+        if not groups:
+            raise ValueError("every stage is frozen: leave at least one out of `freeze`")
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Up over the warm-up, then linearly down to a tenth."""
+        rise = max(self.config.warmup * self.steps, 1)
+        fall = (step - rise) / max(self.steps - rise, 1)
+        return min((step + 1) / rise, 1 - 0.9 * max(fall, 0.0))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norms = {}
+        for name, parameters in self.parameters_by_stage().items():
+            if parameters:
+                norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        self._note(**norms)
+
+    def on_train_batch_start(self, batch: list[Question], step: int) -> None:
+        warm, cold = self.config.gate_temperature
+        share = min(self.global_step / self.steps, 1.0)
+        self.model.extractor.temperature = warm + (cold - warm) * share
+
+
+def keep_divergence(terms: Terms, rate: float) -> Float[Tensor, ""]:
+    """Mean KL(Bernoulli(w) ‖ Bernoulli(rate)) over the keep gates of the lines that were read."""
+    logits = torch.cat([terms.gates.extraction.retrieve, terms.gates.extraction.read])
+    keep = torch.sigmoid(logits)
+    log_keep, log_drop = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
+    log_rate, log_rest = torch.tensor([rate, 1 - rate], dtype=logits.dtype).log().to(logits.device)
+    return (keep * (log_keep - log_rate) + (1 - keep) * (log_drop - log_rest)).mean()
+
+
+@torch.no_grad()
+def health(terms: Terms) -> dict[str, Tensor | float]:
+    """What shows collapse or starvation, per step.
+
+    entropy: of p(z|x) over the K found and the tail, in nats. distinct: share of different passages in the batch
+    (1/questions when every question gets the same ones). mass: P_K. gate_*: mean gates of the lines read.
+    """
+    prior = terms.prior_logp
+    tail = (1 - prior.exp().sum(1)).clamp_min(1e-9).log()
+    logp = torch.cat([prior, tail[:, None]], 1)
+    posterior = joint_logp(prior, terms.answer_logp, terms.closed_book_logp).softmax(1)
+    found = terms.ids[terms.ids >= 0]
+    out = terms.gates.extraction
+    return {
+        "entropy": -(logp.exp() * logp.clamp_min(-1e4)).sum(1).mean(),
+        "mass": prior.exp().sum(1).mean(),
+        "posterior_found": 1 - posterior[:, -1].mean(),
+        "distinct": found.unique().numel() / max(found.numel(), 1),
+        "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
+        "gate_read": torch.sigmoid(out.read).mean(),
+        "gate_carry": torch.sigmoid(out.carry).mean(),
+    }
