@@ -18,8 +18,8 @@ Lines = Int[np.ndarray, " _"]  # line numbers, as many as there are
 class Corpus:
     """The lines of all documents, and the candidate passages over them.
 
-    Line numbers run through the corpus: line i of document j is `first_line[j] + i`. What is here doesn't depend on
-    what is being trained, except for the candidates when cuts are taken.
+    Line numbers run through the corpus: line i of document j is `first_line[j] + i`. Of what is trained, only the
+    text features depend (until `look_up`), and the candidates where cuts are taken.
     """
 
     def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator) -> None:
@@ -38,6 +38,13 @@ class Corpus:
             np.cumsum(np.diff(page, prepend=page[:1]).astype(bool) | np.diff(owner, prepend=owner[:1]).astype(bool))
         )
         self.passages: list[Passage] = []
+        self.look_up(retriever)
+
+    def look_up(self, retriever: Retriever) -> None:
+        """Take the extractor's text features from the retriever's present word embeddings.
+
+        They stay until the next call, so that a step and the index it searches judge lines by the same features."""
+        self.text: Float[Tensor, "lines dim"] = retriever.passage.line_features(self.retriever_lines)
 
     def __len__(self) -> int:
         """Number of lines."""
@@ -71,27 +78,19 @@ class Corpus:
         carried = np.asarray(self.passages[passage].carried, np.int64) + self.first_line[document]
         return np.concatenate([carried, np.arange(start, stop)]), len(carried)
 
-    def around(self, lines: Lines) -> Lines:
-        """These lines and their neighbours, sorted: what the extractor must see to judge these lines."""
-        near = np.unique(np.concatenate([lines - 1, lines, lines + 1]))
-        return near[(near >= 0) & (near < len(self))]
-
 
 class Gates(NamedTuple):
-    """log w of the lines in `lines`, twice: as a passage's own line, and as a line carried along.
+    """log w of every line of the corpus, twice: as a passage's own line, and (the second half) as a line carried along."""
 
-    A line's slot is its position in `lines`, plus `len(lines)` where it is carried.
-    """
-
-    lines: Lines
     retrieve: Float[Tensor, " slots"]
     read: Float[Tensor, " slots"]
     extraction: Extraction
 
     def slots(self, lines: Lines, carried: int) -> Lines:
-        """The slots of a passage's lines, of which the first `carried` are carried."""
-        return np.searchsorted(self.lines, lines) + len(self.lines) * (np.arange(len(lines)) < carried)
+        """Where the gates of a passage's lines stand, of which the first `carried` are carried."""
+        return lines + len(self.retrieve) // 2 * (np.arange(len(lines)) < carried)
 
     def kept(self, gates: Float[Tensor, " slots"], lines: Lines, carried: int) -> Lines:
         """The lines whose gate is open: what is left of a passage in hard mode."""
-        return lines[(gates.detach()[torch.from_numpy(self.slots(lines, carried))] == 0).numpy()]
+        slots = torch.from_numpy(self.slots(lines, carried)).to(gates.device)
+        return lines[(gates.detach()[slots] == 0).cpu().numpy()]

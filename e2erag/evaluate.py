@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torchmetrics.functional.text import squad
 
+from e2erag.extract import Passage
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG, Answer
 
@@ -19,7 +20,7 @@ METRICS = ("recall@1", "recall@5", "exact match", "F1", "tokens read")
 class Evaluation:
     """Per question one row of `scores` (columns `METRICS`; NaN where it can't be known), and the answers.
 
-    recall@k: a page with the answer (the question's `file` and `page`) among the passages' own lines.
+    recall@k: the page with the answer (the question's `file` and `page`) among the k best passages' own lines.
     tokens read: of passages, per answer.
     """
 
@@ -49,12 +50,14 @@ def evaluate(
 ) -> Evaluation:
     """Ask every question and compare; `citations=True` also cites, at a reader pass per answer."""
     rows = read_questions(questions)
-    answers = rag.ask_many([row.question for row in rows], citations)
-    scores = [_score(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    texts = [row.question for row in rows]
+    answers = rag.ask_many(texts, citations)
+    found = [[rag.passage(i) for i in ids if i >= 0] for ids in rag.search(texts, k=5).ids.tolist()]
+    scores = [_score(*one) for one in zip(rows, answers, found, strict=True)]
     return Evaluation(tuple(rows), tuple(answers), np.asarray(scores))
 
 
-def _score(row: Question, answer: Answer) -> tuple[float, ...]:
+def _score(row: Question, answer: Answer, found: list[Passage]) -> tuple[float, ...]:
     agreement = squad(
         [{"prediction_text": answer.text, "id": "0"}],
         [{"answers": {"answer_start": [0] * len(row.answers), "text": list(row.answers)}, "id": "0"}],
@@ -62,6 +65,6 @@ def _score(row: Question, answer: Answer) -> tuple[float, ...]:
     recall = [float("nan")] * 2
     if row.file is not None and row.page is not None:
         name = Path(row.file).name
-        hit = [p.document.name == name and row.page in p.pages for p in answer.passages]
-        recall = [float(any(hit[:1])), float(any(hit[:5]))]
+        hit = [passage.document.name == name and row.page in passage.pages for passage in found]
+        recall = [float(any(hit[:1])), float(any(hit))]
     return (*recall, float(agreement["exact_match"]) / 100, float(agreement["f1"]) / 100, float(answer.tokens_read))

@@ -65,20 +65,19 @@ class Joint(nn.Module):
         """The context in which both encoders compute; see `e2erag.precision`."""
         return autocast(self.device, self.precision)
 
-    def gates(self, corpus: Corpus, lines: Lines, mode: GateMode, noise: torch.Generator | None = None) -> Gates:
-        """What the extractor says of these lines (and of their neighbours, which it must see)."""
-        near = corpus.around(lines)
-        text = self.retriever.passage.line_features(corpus.retriever_lines, near)
-        out = self.extractor(corpus.layout[near].to(text), text, corpus.page[near].to(text.device))
+    def gates(self, corpus: Corpus, mode: GateMode, noise: torch.Generator | None = None) -> Gates:
+        """What the extractor says of every line. A few thousand multiplications a line: fresh in every step."""
+        device = self.extractor.heads.weight.device
+        kind = self.extractor.heads.weight.dtype
+        out = self.extractor(corpus.layout.to(device, kind), corpus.text.to(device, kind), corpus.page.to(device))
         retrieve, read, carry = (
             self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)
         )
-        return Gates(near, torch.cat([retrieve, carry]), torch.cat([read, carry + read]), out)
+        return Gates(torch.cat([retrieve, carry]), torch.cat([read, carry + read]), out)
 
-    def log_prior(self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates) -> Float[Tensor, " passages"]:
-        """log π(z) of passages whose lines `gates` covers."""
-        spans = corpus.spans.spans[passages, 1:].numpy()
-        return self.extractor.log_prior(gates.extraction, torch.from_numpy(np.searchsorted(gates.lines, spans)))
+    def log_prior(self, corpus: Corpus, gates: Gates) -> Float[Tensor, " passages"]:
+        """log π(z) of every candidate."""
+        return self.extractor.log_prior(gates.extraction, corpus.spans.spans[:, 1:].to(gates.read.device))
 
     def encode(
         self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates, mode: GateMode
@@ -94,7 +93,7 @@ class Joint(nn.Module):
                 vectors = self.retriever.passage.encode_lines(
                     corpus.retriever_lines, [own for own, _ in lines], gates.retrieve, slots
                 )
-        return self.retriever.passage_rows(vectors, self.log_prior(corpus, passages, gates))
+        return self.retriever.passage_rows(vectors, self.log_prior(corpus, gates)[passages])
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
         """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""
@@ -158,13 +157,15 @@ class Joint(nn.Module):
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
-        stored = index.scores(q)
+        gates = self.gates(corpus, mode, noise)
+        # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
+        stored = self.retriever.with_prior(index.scores(q), index.vectors, self.log_prior(corpus, gates))
         hits = index.found(stored.detach(), corpus.spans, k)
-        unique, place = hits.clamp_min(0).unique(return_inverse=True)
-        gates = self.gates(corpus, np.concatenate([corpus.lines(i)[0] for i in unique.tolist()]), mode, noise)
+        unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, mode)
-        fresh = torch.einsum("qd,qkd->qk", q, passages[place])
-        prior = log_prob_found(stored, hits, fresh, corpus.spans.nested(hits))
+        # What is encoded afresh for one question serves the others too: their Z gets its fresh scores and gradient.
+        scores = stored.index_copy(1, unique, q @ passages.T)
+        prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
         answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
         return Terms(prior, answer, closed, hits, gates)
 

@@ -205,7 +205,7 @@ class RAG:
         model = self.model
         corpus = Corpus(documents, model.retriever, model.generator)
         if self.config.mode == "hard":
-            gates = model.gates(corpus, np.arange(len(corpus)), "hard")
+            gates = model.gates(corpus, "hard")
             cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.threshold
             corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy())
             corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
@@ -225,7 +225,8 @@ class RAG:
         if self.corpus is None:
             raise RuntimeError("nothing is indexed yet: call index(files) first")
         mode = "soft" if self.config.mode == "sample" else self.config.mode
-        gates = self.model.gates(self.corpus, np.arange(len(self.corpus)), mode)
+        self.corpus.look_up(self.model.retriever)
+        gates = self.model.gates(self.corpus, mode)
         rows = self.model.encode(self.corpus, torch.arange(len(self.corpus.passages)), gates, mode)
         self.index_ = Index(rows)
 
@@ -239,8 +240,12 @@ class RAG:
             q = self.model.retriever.encode_questions(list(questions))
         scores = index.scores(q)
         ids = index.found(scores, corpus.spans, k or self.config.k)
-        found = scores.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, -torch.inf)
-        return Found(ids, log_prob_found(scores, ids, found, corpus.spans.nested(ids)))
+        return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)))
+
+    def passage(self, number: int) -> Passage:
+        """A candidate passage by its number, as `search` gives it."""
+        corpus, _ = self._ready()
+        return corpus.passages[number]
 
     def ask(self, question: str) -> Answer:
         """The answer with the best joint p(z|x)·p(y|x,z), summed over the passages that give it, with citations."""
@@ -256,9 +261,8 @@ class RAG:
         corpus, _ = self._ready()
         mode = self.config.mode
         found = self.search(questions)
-        used = found.ids[found.ids >= 0].unique().tolist()
         with torch.no_grad():
-            gates = self.model.gates(corpus, np.concatenate([corpus.lines(i)[0] for i in used]), mode)
+            gates = self.model.gates(corpus, mode)
             rows, slots = self.model.rows(corpus, questions, None, found.ids, gates, mode, closed_book=False)
             with self.model.autocast():
                 generated = self.model.generator.generate(rows, None if mode == "hard" else gates.read, slots)

@@ -24,7 +24,7 @@ the pilot of aircraft was a tailwheel engine model maker lycoming continental ag
 registration landing gear seats weight medical exam probable cause substantial damage injuries none minor how old who
 made what when did happen where date location question answer with short span copied from text no sentence
 explanation 1 2 3 4 5 6 7 8 9 0 . ? : , -
-""".split()  # noqa: SIM905: a list of fifty quoted words is harder to read
+""".split()
 
 CHAT = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"

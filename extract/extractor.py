@@ -36,18 +36,18 @@ class ExtractorConfig:
         open_logit: where keep gates start; σ(3) = .95, so that at step 0 everything is kept.
         carry_logit: where carry gates start.
         threshold: a line is kept in hard mode when σ(logit) exceeds it.
-        temperature: of the binary concrete noise that training draws ("sample").
+        cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
         straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
     """
 
     text_dim: int = 384
     hidden: int = 48
-    sizes: tuple[int, ...] = (6, 12)
+    sizes: tuple[int, ...] = (4, 8)
     identity_lines: int = 6
     open_logit: float = 3.0
     carry_logit: float = 3.0
     threshold: float = 0.5
-    temperature: float = 0.5
+    cut_logit: float = -2.0
     straight_through: bool = False
 
     def __post_init__(self) -> None:
@@ -71,14 +71,15 @@ class Extractor(nn.Module):
         super().__init__()
         self.config = config or ExtractorConfig()
         c = self.config
-        self.temperature = c.temperature  # a run anneals it
+        self.temperature: Float[Tensor, ""]
+        self.register_buffer("temperature", torch.tensor(1.0))
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.mix = nn.Linear(3 * c.hidden, c.hidden)
         self.heads = nn.Linear(c.hidden, len(Extraction._fields))
         # Open and neutral: every gate starts at its opening logit, every score at zero.
         nn.init.zeros_(self.heads.weight)
-        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, 0.0, 0.0])
+        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, c.cut_logit, 0.0])
 
     def forward(
         self,
@@ -100,8 +101,9 @@ class Extractor(nn.Module):
         after = torch.cat([h[1:] * same, zero]) if len(h) else h
         h = h + F.gelu(self.mix(torch.cat([before, h, after], -1)))
         retrieve, read, carry, cut, span = self.heads(h).unbind(-1)
-        # Where a page ends the text is cut already: no score there, so no document's depends on the next one.
-        return Extraction(retrieve, read, carry, cut * F.pad(same[:, 0], (1, 0)), span)
+        # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
+        inside = F.pad(same[:, 0], (1, 0))
+        return Extraction(retrieve, read, carry, torch.where(inside, cut, self.config.cut_logit), span)
 
     def log_gates(
         self,
@@ -111,13 +113,14 @@ class Extractor(nn.Module):
     ) -> Float[Tensor, " units"]:
         """log w of each line, at most 0.
 
-        "soft" is log σ; "hard" is 0 or `CLOSED`; "sample" draws a binary concrete gate (Maddison et al. 2017;
-        Louizos et al. 2018), so that a threshold afterwards changes little.
+        "soft" is log σ(logit / T); "hard" is 0 or `CLOSED`; "sample" draws a binary concrete gate of temperature T
+        (Maddison et al. 2017; Louizos et al. 2018). T, the buffer `temperature`, is annealed by a run: the colder
+        the gates, the less a threshold changes afterwards.
         """
         if mode == "hard":
             return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
         if mode == "soft":
-            return F.logsigmoid(logits).clamp_min(CLOSED)
+            return F.logsigmoid(logits / self.temperature).clamp_min(CLOSED)
         noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
         noise = noise.clamp(1e-6, 1 - 1e-6)
         soft = F.logsigmoid((logits + noise.log() - (-noise).log1p()) / self.temperature).clamp_min(CLOSED)
@@ -125,20 +128,23 @@ class Extractor(nn.Module):
             return torch.where(soft > np.log(0.5), 0.0, CLOSED) + (soft - soft.detach())
         return soft
 
-    @staticmethod
-    def log_prior(extraction: Extraction, spans: Int[Tensor, "passages 2"]) -> Float[Tensor, " passages"]:
+    def log_prior(self, extraction: Extraction, spans: Int[Tensor, "passages 2"]) -> Float[Tensor, " passages"]:
         """log π(z) up to a constant, for spans of unit numbers [start, stop): zero for every span at step 0.
 
-        A span is likely where its edges are cuts, its inside is not, and its lines score high on average:
+        A span is likely where its edges are cut, its inside is not, and its lines score high on average:
 
-            log π(z) = cut[start] + cut[stop] − mean(cut inside) + mean(span score of its lines)
+            log π(z) = log c(start) + log c(stop) + mean log(1 − c(inside)) + mean(span score of its lines)
+
+        with c = σ(cut) and each log taken relative to its value at step 0 (which page edges keep).
         """
         start, stop = spans[:, 0], spans[:, 1]
-        edge = F.pad(extraction.cut, (0, 1))  # after the last unit nothing is left to cut
-        summed_cut = F.pad(extraction.cut.cumsum(0), (1, 0))
-        summed_span = F.pad(extraction.span.cumsum(0), (1, 0))
-        inside = (summed_cut[stop] - summed_cut[start + 1]) / (stop - start - 1).clamp_min(1)
-        return edge[start] + edge[stop] - inside + (summed_span[stop] - summed_span[start]) / (stop - start)
+        neutral = extraction.cut.new_tensor(self.config.cut_logit)
+        # After the last unit nothing is left to cut.
+        edge = F.pad(F.logsigmoid(extraction.cut) - F.logsigmoid(neutral), (0, 1))
+        whole = F.logsigmoid(-extraction.cut) - F.logsigmoid(-neutral)
+        summed_whole, summed_span = (F.pad(x.cumsum(0), (1, 0)) for x in (whole, extraction.span))
+        inside = (summed_whole[stop] - summed_whole[start + 1]) / (stop - start - 1).clamp_min(1)
+        return edge[start] + edge[stop] + inside + (summed_span[stop] - summed_span[start]) / (stop - start)
 
     def propose(self, document: Document, cuts: Bool[np.ndarray, " units"] | None = None) -> list[Passage]:
         """The candidate passages of a document; with `cuts`, none runs across a cut."""

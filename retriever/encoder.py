@@ -66,12 +66,12 @@ class Encoder(nn.Module):
         """The lines of a corpus, tokenised once."""
         return LineTokens(self.tokenizer, texts)
 
-    def line_features(self, lines: LineTokens, which: Int[np.ndarray, " n"]) -> Float[Tensor, "n dim"]:
-        """The mean word embedding of these lines: text feature of the extractor, at the cost of a look-up."""
-        table = self.transformer.get_input_embeddings().weight.detach()
-        ids, owner = (torch.from_numpy(array).to(table.device) for array in lines.gather(which))
-        sums = table.new_zeros(len(which), table.shape[1]).index_add(0, owner, table[ids])
-        return sums / torch.bincount(owner, minlength=len(which)).clamp_min(1)[:, None]
+    @torch.no_grad()
+    def line_features(self, lines: LineTokens) -> Float[Tensor, "lines dim"]:
+        """The mean word embedding of each line: text feature of the extractor, at the cost of a look-up."""
+        table = self.transformer.get_input_embeddings().weight
+        ids, offsets = torch.from_numpy(lines.ids), torch.from_numpy(lines.offsets[:-1])
+        return F.embedding_bag(ids.to(table.device), table, offsets.to(table.device), mode="mean")
 
     def encode_text(self, texts: Sequence[str], prompt: str | None = None) -> Float[Tensor, "texts dim"]:
         """Plain texts (questions), with the model's own prompt of that name in front; gradient flows."""

@@ -44,6 +44,15 @@ class Retriever(nn.Module):
         """[d(z) ; α·log π(z)]: what the index stores and a search multiplies."""
         return torch.cat([vectors, self.config.prior_weight * log_prior[:, None].to(vectors)], -1)
 
+    def with_prior(
+        self,
+        scores: Float[Tensor, "questions passages"],
+        rows: Float[Tensor, "passages row"],
+        log_prior: Float[Tensor, " passages"],
+    ) -> Float[Tensor, "questions passages"]:
+        """Stored scores with another prior than the one in the index' rows."""
+        return scores + (self.config.prior_weight * log_prior - rows[:, -1].to(scores))
+
     def save(self, folder: Path) -> None:
         self.passage.save(folder / "passage")
         if not self.config.tied:
@@ -56,26 +65,21 @@ class Retriever(nn.Module):
 
 
 def log_prob_found(
-    stored: Float[Tensor, "questions passages"],
+    scores: Float[Tensor, "questions passages"],
     ids: Int[Tensor, "questions k"],
-    fresh: Float[Tensor, "questions k"],
     nested: Bool[Tensor, "questions passages"] | None = None,
 ) -> Float[Tensor, "questions k"]:
     """log p(z|x) of the K passages found, with Z over the whole corpus; −∞ where an id is −1.
 
-    The K are scored fresh (with gradient into both towers and the extractor); the rest of Z uses the stored rows,
-    whose product with the query carries the query tower's gradient.
-
     Args:
-        stored: score of every passage of the corpus from the index.
+        scores: s_z of every passage of the corpus: fresh, with gradient into both towers and the extractor, where it
+            was re-encoded; elsewhere from the index, with the query tower's gradient.
         ids: rows of the K found, −1 where there was none.
-        fresh: their scores as re-encoded now.
         nested: passages that mostly repeat one of the K; they are left out of Z, so that no text counts twice.
     """
     found = ids >= 0
-    taken = torch.zeros_like(stored, dtype=torch.bool) if nested is None else nested.clone()
+    dropped = torch.zeros_like(scores, dtype=torch.bool) if nested is None else nested.clone()
     question, column = found.nonzero(as_tuple=True)
-    taken[question, ids[question, column]] = True
-    fresh = fresh.masked_fill(~found, -torch.inf)
-    log_z = torch.logsumexp(torch.cat([stored.masked_fill(taken, -torch.inf), fresh], 1), 1, keepdim=True)
-    return fresh - log_z
+    dropped[question, ids[question, column]] = False
+    log_z = scores.masked_fill(dropped, -torch.inf).logsumexp(1, keepdim=True)
+    return scores.gather(1, ids.clamp_min(0)).masked_fill(~found, -torch.inf) - log_z

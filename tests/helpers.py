@@ -1,6 +1,9 @@
 """What several tests need."""
 
+from pathlib import Path
+
 import torch
+from reportlab.pdfgen import canvas
 from torch import nn
 
 
@@ -13,3 +16,10 @@ def in_double(module: nn.Module) -> nn.Module:
                 norm.weight = child.weight
                 setattr(parent, name, norm)
     return module.to(torch.float64)
+
+
+def hide_page(path: Path) -> None:
+    """A PDF of one page with a drawing and no text."""
+    sheet = canvas.Canvas(str(path))
+    sheet.rect(100, 100, 200, 200)
+    sheet.save()

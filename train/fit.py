@@ -15,6 +15,7 @@ import lightning as L
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from e2erag.extract import GateMode
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 from e2erag.train.callbacks import Progress, Refresh
@@ -36,7 +37,8 @@ class FitConfig:
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
         refresh_every: steps between two encodings of the whole index.
         keep_rate, keep_weight: target and weight of KL(keep gate ‖ keep_rate), against dropping everything.
-        gate_temperature: of the gates' noise at the first and the last step; colder is harder.
+        gates: "soft", or "sample" for binary concrete noise on top.
+        gate_temperature: of the gates at the first and the last step; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
         clip: largest gradient norm per stage.
         seed: of shuffling and gate noise.
@@ -45,7 +47,7 @@ class FitConfig:
     """
 
     objective: str = "marginal"
-    epochs: int = 3
+    epochs: int = 2
     batch_size: int = 4
     k: int = 4
     lr_extractor: float = 3e-3
@@ -54,9 +56,10 @@ class FitConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()
-    refresh_every: int = 8
+    refresh_every: int = 4
     keep_rate: float = 0.9
     keep_weight: float = 0.1
+    gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
     clip: float = 1.0

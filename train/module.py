@@ -35,7 +35,7 @@ class TrainModule(L.LightningModule):
         return batch  # texts; their tokens are made where the model is
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
-        terms = self.rag.terms(batch, self.config.k, "sample", self.noise, self.config.negligible)
+        terms = self.rag.terms(batch, self.config.k, self.config.gates, self.noise, self.config.negligible)
         losses = OBJECTIVES[self.config.objective](terms.prior_logp, terms.answer_logp, terms.closed_book_logp)
         loss = losses.mean()
         if not torch.isfinite(loss):
@@ -97,7 +97,7 @@ class TrainModule(L.LightningModule):
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
         warm, cold = self.config.gate_temperature
         share = min(self.global_step / self.steps, 1.0)
-        self.model.extractor.temperature = warm + (cold - warm) * share
+        self.model.extractor.temperature.fill_(warm + (cold - warm) * share)
 
 
 def keep_divergence(terms: Terms, rate: float) -> Float[Tensor, ""]:

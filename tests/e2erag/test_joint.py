@@ -1,6 +1,7 @@
 """The joint model: its loss is the sum it claims to be, and the answer's gradient reaches every stage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def loss(system: RAG, questions: list[Question] = ASKED, k: int = 3, **how: obje
 def brute_force(system: RAG, question: Question, k: int) -> Tensor:
     """−log Σ_z p(z|x)·p(y|x,z), one passage at a time; all but the k best passages are read as closed book."""
     model, corpus = system.model, system.corpus
-    gates = model.gates(corpus, np.arange(len(corpus)), "soft")
+    gates = model.gates(corpus, "soft")
     q = model.retriever.query.encode_text([question.question], "query")[0]
     scores, reads = [], []
     prompt = model.generator.prompt
@@ -57,7 +58,10 @@ def brute_force(system: RAG, question: Question, k: int) -> Tensor:
             corpus.retriever_lines, [lines], gates.retrieve, [gates.slots(lines, carried)]
         )[0]
         out = gates.extraction
-        edge = torch.cat([out.cut, out.cut.new_zeros(1)])
+        edge = (
+            torch.cat([out.cut, out.cut.new_full((1,), -2.0)]).sigmoid().log()
+            - torch.sigmoid(out.cut.new_tensor(-2.0)).log()
+        )
         log_prior = edge[passage.start] + edge[passage.stop] + out.span[passage.start]
         scores.append(q @ vector / model.retriever.config.temperature + log_prior)
         row = prompt.row(corpus.generator_lines, lines[carried:], asked, answer)
@@ -143,7 +147,6 @@ def only(kept: str, system: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
         if kept != "prior":
             extraction = extraction._replace(cut=extraction.cut.detach(), span=extraction.span.detach())
         return Gates(
-            out.lines,
             out.retrieve if kept == "embedding" else out.retrieve.detach(),
             out.read if kept == "reading" else out.read.detach(),
             extraction,
@@ -223,7 +226,9 @@ def test_one_step_raises_the_passage_that_explains_the_answer() -> None:
 
 
 def test_a_batch_row_equals_a_batch_of_one(rag: RAG) -> None:
-    """Both questions together, and each alone."""
+    """Both questions together, and each alone, over an index of the same gates."""
+    rag.config = replace(rag.config, mode="soft")
+    rag.refresh()
     together = rag.terms(ASKED, 3, "soft")
     for i, question in enumerate(ASKED):
         alone = rag.terms([question], 3, "soft")
@@ -273,7 +278,7 @@ def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG) -> N
         rag.model.extractor.heads.bias[2] = 5.0
     rag._propose(rag.corpus.documents)
     assert len(rag.corpus.passages) == 0  # … so nothing is left to propose
-    gates = rag.model.gates(rag.corpus, np.arange(len(rag.corpus)), "hard")
+    gates = rag.model.gates(rag.corpus, "hard")
     lines = np.arange(4)
     assert len(gates.kept(gates.read, lines, 0)) == 0
     assert gates.kept(gates.retrieve, lines, 1).tolist() == [0]  # the carried one travels

@@ -30,16 +30,19 @@ def test_it_starts_open_and_neutral() -> None:
     assert (Extractor(CONFIG).log_gates(out.retrieve, "hard") == 0).all()
     assert (Extractor(CONFIG).log_gates(out.read, "hard") == 0).all()
     spans = torch.tensor([[0, 2], [0, 5], [7, 10]])
-    assert (Extractor.log_prior(out, spans) == 0).all()
+    assert (Extractor(CONFIG).log_prior(out, spans).abs() < 1e-6).all()
 
 
-def test_the_prior_is_edges_minus_inside_plus_mean_score() -> None:
-    """Lines 1 and 2 of four: cut before 1 and before 3, minus the gap between them, plus their mean score."""
-    cut, span = torch.tensor([0.0, 2.0, 5.0, 3.0]), torch.tensor([9.0, 1.0, 4.0, 9.0])
+def test_the_prior_is_edges_plus_inside_plus_mean_score() -> None:
+    """Lines 1 and 2 of four: cut before 1 (c = .6) and before 3 (.3), not between them (.2), mean score 2.5."""
+    c0 = torch.sigmoid(torch.tensor(CONFIG.cut_logit))
+    cut, span = torch.tensor([0.5, 0.6, 0.2, 0.3]).logit(), torch.tensor([9.0, 1.0, 4.0, 9.0])
     zero = torch.zeros(4)
-    out = Extraction(zero, zero, zero, cut, span)
-    assert Extractor.log_prior(out, torch.tensor([[1, 3]])).item() == 2 + 3 - 5 + 2.5
-    assert Extractor.log_prior(out, torch.tensor([[3, 4]])).item() == 3 + 0 - 0 + 9
+    extractor, out = Extractor(CONFIG), Extraction(zero, zero, zero, cut, span)
+    edges = torch.log(0.6 / c0) + torch.log(0.3 / c0)
+    expected = edges + torch.log(0.8 / (1 - c0)) + 2.5
+    torch.testing.assert_close(extractor.log_prior(out, torch.tensor([[1, 3]]))[0], expected)
+    torch.testing.assert_close(extractor.log_prior(out, torch.tensor([[3, 4]]))[0], torch.log(0.3 / c0) + 9)
 
 
 def test_hard_gates_are_one_or_shut() -> None:
@@ -49,15 +52,17 @@ def test_hard_gates_are_one_or_shut() -> None:
 
 
 def test_soft_gates_are_the_log_of_a_sigmoid() -> None:
-    """log σ, so that a gradient never meets a zero."""
-    logits = torch.tensor([-1.0, 2.0])
-    torch.testing.assert_close(Extractor(CONFIG).log_gates(logits, "soft"), torch.sigmoid(logits).log())
+    """log σ(logit / T), so that a gradient never meets a zero; colder is closer to hard."""
+    logits, extractor = torch.tensor([-1.0, 2.0]), Extractor(CONFIG)
+    torch.testing.assert_close(extractor.log_gates(logits, "soft"), torch.sigmoid(logits).log())
+    extractor.temperature.fill_(0.5)
+    torch.testing.assert_close(extractor.log_gates(logits, "soft"), torch.sigmoid(2 * logits).log())
 
 
 def test_sampled_gates_are_open_as_often_as_their_sigmoid_says() -> None:
     """Binary concrete: P(w > ½) = σ(logit) at every temperature."""
     extractor = Extractor(CONFIG)
-    extractor.temperature = 0.3
+    extractor.temperature.fill_(0.3)
     gates = extractor.log_gates(torch.full((20_000,), 1.0), "sample", torch.Generator().manual_seed(0))
     assert (gates.exp() > 0.5).float().mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)
 
@@ -81,7 +86,7 @@ def test_no_line_sees_across_a_page() -> None:
     other[4:] = torch.randn(4, 8)
     for here, there in zip(extractor(layout, text, page), extractor(layout, other, page), strict=True):
         torch.testing.assert_close(here[:4], there[:4])
-    assert extractor(layout, text, page).cut[[0, 4]].tolist() == [0.0, 0.0]
+    assert extractor(layout, text, page).cut[[0, 4]].tolist() == [CONFIG.cut_logit] * 2
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))

@@ -1,0 +1,218 @@
+"""The system as a user meets it: index, ask, cite, save, load, and what bad input is told."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NTSB
+from helpers import hide_page
+
+from e2erag import RAG, QuestionError, RAGConfig, read_questions
+from e2erag.artefact import ManifestError
+from e2erag.extract import ExtractorConfig, ReadError
+from e2erag.testing import tiny_document, tiny_rag
+
+QUESTIONS = ["how old was the pilot in accident NYC08 ?", "who made the engine ?", "seats 2 ?"]
+
+FRESH = """
+import json, sys, torch
+from e2erag import RAG
+rag = RAG.from_pretrained(sys.argv[1])
+answers = rag.ask_many(json.loads(sys.argv[2]))
+vectors = rag.index_.vectors
+q = rag.model.retriever.query.encode_text(json.loads(sys.argv[2]))
+print(json.dumps([
+    [a.text for a in answers], [str(a.citations[0]) for a in answers], [a.score for a in answers],
+    vectors.tolist(), q.tolist(),
+]))
+"""
+
+
+@pytest.fixture
+def saved(rag: RAG, tmp_path: Path) -> Path:
+    rag.save_pretrained(tmp_path / "system")
+    return tmp_path / "system"
+
+
+def test_an_answer_carries_its_passages_and_citations(rag: RAG) -> None:
+    """k passages from distinct places, citations in order of evidence, scores that are probabilities."""
+    answer = rag.ask(QUESTIONS[0])
+    assert len(answer.passages) == 3
+    assert 0 < answer.score <= 1 + 1e-6
+    scores = [citation.score for citation in answer.citations]
+    assert scores == sorted(scores, reverse=True)
+    assert answer.tokens_read > 0
+
+
+def test_asking_many_is_asking_each(rag: RAG) -> None:
+    """Common batches change nothing."""
+    assert [a.text for a in rag.ask_many(QUESTIONS)] == [rag.ask(question).text for question in QUESTIONS]
+
+
+def test_the_answer_is_the_best_joint_over_passages(rag: RAG) -> None:
+    """No other passage's greedy answer has more of Σ p(z|x)·p(y|x,z) than the one given."""
+    answer = rag.ask(QUESTIONS[0])
+    assert answer.score >= 1 / 3 - 1e-6
+
+
+def test_saved_and_loaded_in_a_fresh_process_everything_is_bit_equal(rag: RAG, saved: Path) -> None:
+    """Embeddings, index, answers, scores and citations, of a system whose gates are not all open."""
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(saved), json.dumps(QUESTIONS)], capture_output=True, text=True, check=True
+    )
+    texts, cited, scores, vectors, q = json.loads(run.stdout.splitlines()[-1])
+    answers = rag.ask_many(QUESTIONS)
+    assert texts == [a.text for a in answers]
+    assert cited == [str(a.citations[0]) for a in answers]
+    assert scores == [a.score for a in answers]
+    assert torch.equal(torch.tensor(vectors), rag.index_.vectors)
+    assert torch.equal(torch.tensor(q), rag.model.retriever.query.encode_text(QUESTIONS))
+
+
+@pytest.mark.parametrize("name", ["extractor.safetensors", "index.safetensors", "documents.jsonl", "config.json"])
+def test_a_changed_file_is_refused(saved: Path, name: str) -> None:
+    """One byte flipped: the error names the file."""
+    content = bytearray((saved / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (saved / name).write_bytes(bytes(content))
+    with pytest.raises(ManifestError, match=name):
+        RAG.from_pretrained(saved)
+
+
+def test_a_missing_file_is_refused(saved: Path) -> None:
+    """The manifest lists it, so it must be there."""
+    (saved / "extractor.safetensors").unlink()
+    with pytest.raises(ManifestError, match=r"extractor\.safetensors"):
+        RAG.from_pretrained(saved)
+
+
+def test_a_folder_that_is_no_system_is_refused(tmp_path: Path) -> None:
+    """A missing folder, and one without a manifest."""
+    with pytest.raises(ManifestError, match="nowhere"):
+        RAG.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ManifestError, match=r"manifest"):
+        RAG.from_pretrained(tmp_path / "other")
+
+
+def test_an_index_saved_with_closed_gates_loads_as_it_was(tmp_path: Path) -> None:
+    """Gates and cuts decide which passages exist; the loaded system has the same ones."""
+    system = tiny_rag()
+    torch.nn.init.normal_(system.model.extractor.heads.weight, std=2.0)
+    system.model.extractor.heads.bias.data[:3] = 0.3
+    system.index([tiny_document([["the pilot was 85", "seats 4", "page 1", "damage none"]] * 3)])
+    open_count = len(tiny_rag().model.extractor.propose(system.corpus.documents[0]))
+    assert len(system.corpus.passages) != open_count
+    system.save_pretrained(tmp_path / "s")
+    loaded = RAG.from_pretrained(tmp_path / "s")
+    assert torch.equal(loaded.corpus.spans.spans, system.corpus.spans.spans)
+    assert [a.text for a in loaded.ask_many(QUESTIONS)] == [a.text for a in system.ask_many(QUESTIONS)]
+
+
+def test_nothing_indexed_is_said() -> None:
+    """ask and fit before index."""
+    with pytest.raises(RuntimeError, match=r"nothing is indexed yet: call index\(files\) first"):
+        tiny_rag().ask("who ?")
+    with pytest.raises(RuntimeError, match="nothing is indexed yet"):
+        tiny_rag().fit([{"question": "who ?", "answers": ["a"]}])
+
+
+@pytest.mark.parametrize("question", ["", "   ", None])
+def test_an_empty_question_is_refused(rag: RAG, question: str) -> None:
+    """The rule, what came, the way out."""
+    with pytest.raises(ValueError, match=r"a question is a non-empty text, got .*: ask something"):
+        rag.ask_many([question])
+
+
+def test_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
+    """One report among a missing, an empty, a truncated, a foreign and a text-less file: it is indexed, five warn."""
+    report = sorted(NTSB.glob("*.pdf"))[0]
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    (tmp_path / "notes.pdf").write_bytes(b"hello")
+    (tmp_path / "cut.pdf").write_bytes(report.read_bytes()[:9000])
+    hide_page(tmp_path / "scan.pdf")
+    bad = [tmp_path / name for name in ("missing.pdf", "empty.pdf", "notes.pdf", "cut.pdf", "scan.pdf")]
+    system = tiny_rag()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        skipped = system.index([report, *bad])
+    told = [str(w.message) for w in caught if "skipped" in str(w.message)]
+    assert len(told) == len(skipped) == 5
+    assert all(any(path.name in text for text in told) for path in bad)
+    assert [document.name for document in system.corpus.documents] == [report.name]
+
+
+def test_where_nothing_is_left_the_error_names_every_file(tmp_path: Path) -> None:
+    """And why each was not read."""
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    with pytest.raises(ReadError) as error:
+        tiny_rag().index([tmp_path / "empty.pdf", tmp_path / "missing.pdf"])
+    assert "nothing to index" in str(error.value)
+    assert "empty.pdf" in str(error.value)
+    assert "missing.pdf" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (
+            {"query": "who ?", "answers": ["a"]},
+            r"columns wanted are `question` and `answers`.* this row has `query`, `answers`",
+        ),
+        ({"question": "who ?"}, r"this row has `question`"),
+        ({"question": " ", "answers": ["a"]}, r"`question` must be a non-empty text, got ' '"),
+        ({"question": "who ?", "answers": []}, r"`answers` must hold at least one non-empty text"),
+        ("who ?", r"every row must be an object"),
+    ],
+)
+def test_a_question_file_with_a_wrong_column_is_told_which_came(tmp_path: Path, row: object, text: str) -> None:
+    """The line, the columns wanted and the columns there."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": "a ?", "answers": ["b"]}) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(QuestionError, match=text) as error:
+        read_questions(path)
+    assert "line 2" in str(error.value)
+
+
+def test_a_question_file_that_is_missing_empty_or_not_json_is_told(tmp_path: Path) -> None:
+    """Three ways to be no question file."""
+    with pytest.raises(QuestionError, match="no such file"):
+        read_questions(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(QuestionError, match="no question in it"):
+        read_questions(tmp_path / "empty.jsonl")
+    (tmp_path / "bad.jsonl").write_text("{'question'")
+    with pytest.raises(QuestionError, match="line 1: not JSON"):
+        read_questions(tmp_path / "bad.jsonl")
+
+
+def test_answer_and_answers_are_both_read(tmp_path: Path) -> None:
+    """One answer, several, and a number."""
+    rows = read_questions(
+        [
+            {"question": "a ?", "answer": "b"},
+            {"question": "a ?", "answers": ["b", "c"]},
+            {"question": "a ?", "answer": 4},
+        ]
+    )
+    assert [row.answers for row in rows] == [("b",), ("b", "c"), ("4",)]
+
+
+def test_soft_and_hard_agree_while_every_gate_is_open() -> None:
+    """At step 0 hard gates are open, so hard reads the whole text; soft turns every line down alike, by log σ(3)."""
+    documents = [tiny_document([["the pilot was 85", "seats 4"]])]
+    hard = tiny_rag(config=RAGConfig(k=1, precision="float32"))
+    soft = tiny_rag(
+        extractor=ExtractorConfig(
+            text_dim=32, hidden=16, sizes=(2, 4), identity_lines=1, open_logit=30.0, carry_logit=30.0
+        ),
+        config=RAGConfig(k=1, mode="soft", precision="float32"),
+    )
+    for system in (hard, soft):
+        system.index(documents)
+    torch.testing.assert_close(hard.index_.vectors, soft.index_.vectors, atol=1e-5, rtol=0)
+    assert hard.ask("seats ?").text == soft.ask("seats ?").text

@@ -1,0 +1,146 @@
+"""Runs: what learns, what doesn't, what is logged, and what a wrong setting is told."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2erag import RAG
+from e2erag.testing import tiny_document, tiny_rag
+from e2erag.train import FitConfig, Run
+from e2erag.train.module import STAGES, TrainModule
+
+ROWS = [
+    {"question": "how old was the pilot in accident NYC08 ?", "answers": ["85"]},
+    {"question": "who made the engine in accident DEN07 ?", "answers": ["continental"]},
+    {"question": "registration NYC08 ?", "answer": "N5921D"},
+    {"question": "seats DEN07 ?", "answer": "2"},
+]
+
+
+def weights(rag: RAG, stage: str) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in rag.model.get_submodule(stage).parameters()]
+
+
+def quick(rag: RAG, **changes: object) -> Run:
+    return rag.fit(ROWS, **{"epochs": 1, "batch_size": 2, "k": 2, "progress": False, **changes})
+
+
+def test_a_run_lowers_the_loss_and_leaves_a_fresh_index(rag: RAG) -> None:
+    """Twenty passes over four questions; afterwards the index holds what the trained weights give."""
+    run = quick(rag, epochs=20, lr_generator=3e-3, lr_retriever=1e-3, lr_extractor=1e-2)
+    losses = [row["loss"] for row in run.history]
+    assert run.steps == len(losses) == 40
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    before = rag.index_.vectors.clone()
+    rag.refresh()
+    assert torch.equal(before, rag.index_.vectors)
+
+
+@pytest.mark.parametrize("frozen", ["extractor", "retriever", "generator"])
+def test_a_frozen_stage_keeps_its_weights_and_the_others_move(rag: RAG, frozen: str) -> None:
+    """Bit for bit; and the stage can learn again in the next run."""
+    stages = ("extractor", "retriever", "generator")
+    before = {stage: weights(rag, stage) for stage in stages}
+    quick(rag, freeze=(frozen,))
+    for stage in stages:
+        moved = any(not torch.equal(a, b) for a, b in zip(before[stage], weights(rag, stage), strict=True))
+        assert moved == (stage != frozen)
+    assert all(p.requires_grad for p in rag.model.parameters())
+
+
+def test_a_frozen_tower_of_two_stays_and_the_other_learns() -> None:
+    """Untied, `retriever.passage` frozen: its parameters are its own, so nothing moves them (in Atlas they did)."""
+    from e2erag.retriever import RetrieverConfig
+
+    rag = tiny_rag(retriever=RetrieverConfig(temperature=0.2, tied=False))
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    passage, query = weights(rag, "retriever.passage"), weights(rag, "retriever.query")
+    quick(rag, freeze=("retriever.passage",))
+    assert all(torch.equal(a, b) for a, b in zip(passage, weights(rag, "retriever.passage"), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(query, weights(rag, "retriever.query"), strict=True))
+
+
+def test_every_parameter_is_in_exactly_one_group(rag: RAG) -> None:
+    """Tied towers and tied embeddings count once; each stage has its own rate."""
+    config = FitConfig(lr_extractor=1e-1, lr_retriever=1e-2, lr_generator=1e-3)
+    groups = TrainModule(rag, config, 1).configure_optimizers()["optimizer"].param_groups
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert len(ids) == len(set(ids)) == len({id(p) for p in rag.model.parameters()})
+    rates = {group["name"]: group["initial_lr"] for group in groups}
+    assert rates == {"extractor": 1e-1, "retriever": 1e-2, "generator": 1e-3}
+
+
+def test_everything_frozen_is_refused(rag: RAG) -> None:
+    """There must be something to learn."""
+    with pytest.raises(ValueError, match="every stage is frozen"):
+        quick(rag, freeze=("extractor", "retriever", "generator"))
+    assert all(p.requires_grad for p in rag.model.parameters())
+
+
+def test_what_shows_health_is_logged_to_csv(rag: RAG, tmp_path: Path) -> None:
+    """A row per step with loss, gradient norm per stage, entropy, distinct passages and mean gates; the config beside."""
+    quick(rag, folder=str(tmp_path / "run"), seed=3)
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    wanted = ("loss", "gradient_extractor", "gradient_retriever", "gradient_generator", "entropy", "distinct",
+              "gate_retrieve", "gate_read", "gate_carry")  # fmt: skip
+    for row in rows:
+        assert all(float(row[name]) >= 0 for name in wanted)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
+
+
+def test_a_seed_makes_a_run_repeatable(rag: RAG) -> None:
+    """Shuffling and gate noise come from it."""
+    losses = []
+    for seed in (1, 1, 2):
+        system = tiny_rag()
+        system.index(rag.corpus.documents)
+        losses.append([row["loss"] for row in quick(system, seed=seed).history])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_index_is_refreshed_while_training(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second of eight steps, after the first encoding and before the last one."""
+    calls = []
+    refresh = rag.refresh
+    monkeypatch.setattr(rag, "refresh", lambda: (calls.append(1), refresh())[1])
+    quick(rag, epochs=4, refresh_every=2)
+    assert len(calls) == 1 + 3 + 1
+
+
+def test_gates_grow_colder_over_a_run(rag: RAG) -> None:
+    """The temperature of the gates' noise falls from the first value towards the second."""
+    quick(rag, epochs=4, gate_temperature=(1.0, 0.2))
+    assert 0.2 < rag.model.extractor.temperature.item() < 0.4
+
+
+@pytest.mark.parametrize("objective", ["marginal", "rag_sequence"])
+def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
+    """Both train."""
+    assert quick(rag, objective=objective).steps == 2
+
+
+def test_wrong_settings_are_told_the_right_ones(rag: RAG) -> None:
+    """A wrong name gets the nearest one; a wrong objective, stage or number the ones there are."""
+    with pytest.raises(TypeError, match=r"fit has no setting 'epoch': did you mean epochs\?"):
+        quick(rag, epoch=3)
+    with pytest.raises(ValueError, match="objective must be one of marginal, rag_sequence, got 'mle'"):
+        FitConfig(objective="mle")
+    with pytest.raises(ValueError, match=r"freeze takes stages out of extractor, .*, got reader"):
+        FitConfig(freeze=("reader",))
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        FitConfig(epochs=0)
+    assert set(STAGES) >= {"extractor", "retriever", "generator"}
+
+
+def test_a_failed_run_leaves_the_system_usable(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in the middle: the gate mode is as before and questions are answered."""
+    monkeypatch.setattr(rag, "terms", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        quick(rag)
+    assert rag.config.mode == "hard"
+    assert rag.ask("seats ?").text is not None
