@@ -7,7 +7,7 @@ from jsonargparse import auto_cli
 from e2erag.demo import demo
 from e2erag.evaluate import METRICS
 from e2erag.evaluate import evaluate as evaluate_system
-from e2erag.rag import GENERATOR, RETRIEVER, RAG
+from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.train import FitConfig
 
 
@@ -18,7 +18,7 @@ def fit(
     system: str | None = None,
     retriever: str = RETRIEVER,
     generator: str = GENERATOR,
-    settings: FitConfig = FitConfig(),  # noqa: B008: frozen
+    settings: FitConfig = FitConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
 

@@ -80,7 +80,7 @@ class Corpus:
 
 
 class Gates(NamedTuple):
-    """log w of every line of the corpus, twice: as a passage's own line, and (the second half) as a line carried along."""
+    """log w of every line of the corpus, twice: first as a passage's own line, then as a line carried along."""
 
     retrieve: Float[Tensor, " slots"]
     read: Float[Tensor, " slots"]

@@ -32,9 +32,7 @@ def demo(folder: str = "runs/demo", examples: str = str(EXAMPLES), epochs: int =
     known = {question.file for question in train}
     seen = [path for path in reports if path.name in known]
 
-    say(
-        f"{len(reports)} reports; {len(train)} questions on {len(seen)} to learn from, {len(test)} on the others to test"
-    )
+    say(f"{len(reports)} reports; {len(train)} questions on {len(seen)} to learn from, {len(test)} on the rest to test")
     rag = RAG.from_pretrained()
     rag.index(reports)
     assert rag.corpus is not None
@@ -76,7 +74,7 @@ def demo(folder: str = "runs/demo", examples: str = str(EXAMPLES), epochs: int =
 
 def table(before: Evaluation, soft: Evaluation, hard: Evaluation) -> str:
     """One table, before | after, with 95 % bootstrap intervals over the questions."""
-    rows = [("", "before", "after, soft gates", "after, hard gates")]
+    rows: list[tuple[str, ...]] = [("", "before", "after, soft gates", "after, hard gates")]
     for label, metric in (
         ("gold page first (recall@1)", "recall@1"),
         ("gold page among five (recall@5)", "recall@5"),

@@ -55,7 +55,7 @@ def draw_page(
     pen = ImageDraw.Draw(tint)
     font = ImageFont.load_default(size=8 * SCALE)
     for unit, value in zip(sheet.units, values, strict=True):
-        colour = tuple(int(round(value * k + (1 - value) * d)) for k, d in zip(KEPT, DROPPED, strict=True))
+        colour = tuple(round(value * k + (1 - value) * d) for k, d in zip(KEPT, DROPPED, strict=True))
         x0, y0, x1, y1 = (SCALE * v for v in unit.box)
         pen.rectangle((x0 - 2, y0 - 1, x1 + 2, y1 + 1), fill=(*colour, 60))
         pen.text((SCALE * 4, y0), f"{value:.2f}", fill=(*colour, 255), font=font)

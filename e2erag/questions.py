@@ -48,8 +48,8 @@ def _parse(line: str, where: str) -> Question:
     return question(row, where)
 
 
-def question(row: Mapping[str, Any], where: str = "row") -> Question:
-    """One row, checked."""
+def question(row: Any, where: str = "row") -> Question:
+    """One row, a mapping with the columns of a question file, checked."""
     if not isinstance(row, Mapping):
         raise QuestionError(f"{where}: every row must be an object with `question` and `answers`, got {row!r:.80}")
     answers = row.get("answers", row.get("answer"))

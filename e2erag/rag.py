@@ -151,7 +151,8 @@ class RAG:
     def _load(cls, folder: Path) -> "RAG":
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        extractor = Extractor(ExtractorConfig(**settings["extractor"]))
+        sizes = tuple(settings["extractor"].pop("sizes"))  # JSON knows lists only
+        extractor = Extractor(ExtractorConfig(**settings["extractor"], sizes=sizes))
         extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
         rag = cls(
             extractor,

@@ -50,9 +50,6 @@ class ExtractorConfig:
     cut_logit: float = -2.0
     straight_through: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", tuple(self.sizes))  # JSON gives lists
-
 
 class Extraction(NamedTuple):
     """What the extractor says of each line. Gates are logits of "keep"; scores are added to log π."""

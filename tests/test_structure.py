@@ -56,12 +56,12 @@ def test_stage_folders_are_links(stage: str) -> None:
 
 @pytest.mark.parametrize("module", ["e2erag", *(f"e2erag.{stage}" for stage in STAGES)])
 def test_the_public_surface_is_one_list_and_all_of_it_is_there(module: str) -> None:
-    """`__all__` has no doubles, and every name in it exists and has a docstring or is a plain value."""
+    """`__all__` has no doubles, every name in it exists, and what can be called has a docstring."""
     loaded = importlib.import_module(module)
     names = loaded.__all__
     assert len(names) == len(set(names))
     assert all(hasattr(loaded, name) for name in names)
-    assert all(getattr(loaded, name).__doc__ for name in names)
+    assert all(getattr(loaded, name).__doc__ for name in names if callable(getattr(loaded, name)))
 
 
 HEAVY = {

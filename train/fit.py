@@ -12,10 +12,12 @@ from time import perf_counter
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from e2erag.extract import GateMode
+from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 from e2erag.train.callbacks import Progress, Refresh
@@ -124,8 +126,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
-    loader: DataLoader[Question] = DataLoader(rows, config.batch_size, shuffle=True, collate_fn=list)  # type: ignore[arg-type]
-    with rag.in_mode("soft"), _quiet():
+    order = torch.Generator().manual_seed(config.seed)
+    loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
+    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(loader))
         trainer = L.Trainer(
             max_epochs=config.epochs,
@@ -144,6 +147,19 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         seconds = perf_counter() - start
         rag.model.eval()
     return Run(trainer.global_step, seconds, module.history, folder)
+
+
+@contextmanager
+def _frozen(model: Joint, stages: Sequence[str]) -> Iterator[None]:
+    """These stages don't learn; what of them could learn before can afterwards."""
+    held = [p for name in stages for p in model.get_submodule(name).parameters() if p.requires_grad]
+    for parameter in held:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -28,8 +28,6 @@ class TrainModule(L.LightningModule):
         self.model = rag.model
         self.history: list[dict[str, float]] = []
         self.noise = torch.Generator().manual_seed(config.seed)
-        for name in config.freeze:
-            self.model.get_submodule(name).requires_grad_(False)
 
     def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
         return batch  # texts; their tokens are made where the model is

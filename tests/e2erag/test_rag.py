@@ -102,11 +102,12 @@ def test_a_folder_that_is_no_system_is_refused(tmp_path: Path) -> None:
 def test_an_index_saved_with_closed_gates_loads_as_it_was(tmp_path: Path) -> None:
     """Gates and cuts decide which passages exist; the loaded system has the same ones."""
     system = tiny_rag()
-    torch.nn.init.normal_(system.model.extractor.heads.weight, std=2.0)
-    system.model.extractor.heads.bias.data[:3] = 0.3
+    torch.nn.init.normal_(system.model.extractor.heads.weight, std=4.0)
+    system.model.extractor.heads.bias.data.zero_()
     system.index([tiny_document([["the pilot was 85", "seats 4", "page 1", "damage none"]] * 3)])
-    open_count = len(tiny_rag().model.extractor.propose(system.corpus.documents[0]))
-    assert len(system.corpus.passages) != open_count
+    extraction = system.model.gates(system.corpus, "hard").extraction
+    assert (extraction.retrieve < 0).any()
+    assert (extraction.cut > 0).any()
     system.save_pretrained(tmp_path / "s")
     loaded = RAG.from_pretrained(tmp_path / "s")
     assert torch.equal(loaded.corpus.spans.spans, system.corpus.spans.spans)
@@ -121,7 +122,7 @@ def test_nothing_indexed_is_said() -> None:
         tiny_rag().fit([{"question": "who ?", "answers": ["a"]}])
 
 
-@pytest.mark.parametrize("question", ["", "   ", None])
+@pytest.mark.parametrize("question", ["", "   "])
 def test_an_empty_question_is_refused(rag: RAG, question: str) -> None:
     """The rule, what came, the way out."""
     with pytest.raises(ValueError, match=r"a question is a non-empty text, got .*: ask something"):
