@@ -1,9 +1,13 @@
 """Train a whole retrieval-augmented system end to end: document extraction → dense retriever → generator, one loss."""
 
-from e2erag.citation import Citation
-from e2erag.evaluate import Evaluation, evaluate
-from e2erag.questions import Question, QuestionError, read_questions
-from e2erag.rag import RAG, Answer, RAGConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from e2erag.citation import Citation
+    from e2erag.evaluate import Evaluation, evaluate
+    from e2erag.questions import Question, QuestionError, read_questions
+    from e2erag.rag import RAG, Answer, RAGConfig
 
 __version__ = "0.1.0"
 
@@ -18,3 +22,24 @@ __all__ = [
     "evaluate",
     "read_questions",
 ]
+
+_HOME = {
+    "citation": ("Citation",),
+    "evaluate": ("Evaluation", "evaluate"),
+    "questions": ("Question", "QuestionError", "read_questions"),
+    "rag": ("RAG", "Answer", "RAGConfig"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import e2erag.extract` alone needn't wait for the models' libraries."""
+    for module, names in _HOME.items():
+        if name in names:
+            value = getattr(import_module(f"e2erag.{module}"), name)
+            globals()[name] = value  # over the submodule of the same name, which the import has just put there
+            return value
+    raise AttributeError(f"module 'e2erag' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

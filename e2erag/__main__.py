@@ -4,9 +4,13 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from e2erag.artefact import ManifestError
 from e2erag.demo import demo
 from e2erag.evaluate import METRICS
 from e2erag.evaluate import evaluate as evaluate_system
+from e2erag.extract import ReadError
+from e2erag.models import ModelNotFound
+from e2erag.questions import QuestionError
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.train import FitConfig
 
@@ -69,7 +73,11 @@ def evaluate(system: str, questions: str, files: list[str] | None = None) -> Non
 
 
 def main() -> None:
-    auto_cli({"demo": demo, "fit": fit, "ask": ask, "evaluate": evaluate}, as_positional=True)
+    """Run a command; what the user can mend is told in one message, without a traceback."""
+    try:
+        auto_cli({"demo": demo, "fit": fit, "ask": ask, "evaluate": evaluate}, as_positional=True)
+    except (ReadError, QuestionError, ManifestError, ModelNotFound) as error:
+        raise SystemExit(f"e2erag: {error}") from None
 
 
 if __name__ == "__main__":

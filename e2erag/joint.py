@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
@@ -163,7 +164,7 @@ class Joint(nn.Module):
         unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, mode)
         # What is encoded afresh for one question serves the others too: their Z gets its fresh scores and gradient.
-        scores = stored.index_copy(1, unique, q @ passages.T)
+        scores = stored.index_copy(1, unique.to(q.device), q @ passages.T)
         prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
         answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
         return Terms(prior, answer, closed, hits, gates)
@@ -182,7 +183,7 @@ class Joint(nn.Module):
         """log p(y|x,z) of every passage found and log p(y|x,∅), in one batched pass."""
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
         bias = None if mode == "hard" else gates.read
-        seat = torch.cat([ids >= 0, torch.ones_like(ids[:, :1], dtype=torch.bool)], 1)  # last column: closed book
+        seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         if negligible > 0 and torch.is_grad_enabled():
             with torch.no_grad(), self.autocast():
                 logp = self.generator.log_likelihood(rows, None if bias is None else bias.detach(), slots)

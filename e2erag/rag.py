@@ -103,19 +103,22 @@ class RAG:
         retrieval: RetrieverConfig | None = None,
         generation: GeneratorConfig | None = None,
         config: RAGConfig | None = None,
+        device: str | torch.device | None = None,
     ) -> "RAG":
         """A saved system (`folder`), or a new one over pretrained models.
 
         Args:
             folder: what `save_pretrained` wrote; the other arguments then come from it.
             retriever, generator: hub ids or local folders. The defaults need no hub where their wheels are installed.
+            device: where to compute; a GPU where there is one.
 
         Raises:
             ModelNotFound: a name that can't be had; the text lists what was tried.
             ManifestError: a saved file is missing or has changed.
         """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if folder is not None:
-            return cls._load(Path(folder))
+            return cls._load(Path(folder), torch.device(device))
         encoder = Encoder.load(resolve(retriever))
         text_dim = encoder.transformer.get_input_embeddings().embedding_dim
         return cls(
@@ -123,7 +126,12 @@ class RAG:
             Retriever(encoder, retrieval),
             Generator.load(resolve(generator), generation),
             config,
-        )
+        ).to(device)
+
+    def to(self, device: str | torch.device) -> "RAG":
+        """Compute there from now on; the index stays in main memory."""
+        self.model.to(device)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole system, index included, as one folder with a manifest of hashes.
@@ -148,7 +156,7 @@ class RAG:
                 save_file({"vectors": self.index_.vectors, "spans": self.corpus.spans.spans}, new / "index.safetensors")
 
     @classmethod
-    def _load(cls, folder: Path) -> "RAG":
+    def _load(cls, folder: Path, device: torch.device) -> "RAG":
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         sizes = tuple(settings["extractor"].pop("sizes"))  # JSON knows lists only
@@ -159,7 +167,7 @@ class RAG:
             Retriever.load(folder / "retriever", RetrieverConfig(**settings["retriever"])),
             Generator.load(folder / "generator", GeneratorConfig(**settings["generator"])),
             RAGConfig(**settings["rag"]),
-        )
+        ).to(device)
         if (folder / "documents.jsonl").exists():
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
@@ -241,7 +249,7 @@ class RAG:
             q = self.model.retriever.encode_questions(list(questions))
         scores = index.scores(q)
         ids = index.found(scores, corpus.spans, k or self.config.k)
-        return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)))
+        return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)).cpu())
 
     def passage(self, number: int) -> Passage:
         """A candidate passage by its number, as `search` gives it."""

@@ -118,8 +118,10 @@ class Extractor(nn.Module):
             return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
         if mode == "soft":
             return F.logsigmoid(logits / self.temperature).clamp_min(CLOSED)
-        noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype, device=logits.device)
-        noise = noise.clamp(1e-6, 1 - 1e-6)
+        # Drawn on the CPU, so that a seed means the same on every device.
+        noise = (
+            torch.rand(logits.shape, generator=generator, dtype=logits.dtype).to(logits.device).clamp(1e-6, 1 - 1e-6)
+        )
         soft = F.logsigmoid((logits + noise.log() - (-noise).log1p()) / self.temperature).clamp_min(CLOSED)
         if self.config.straight_through:
             return torch.where(soft > np.log(0.5), 0.0, CLOSED) + (soft - soft.detach())

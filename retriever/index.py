@@ -35,6 +35,7 @@ class Index:
             bad = int((~torch.isfinite(vectors)).any(1).nonzero()[0])
             raise ValueError(f"vectors must be finite; passage {bad} has NaN or infinity: did training diverge?")
         self.faiss = faiss.IndexFlatIP(vectors.shape[1])
+        self._elsewhere: Tensor | None = None
         self.faiss.add(np.ascontiguousarray(vectors.detach().cpu().float().numpy()))
 
     @property
@@ -54,12 +55,14 @@ class Index:
 
     def scores(self, queries: Float[Tensor, "questions dim"]) -> Float[Tensor, "questions passages"]:
         """Every stored score, with gradient into the queries."""
-        return queries @ self.vectors.to(queries).T
+        if self._elsewhere is None or self._elsewhere.device != queries.device:
+            self._elsewhere = self.vectors.to(queries.device)  # the view itself on a CPU, one copy on a GPU
+        return queries @ self._elsewhere.to(queries.dtype).T
 
     def found(self, scores: Float[Tensor, "questions passages"], spans: "Spans", k: int) -> Int[Tensor, "questions k"]:
-        """Rows of the k best passages of which none repeats a better one, −1 where there are fewer."""
+        """Rows (on the CPU) of the k best passages of which none repeats a better one, −1 where there are fewer."""
         best = scores.topk(min(OVERFETCH * k, len(self)), dim=1)
-        return spans.distinct(Hits(best.indices, best.values), k).ids
+        return spans.distinct(Hits(best.indices.cpu(), best.values.cpu()), k).ids
 
 
 class Spans:

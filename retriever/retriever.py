@@ -77,8 +77,9 @@ def log_prob_found(
         ids: rows of the K found, −1 where there was none.
         nested: passages that mostly repeat one of the K; they are left out of Z, so that no text counts twice.
     """
+    ids = ids.to(scores.device)
     found = ids >= 0
-    dropped = torch.zeros_like(scores, dtype=torch.bool) if nested is None else nested.clone()
+    dropped = torch.zeros_like(scores, dtype=torch.bool) if nested is None else nested.to(scores.device, copy=True)
     question, column = found.nonzero(as_tuple=True)
     dropped[question, ids[question, column]] = False
     log_z = scores.masked_fill(dropped, -torch.inf).logsumexp(1, keepdim=True)

@@ -27,7 +27,14 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=self.questions, unit="question", desc="training", mininterval=0.5 if terminal else 15)
+        self.bar = tqdm(
+            total=self.questions,
+            desc="training",
+            unit=" questions",
+            bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left, "
+            "{rate_noinv_fmt}{postfix}]",
+            mininterval=0.5 if terminal else 15,
+        )
         self.mean: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -130,7 +130,10 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
     with rag.in_mode("soft"), _frozen(rag.model, config.freeze), _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(loader))
+        home = rag.model.device
         trainer = L.Trainer(
+            accelerator="cpu" if home.type == "cpu" else "auto",
+            devices=1,
             max_epochs=config.epochs,
             logger=logger,
             callbacks=[
@@ -145,7 +148,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         start = perf_counter()
         trainer.fit(module, loader)
         seconds = perf_counter() - start
-        rag.model.eval()
+        rag.to(home)  # Lightning leaves a model on the CPU
     return Run(trainer.global_step, seconds, module.history, folder)
 
 

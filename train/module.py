@@ -75,7 +75,7 @@ class TrainModule(L.LightningModule):
                     groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
         if not groups:
             raise ValueError("every stage is frozen: leave at least one out of `freeze`")
-        optimizer = torch.optim.AdamW(groups)
+        optimizer = torch.optim.AdamW(groups, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
