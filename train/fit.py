@@ -38,7 +38,8 @@ class FitConfig:
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
         refresh_every: steps between two encodings of the whole index.
-        keep_rate, keep_weight: target and weight of KL(keep gate ‖ keep_rate), against dropping everything.
+        keep_rate, cut_rate, gate_weight: of the lines to keep and the gaps to cut, and how much keeping to these rates
+            weighs against the loss (`gate_divergence`).
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates at the first and the last step; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
@@ -49,7 +50,7 @@ class FitConfig:
     """
 
     objective: str = "marginal"
-    epochs: int = 2
+    epochs: int = 3
     batch_size: int = 4
     k: int = 4
     lr_extractor: float = 3e-3
@@ -60,7 +61,8 @@ class FitConfig:
     freeze: tuple[str, ...] = ()
     refresh_every: int = 4
     keep_rate: float = 0.9
-    keep_weight: float = 0.1
+    cut_rate: float = 0.1
+    gate_weight: float = 0.3
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02

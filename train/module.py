@@ -1,5 +1,6 @@
 """The LightningModule: one loss, one learning rate per stage, and what shows that training is healthy."""
 
+import math
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from e2erag.extract import Extraction
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
@@ -38,9 +40,9 @@ class TrainModule(L.LightningModule):
         loss = losses.mean()
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
-        kept = keep_divergence(terms, self.config.keep_rate)
-        self._note(loss=loss, keep=kept, **health(terms))
-        return loss + self.config.keep_weight * kept
+        divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
+        self._note(loss=loss, divergence=divergence, **health(terms))
+        return loss + self.config.gate_weight * divergence
 
     def _note(self, **values: Tensor | float) -> None:
         """Log, and keep in `history` for the run's result."""
@@ -98,13 +100,21 @@ class TrainModule(L.LightningModule):
         self.model.extractor.temperature.fill_(warm + (cold - warm) * share)
 
 
-def keep_divergence(terms: Terms, rate: float) -> Float[Tensor, ""]:
-    """Mean KL(Bernoulli(w) ‖ Bernoulli(rate)) over the keep gates of the lines that were read."""
-    logits = torch.cat([terms.gates.extraction.retrieve, terms.gates.extraction.read])
-    keep = torch.sigmoid(logits)
-    log_keep, log_drop = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
-    log_rate, log_rest = torch.tensor([rate, 1 - rate], dtype=logits.dtype).log().to(logits.device)
-    return (keep * (log_keep - log_rate) + (1 - keep) * (log_drop - log_rest)).mean()
+def gate_divergence(extraction: Extraction, keep_rate: float, cut_rate: float) -> Float[Tensor, ""]:
+    """What keeps the extractor from dropping everything, and its cuts countable.
+
+    Mean KL(w ‖ keep_rate) over the lines' two keep gates, plus KL(mean c ‖ cut_rate) over the gaps: p(z|x) says which
+    gaps to cut rather than others, but not how many (adding a constant to all cut scores changes hardly anything), so
+    without the second term the threshold of hard mode would mean nothing.
+    """
+    keep = torch.sigmoid(torch.cat([extraction.retrieve, extraction.read]))
+    return _kl(keep, keep_rate).mean() + _kl(torch.sigmoid(extraction.cut).mean(), cut_rate)
+
+
+def _kl(p: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
+    """KL(Bernoulli(p) ‖ Bernoulli(rate))."""
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return p * (p.log() - math.log(rate)) + (1 - p) * ((1 - p).log() - math.log(1 - rate))
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def health(terms: Terms) -> dict[str, Tensor | float]:
     """What shows collapse or starvation, per step.
 
     entropy: of p(z|x) over the K found and the tail, in nats. distinct: share of different passages in the batch
-    (1/questions when every question gets the same ones). mass: P_K. gate_*: mean gates of the lines read.
+    (1/questions when every question gets the same ones). mass: P_K. gate_*, cut: means over all lines.
     """
     prior = terms.prior_logp
     tail = (1 - prior.exp().sum(1)).clamp_min(1e-9).log()
@@ -128,4 +138,5 @@ def health(terms: Terms) -> dict[str, Tensor | float]:
         "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
         "gate_read": torch.sigmoid(out.read).mean(),
         "gate_carry": torch.sigmoid(out.carry).mean(),
+        "cut": torch.sigmoid(out.cut).mean(),
     }

@@ -18,6 +18,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     """The Hugging Face cache is empty, and the hub can't be reached."""
     cache = tmp_path_factory.mktemp("hub")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the suite runs offline; here the hub is a stand-in
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
 
 

@@ -150,3 +150,20 @@ def test_the_tail_is_stable_at_both_ends() -> None:
     torch.testing.assert_close(tail[:2].detach(), torch.tensor([-1e-12, math.log(0.5)], dtype=torch.float64))
     assert tail[2].item() == -math.inf
     assert torch.isfinite(p.grad).all()
+
+
+def test_gate_divergence_is_zero_at_its_rates_and_pulls_towards_them() -> None:
+    """Keep gates at .9 and a mean cut of .1 cost nothing; all open and all cut is pulled down, all shut up."""
+    from e2erag.extract import Extraction
+    from e2erag.train.module import gate_divergence
+
+    def extraction(keep: float, cut: float) -> Extraction:
+        logits = [torch.full((6,), p).logit().requires_grad_() for p in (keep, keep, 0.5, cut, 0.5)]
+        return Extraction(*logits)
+
+    assert gate_divergence(extraction(0.9, 0.1), 0.9, 0.1).item() == pytest.approx(0, abs=1e-6)
+    for keep, cut, sign in ((0.97, 0.5, 1), (0.2, 0.02, -1)):
+        out = extraction(keep, cut)
+        gate_divergence(out, 0.9, 0.1).backward()
+        for logits in (out.retrieve, out.read, out.cut):
+            assert (logits.grad.sign() == sign).all()
