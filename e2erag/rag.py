@@ -215,7 +215,7 @@ class RAG:
         corpus = Corpus(documents, model.retriever, model.generator)
         if self.config.mode == "hard":
             gates = model.gates(corpus, "hard")
-            cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.threshold
+            cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.cut_threshold
             corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy())
             corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
         else:

@@ -36,6 +36,8 @@ class ExtractorConfig:
         open_logit: where keep gates start; σ(3) = .95, so that at step 0 everything is kept.
         carry_logit: where carry gates start.
         threshold: a line is kept in hard mode when σ(logit) exceeds it.
+        cut_threshold: a gap is cut in hard mode when σ(cut) exceeds it. High, because the windows across a cut are
+            gone then, while a milder score already ranks them down through the prior.
         cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
         straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
     """
@@ -47,6 +49,7 @@ class ExtractorConfig:
     open_logit: float = 3.0
     carry_logit: float = 3.0
     threshold: float = 0.5
+    cut_threshold: float = 0.9
     cut_logit: float = -2.0
     straight_through: bool = False
 

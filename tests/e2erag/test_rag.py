@@ -107,7 +107,7 @@ def test_an_index_saved_with_closed_gates_loads_as_it_was(tmp_path: Path) -> Non
     system.index([tiny_document([["the pilot was 85", "seats 4", "page 1", "damage none"]] * 3)])
     extraction = system.model.gates(system.corpus, "hard").extraction
     assert (extraction.retrieve < 0).any()
-    assert (extraction.cut > 0).any()
+    assert (extraction.cut.sigmoid() > 0.9).any()
     system.save_pretrained(tmp_path / "s")
     loaded = RAG.from_pretrained(tmp_path / "s")
     assert torch.equal(loaded.corpus.spans.spans, system.corpus.spans.spans)
