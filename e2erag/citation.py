@@ -33,7 +33,7 @@ class Citation:
     score: float
 
     def __str__(self) -> str:
-        lines = f"line {self.lines[0]}" if len(self.lines) == 1 else f"lines {self.lines[0]}–{self.lines[-1]}"
+        lines = f"line{'s' if len(self.lines) > 1 else ''} {', '.join(map(str, self.lines))}"
         box = ", ".join(f"{value:.0f}" for value in self.box)
         return f"{self.file}, page {self.page}, {lines} (box {box}; score {self.score:.2f}): {self.text}"
 

@@ -61,14 +61,15 @@ class Corpus:
                 spans.append((j, first + passage.start, first + passage.stop))
         self.spans = Spans(torch.tensor(spans).reshape(-1, 3), overlap)
 
-    def drop_repeated(self, texts: Sequence[tuple[int, ...]]) -> None:
+    def drop_repeated(self, left: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Drop candidates of which nothing is left, and those left with the same lines as an earlier one.
 
         Args:
-            texts: per candidate, the numbers of its own lines that are left.
+            left: per candidate, the numbers of its own lines that are left for finding it and for reading it. One
+                of which nothing is left to find is gone, whatever there is to read.
         """
-        first = {text: i for i, text in reversed(list(enumerate(texts)))}
-        keep = [bool(text) and first[text] == i for i, text in enumerate(texts)]
+        first = {lines: i for i, lines in reversed(list(enumerate(left)))}
+        keep = [bool(lines[0]) and first[lines] == i for i, lines in enumerate(left)]
         self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
         self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
 

@@ -1,7 +1,6 @@
 """`make demo`: real accident reports, questions about unseen ones, before and after training all three stages."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ def demo(folder: str = "runs/demo", examples: str = str(EXAMPLES), epochs: int =
     seen = [path for path in reports if path.name in known]
 
     say(f"{len(reports)} reports; {len(train)} questions on {len(seen)} to learn from, {len(test)} on the rest to test")
-    rag = RAG.from_pretrained()
+    rag = RAG.from_pretrained(seed=seed)
     rag.index(reports)
     assert rag.corpus is not None
     say(f"before: {len(rag.corpus)} lines, {len(rag.corpus.passages)} candidate passages; answering the test questions")
@@ -66,8 +65,7 @@ def demo(folder: str = "runs/demo", examples: str = str(EXAMPLES), epochs: int =
     rag.save_pretrained(folder)
     same = fresh_process_agrees(folder, [question.question for question in asked], answers)
     say(f"saved to {folder}, loaded in a fresh process: {'the same answers' if same else 'OTHER ANSWERS'}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    say(f"{time.perf_counter() - start:.0f} s in all, peak memory {peak:.1f} GB")
+    say(f"{time.perf_counter() - start:.0f} s in all{peak_memory()}")
     if not same:
         raise SystemExit("the loaded system answers differently from the one that was saved")
 
@@ -111,6 +109,16 @@ def fresh_process_agrees(folder: str, questions: list[str], answers: list[Answer
     )
     texts: list[str] = json.loads(done.stdout.splitlines()[-1])
     return texts == [answer.text for answer in answers]
+
+
+def peak_memory() -> str:
+    """In words, where the system tells."""
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    return f", peak memory {peak:.1f} GB"
 
 
 def say(text: str) -> None:

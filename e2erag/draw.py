@@ -38,10 +38,10 @@ def draw_page(
     if gate not in ("read", "retrieve", "carry"):
         raise ValueError(f"gate must be read, retrieve or carry, got {gate!r}")
     documents = rag.corpus.documents
-    names = [document.name for document in documents]
-    if Path(file).name not in names:
+    paths, names = [document.file for document in documents], [document.name for document in documents]
+    if file not in paths and Path(file).name not in names:
         raise ValueError(f"{file} is not indexed; there are {', '.join(names)}")
-    j = names.index(Path(file).name)
+    j = paths.index(file) if file in paths else names.index(Path(file).name)
     document = documents[j]
     if not 1 <= page <= len(document.pages):
         raise ValueError(f"{file} has pages 1 to {len(document.pages)}, got {page}")
@@ -60,7 +60,7 @@ def draw_page(
         pen.rectangle((x0 - 2, y0 - 1, x1 + 2, y1 + 1), fill=(*colour, 60))
         pen.text((SCALE * 4, y0), f"{value:.2f}", fill=(*colour, 255), font=font)
     for citation in cited:
-        if citation.page == page and Path(citation.file).name == document.name:
+        if citation.page == page and citation.file == document.file:
             x0, y0, x1, y1 = (SCALE * v for v in citation.box)
             pen.rectangle((x0 - 5, y0 - 4, x1 + 5, y1 + 4), outline=(*CITED, 255), width=4)
     picture = Image.alpha_composite(image.convert("RGBA"), tint).convert("RGB")

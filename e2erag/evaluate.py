@@ -64,7 +64,11 @@ def _score(row: Question, answer: Answer, found: list[Passage]) -> tuple[float, 
     )
     recall = [float("nan")] * 2
     if row.file is not None and row.page is not None:
-        name = Path(row.file).name
-        hit = [passage.document.name == name and row.page in passage.pages for passage in found]
+        # A bare name means any file of that name, a path that very file.
+        bare = row.file == Path(row.file).name
+        hit = [
+            row.file == (passage.document.name if bare else passage.document.file) and row.page in passage.pages
+            for passage in found
+        ]
         recall = [float(any(hit[:1])), float(any(hit))]
     return (*recall, float(agreement["exact_match"]) / 100, float(agreement["f1"]) / 100, float(answer.tokens_read))

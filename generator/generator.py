@@ -36,7 +36,9 @@ class GeneratorConfig:
 
 
 class Answers(NamedTuple):
-    """Greedy answers: their tokens (end token excluded), and log p of each answer with its end token."""
+    """Greedy answers: their tokens (end token excluded), and log p of each answer with its end token.
+
+    An answer that was cut at `max_new_tokens` has no end token, in neither."""
 
     ids: list[Int[np.ndarray, " _"]]
     logp: Float[Tensor, " rows"]
@@ -74,6 +76,8 @@ class Generator(nn.Module):
             log_gates: log w, looked up by `slots`; None reads every line in full.
             slots: per row, the entry in `log_gates` of each line of its passage; None for a row without a passage.
         """
+        if not rows:
+            return torch.zeros(0, device=self.device)
         out = []
         order = []
         for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):

@@ -1,7 +1,7 @@
 """Questions and passages as vectors, the index, and p(z | x) over the whole corpus."""
 
 from e2erag.retriever.encoder import Encoder
-from e2erag.retriever.index import Hits, Index, Spans
+from e2erag.retriever.index import OVERFETCH, Hits, Index, Spans
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found
 
-__all__ = ["Encoder", "Hits", "Index", "Retriever", "RetrieverConfig", "Spans", "log_prob_found"]
+__all__ = ["OVERFETCH", "Encoder", "Hits", "Index", "Retriever", "RetrieverConfig", "Spans", "log_prob_found"]

@@ -3,8 +3,8 @@
     attention logit of a key token t   +=  log w[line(t)]
     sentence embedding                  =  Σ_t w[line(t)] h_t / Σ_t w[line(t)]        (mean pooling)
 
-A gate of 1 is the plain model, bit for bit; a gate of 0 is the passage without the line, up to the position
-numbers of what follows it.
+A gate of 1 is the plain model (bit for bit where no line of a passage is turned down); a gate of 0 is the passage
+without the line, up to the position numbers of what follows it.
 """
 
 from collections.abc import Sequence
@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         if self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, this model has {self.pooling!r}")
         self.normalize = len(names) == 3
+        self.causal = any(getattr(module, "is_causal", False) for module in self.transformer.modules())
         self.token_budget = token_budget
 
     @property
@@ -150,12 +151,17 @@ class Encoder(nn.Module):
         if log_gates is not None:
             closed = torch.finfo(log_gates.dtype).min
             attention = torch.where(mask, log_gates, closed)[:, None, None, :]
+            if self.causal:  # a ready-made 4-D mask is taken as it is, so it must be causal itself
+                n = ids.shape[1]
+                below = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
+                attention = torch.where(below, attention, closed)
             weight = weight * log_gates.exp()
         extra = {} if position_ids is None else {"position_ids": position_ids}
         hidden = self.transformer(input_ids=ids, attention_mask=attention, **extra).last_hidden_state
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         if self.pooling == "mean":
-            vectors = torch.einsum("btd,bt->bd", hidden, weight) / weight.sum(1, keepdim=True).clamp_min(1e-9)
+            # No einsum: autocast would take it to bfloat16, and the scores with it.
+            vectors = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1e-9)
         elif self.pooling == "cls":
             vectors = hidden[:, 0]
         else:

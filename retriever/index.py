@@ -4,7 +4,7 @@ Each stored row is [d(z) ; α·log π(z)] and each query is [q(x)/τ ; 1], so th
 score s_z and the prior takes part in the search.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -19,14 +19,31 @@ OVERFETCH = 6
 class Hits(NamedTuple):
     """Per question, the K passages found: their rows in the index and their stored scores, best first.
 
-    Where fewer than K could be found, the rest is −1 with a score of −∞."""
+    Where fewer than K different ones are among those fetched, the rest is −1 with a score of −∞."""
 
     ids: Int[Tensor, "questions k"]
     scores: Float[Tensor, "questions k"]
 
 
+class _Rows(np.ndarray):
+    """An array over memory that `owner` holds."""
+
+    owner: Any = None
+
+
+def _ordered(ids: Int[Tensor, "questions k"], scores: Float[Tensor, "questions k"]) -> Hits:
+    """Best first, equal scores by row."""
+    by_row = ids.argsort(1)
+    ids, scores = ids.gather(1, by_row), scores.gather(1, by_row)
+    best = scores.argsort(dim=1, descending=True, stable=True)
+    return Hits(ids.gather(1, best), scores.gather(1, best))
+
+
 class Index:
-    """Exact inner-product search over float32 vectors (faiss `IndexFlatIP`); ties go to the lower row."""
+    """Exact inner-product search over float32 vectors (faiss `IndexFlatIP`).
+
+    Equal scores are ordered by row, the lower first; which of them are among the K at its very edge is faiss' choice.
+    """
 
     def __init__(self, vectors: Float[Tensor, "passages dim"]) -> None:
         if len(vectors) == 0:
@@ -42,7 +59,9 @@ class Index:
     def vectors(self) -> Float[Tensor, "passages dim"]:
         """The stored rows: a view of faiss' own memory, not a copy."""
         n, dim = self.faiss.ntotal, self.faiss.d
-        return torch.from_numpy(faiss.rev_swig_ptr(self.faiss.get_xb(), n * dim).reshape(n, dim))
+        rows = faiss.rev_swig_ptr(self.faiss.get_xb(), n * dim).reshape(n, dim).view(_Rows)
+        rows.owner = self.faiss  # else a graph that saved this view would outlive the memory
+        return torch.from_numpy(rows)
 
     def __len__(self) -> int:
         return int(self.faiss.ntotal)
@@ -51,7 +70,7 @@ class Index:
         """The k best rows per query; k may exceed the corpus."""
         found = min(k, len(self))
         scores, ids = self.faiss.search(np.ascontiguousarray(queries.detach().cpu().float().numpy()), found)
-        return Hits(torch.from_numpy(ids), torch.from_numpy(scores))
+        return _ordered(torch.from_numpy(ids), torch.from_numpy(scores))
 
     def scores(self, queries: Float[Tensor, "questions dim"]) -> Float[Tensor, "questions passages"]:
         """Every stored score, with gradient into the queries."""
@@ -62,7 +81,7 @@ class Index:
     def found(self, scores: Float[Tensor, "questions passages"], spans: "Spans", k: int) -> Int[Tensor, "questions k"]:
         """Rows (on the CPU) of the k best passages of which none repeats a better one, −1 where there are fewer."""
         best = scores.topk(min(OVERFETCH * k, len(self)), dim=1)
-        return spans.distinct(Hits(best.indices.cpu(), best.values.cpu()), k).ids
+        return spans.distinct(_ordered(best.indices.cpu(), best.values.cpu()), k).ids
 
 
 class Spans:

@@ -114,6 +114,14 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_command_line_trains(tmp_path: Path) -> None:
+    """`e2erag fit` takes a pattern, as the README writes it, or refuses what isn't there in one message."""
+    wrong = command("fit", "--files", str(tmp_path / "*.pdf"), "--questions", "q.jsonl", "--out", tmp_path / "out")
+    assert wrong.returncode != 0
+    assert "Traceback" not in wrong.stderr
+    assert "nothing to index" in wrong.stderr
+
+
 def test_the_command_line_asks_and_evaluates_a_saved_system(tmp_path: Path) -> None:
     """`e2erag ask` prints answer and citation, `e2erag evaluate` every metric; a wrong folder is an error."""
     rag = tiny_rag()

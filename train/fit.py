@@ -77,6 +77,8 @@ class FitConfig:
         unknown = [name for name in self.freeze if name not in STAGES]
         if unknown:
             raise ValueError(f"freeze takes stages out of {', '.join(STAGES)}, got {', '.join(unknown)}")
+        if self.gates not in ("soft", "sample"):
+            raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
         for name in ("epochs", "batch_size", "k", "refresh_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -130,12 +132,14 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     logger = _logger(folder, config)
     order = torch.Generator().manual_seed(config.seed)
     loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
+    if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
+        raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
     with rag.in_mode("soft"), _frozen(rag.model, config.freeze), _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(loader))
         home = rag.model.device
         trainer = L.Trainer(
             accelerator="cpu" if home.type == "cpu" else "auto",
-            devices=1,
+            devices=1 if home.type == "cpu" else [home.index or 0],
             max_epochs=config.epochs,
             logger=logger,
             callbacks=[
@@ -148,9 +152,11 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             log_every_n_steps=1,
         )
         start = perf_counter()
-        trainer.fit(module, loader)
+        try:
+            trainer.fit(module, loader)
+        finally:
+            rag.to(home)  # Lightning leaves a model on the CPU
         seconds = perf_counter() - start
-        rag.to(home)  # Lightning leaves a model on the CPU
     return Run(trainer.global_step, seconds, module.history, folder)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from helpers import in_double
@@ -15,6 +14,7 @@ from e2erag.questions import Question
 from e2erag.rag import RAG, RAGConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import marginal, rag_sequence
+from e2erag.train.objectives import joint_logp
 
 ASKED = [
     Question("how old was the pilot in accident NYC08 ?", ("85",)),
@@ -250,7 +250,11 @@ def test_the_order_of_documents_does_not_matter(rag: RAG) -> None:
 def test_reading_negligible_passages_without_gradient_leaves_the_retriever_exact(rag: RAG) -> None:
     """Same loss, same gradient in retriever and prior; the generator's differs by less than the shares left out."""
     results = []
-    for negligible in (0.0, 0.05):
+    terms = rag.terms(ASKED, 3, "soft")
+    shares = joint_logp(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).softmax(1)
+    negligible_share = float(shares.min()) * 1.01
+    assert 0 < negligible_share < 0.2
+    for negligible in (0.0, negligible_share):
         rag.model.zero_grad()
         value = loss(rag, negligible=negligible)
         value.backward()
@@ -260,7 +264,7 @@ def test_reading_negligible_passages_without_gradient_leaves_the_retriever_exact
     (a, q, g), (b, r, h) = results
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(q, r, atol=1e-5, rtol=1e-3)
-    assert (g - h).norm() < 0.2 * g.norm()
+    assert 0 < (g - h).norm() < 0.3 * g.norm()
 
 
 def test_at_step_zero_a_system_with_an_extractor_equals_one_without(rag: RAG) -> None:
@@ -271,14 +275,25 @@ def test_at_step_zero_a_system_with_an_extractor_equals_one_without(rag: RAG) ->
     assert (rag.index_.vectors[:, -1] == 0).all()
 
 
-def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG) -> None:
-    """With one line shut for finding and reading, no row of tokens holds it any more."""
+def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line shut: its passage's vector is that of the text without it, and the reader's tokens lack it."""
+    model, corpus = rag.model, rag.corpus
+    whole = model.extractor.forward
+
+    def shut(*args: Tensor) -> object:
+        out = whole(*args)
+        out.retrieve[1] = out.read[1] = -5.0
+        return out
+
+    monkeypatch.setattr(model.extractor, "forward", shut)
     with torch.no_grad():
-        rag.model.extractor.heads.bias[:2] = -5.0  # everything shut …
-        rag.model.extractor.heads.bias[2] = 5.0
-    rag._propose(rag.corpus.documents)
-    assert len(rag.corpus.passages) == 0  # … so nothing is left to propose
-    gates = rag.model.gates(rag.corpus, "hard")
-    lines = np.arange(4)
-    assert len(gates.kept(gates.read, lines, 0)) == 0
-    assert gates.kept(gates.retrieve, lines, 1).tolist() == [0]  # the carried one travels
+        gates = model.gates(corpus, "hard")
+        number = next(i for i, p in enumerate(corpus.passages) if (p.start, p.stop) == (0, 4))
+        passage = corpus.passages[number]
+        left = [unit.text for i, unit in enumerate(passage.units) if i != 1]
+        vector = model.encode(corpus, torch.tensor([number]), gates, "hard")[0, :-1]
+        plain = model.retriever.passage.model.encode(["\n".join(left)], convert_to_tensor=True)[0]
+        torch.testing.assert_close(vector, plain, atol=1e-6, rtol=0)
+        (row,), _ = model.rows(corpus, ["who ?"], None, torch.tensor([[number]]), gates, "hard", closed_book=False)
+    text = model.generator.tokenizer.decode(row.ids[row.owner >= 0])
+    assert text == "\n".join(left) + "\n"

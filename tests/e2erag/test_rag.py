@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,56 @@ def test_asking_many_is_asking_each(rag: RAG) -> None:
 
 def test_the_answer_is_the_best_joint_over_passages(rag: RAG) -> None:
     """No other passage's greedy answer has more of Σ p(z|x)·p(y|x,z) than the one given."""
+    model, found = rag.model, rag.search(QUESTIONS[:1])
+    gates = model.gates(rag.corpus, "hard")
+    rows, _ = model.rows(rag.corpus, QUESTIONS[:1], None, found.ids, gates, "hard", closed_book=False)
+    generated = model.generator.generate(rows)
+    joint = (found.prior_logp[0] + generated.logp).exp()
+    total: dict[str, float] = {}
+    for ids, share in zip(generated.ids, (joint / joint.sum()).tolist(), strict=True):
+        total[model.generator.text(ids)] = total.get(model.generator.text(ids), 0.0) + share
+    assert len(total) > 1
     answer = rag.ask(QUESTIONS[0])
-    assert answer.score >= 1 / 3 - 1e-6
+    assert answer.text == max(total, key=total.__getitem__)
+    assert answer.score == pytest.approx(total[answer.text], rel=1e-4)
+
+
+def test_a_file_indexed_twice_counts_once(rag: RAG) -> None:
+    """The same content under another name: one warning, and the index of one."""
+    twin = replace(rag.corpus.documents[0], file="twin.pdf")
+    n = len(rag.corpus.passages)
+    with pytest.warns(UserWarning, match=r"twin\.pdf is the same file as a\.pdf: indexed once"):
+        rag.index([*rag.corpus.documents, twin])
+    assert len(rag.corpus.passages) == n
+
+
+def test_gates_that_are_all_shut_are_told_and_change_nothing(rag: RAG) -> None:
+    """Hard mode would have nothing to index: the error says what to do, and the old index still answers."""
+    rag.model.extractor.heads.bias.data[0] = -5.0
+    documents, index = rag.corpus.documents, rag.index_
+    with pytest.raises(RuntimeError, match="every line's retrieval gate is shut"):
+        rag.index(documents)
+    assert rag.index_ is index
+
+
+def test_training_that_shuts_every_gate_leaves_a_system_that_answers(rag: RAG) -> None:
+    """The run ends with the error, and the trained weights answer in the soft mode they were trained in."""
+    rag.model.extractor.heads.bias.data[0] = -9.0
+    with pytest.raises(RuntimeError, match="every line's retrieval gate is shut"):
+        rag.fit([{"question": QUESTIONS[0], "answer": "85"}], epochs=1, progress=False)
+    assert rag.config.mode == "soft"
+    assert rag.ask(QUESTIONS[0]).citations
+
+
+def test_impossible_configurations_are_refused() -> None:
+    """Each value with its rule."""
+    for wrong in ({"k": 0}, {"overlap": 2.0}, {"mode": "sample"}):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            RAGConfig(**wrong)
 
 
 def test_saved_and_loaded_in_a_fresh_process_everything_is_bit_equal(rag: RAG, saved: Path) -> None:
-    """Embeddings, index, answers, scores and citations, of a system whose gates are not all open."""
+    """Embeddings, index, answers, scores and citations."""
     run = subprocess.run(
         [sys.executable, "-c", FRESH, str(saved), json.dumps(QUESTIONS)], capture_output=True, text=True, check=True
     )

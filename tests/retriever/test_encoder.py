@@ -1,10 +1,12 @@
 """The gated encoder against plain sentence-transformers."""
 
+import tempfile
+
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
 from e2erag.extract import CLOSED
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
@@ -84,6 +86,22 @@ def test_a_batch_row_equals_a_batch_of_one() -> None:
     together = encoder.encode_lines(lines, passages, gates, passages)
     for row, passage in zip(together, passages, strict=True):
         torch.testing.assert_close(encoder.encode_lines(lines, [passage], gates, [passage])[0], row, atol=1e-5, rtol=0)
+
+
+def test_a_causal_encoder_stays_causal_under_gates() -> None:
+    """A Llama with last-token pooling: gates of one give the plain model's vector."""
+    from e2erag.testing import tiny_generator
+
+    reader = tiny_generator()
+    with tempfile.TemporaryDirectory() as folder:
+        reader.model.model.save_pretrained(folder)
+        reader.tokenizer.save_pretrained(folder)
+        parts = [Transformer(folder, max_seq_length=128), Pooling(32, "lasttoken")]
+    encoder = Encoder(SentenceTransformer(modules=parts, device="cpu").eval())
+    assert encoder.causal
+    plain = rows(encoder, [0, 1])
+    torch.testing.assert_close(rows(encoder, [0, 1], [0.0, 0.0]), plain, atol=1e-5, rtol=0)
+    assert not tiny_encoder().causal
 
 
 def test_a_long_passage_is_cut_and_keeps_its_special_tokens() -> None:

@@ -1,5 +1,7 @@
 """Search and log Z against brute force."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,9 +29,26 @@ def test_search_is_brute_force(n: int, k: int, seed: int) -> None:
 def test_the_vectors_are_a_view_of_the_index() -> None:
     """log Z and the search read the same memory: the corpus isn't held twice."""
     index = Index(torch.randn(7, 4))
-    assert index.vectors.data_ptr() == index.vectors.data_ptr()
     index.vectors[3] = 9.0
     assert index.search(torch.ones(1, 4), 1).ids.tolist() == [[3]]
+
+
+def test_a_view_keeps_its_memory_when_the_index_is_replaced() -> None:
+    """A graph may hold the view longer than the system holds the index."""
+    index = Index(torch.ones(1000, 64))
+    view = index.vectors
+    del index
+    gc.collect()
+    assert len([torch.full((1000, 64), 7.0) for _ in range(20)]) == 20
+    assert (view == 1).all()
+
+
+def test_equal_scores_are_ordered_by_row() -> None:
+    """Eight equal vectors: 0 to 7, in the search and in what training finds."""
+    index = Index(torch.ones(8, 2))
+    assert index.search(torch.ones(1, 2), 8).ids.tolist() == [list(range(8))]
+    rows = torch.tensor([(0, 2 * i, 2 * i + 1) for i in range(8)])
+    assert index.found(torch.ones(1, 8), Spans(rows, 0.3), 8).tolist() == [list(range(8))]
 
 
 def test_an_empty_corpus_and_bad_vectors_are_refused() -> None:
