@@ -83,7 +83,7 @@ def test_a_page_is_drawn_with_kept_lines_green_and_dropped_lines_red(tmp_path: P
     for bias in (8.0, -8.0):
         rag.model.extractor.heads.bias.data[:3] = bias
         picture = Image.open(draw_page(rag, path.name, 1, tmp_path / "page.png")).convert("RGB")
-        pixels = picture.resize((306, 396)).getdata()
+        pixels = list(zip(*[iter(picture.resize((306, 396)).tobytes())] * 3, strict=True))
         counts.append([sum(_near(pixel, colour) for pixel in pixels) for colour in (KEPT, DROPPED)])
     assert counts[0][0] > 500 > counts[0][1]
     assert counts[1][1] > 500 > counts[1][0]
@@ -116,7 +116,7 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_trains(tmp_path: Path) -> None:
     """`e2erag fit` takes a pattern, as the README writes it, or refuses what isn't there in one message."""
-    wrong = command("fit", "--files", str(tmp_path / "*.pdf"), "--questions", "q.jsonl", "--out", tmp_path / "out")
+    wrong = command("fit", str(tmp_path / "*.pdf"), "q.jsonl", tmp_path / "out", "--settings.epochs", 3)
     assert wrong.returncode != 0
     assert "Traceback" not in wrong.stderr
     assert "nothing to index" in wrong.stderr
