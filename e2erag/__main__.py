@@ -4,24 +4,11 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from e2erag.demo import demo
 from e2erag.evaluate import METRICS
 from e2erag.evaluate import evaluate as evaluate_system
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.train import FitConfig
-
-
-def demo(folder: str = "runs/demo", examples: str | None = None, epochs: int = 3, seed: int = 0) -> None:
-    """Train on six accident reports, answer questions about four others, and show what changed.
-
-    Args:
-        folder: where the trained system goes; metrics and picture go to `<folder>-log`.
-        examples: a folder with PDFs, train.jsonl and test.jsonl; the repository's reports by default.
-        epochs: passes over the training questions.
-        seed: of the extractor and the run.
-    """
-    from e2erag import demo as module  # it draws, which the other commands don't need to
-
-    module.demo(folder, examples or str(module.EXAMPLES), epochs, seed)
 
 
 def fit(

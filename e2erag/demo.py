@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from e2erag.draw import draw_page
 from e2erag.evaluate import Evaluation, evaluate
 from e2erag.questions import read_questions
 from e2erag.rag import RAG, Answer
@@ -15,17 +14,19 @@ from e2erag.rag import RAG, Answer
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
 
 
-def demo(folder: str = "runs/demo", examples: str = str(EXAMPLES), epochs: int = 3, seed: int = 0) -> None:
+def demo(folder: str = "runs/demo", examples: str | None = None, epochs: int = 3, seed: int = 0) -> None:
     """Train on six accident reports, answer questions about four others, and show what changed.
 
     Args:
-        folder: where the trained system, the metrics and the picture go.
-        examples: a folder with PDFs, train.jsonl and test.jsonl.
+        folder: where the trained system goes; metrics and picture go to `<folder>-log`.
+        examples: a folder with PDFs, train.jsonl and test.jsonl; the repository's reports by default.
         epochs: passes over the training questions.
-        seed: of the run.
+        seed: of the extractor and the run.
     """
+    from e2erag.draw import draw_page  # needs Pillow, which the other commands don't
+
     start = time.perf_counter()
-    source = Path(examples)
+    source = Path(examples or EXAMPLES)
     train, test = read_questions(source / "train.jsonl"), read_questions(source / "test.jsonl")
     reports = sorted(source.glob("*.pdf"))
     known = {question.file for question in train}

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
-from e2erag.retriever import Index, Retriever, log_prob_found
+from e2erag.retriever import Index, Retriever, log_prob_found, log_tail
 
 
 class Terms(NamedTuple):
@@ -31,7 +31,7 @@ class Terms(NamedTuple):
         answer_logp: log p(y|x,z), summed over the answer's tokens.
         closed_book_logp: log p(y|x,∅).
         ids: the passages' numbers, −1 where there was none.
-        gates: of the lines that were read.
+        gates: of every line of the corpus.
     """
 
     prior_logp: Float[Tensor, "questions k"]
@@ -80,9 +80,17 @@ class Joint(nn.Module):
         return self.extractor.log_prior(gates.extraction, corpus.spans.spans[:, 1:].to(gates.read.device))
 
     def encode(
-        self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates, mode: GateMode
+        self,
+        corpus: Corpus,
+        passages: Int[Tensor, " passages"],
+        gates: Gates,
+        log_prior: Float[Tensor, " corpus"],
+        mode: GateMode,
     ) -> Float[Tensor, "passages row"]:
-        """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down."""
+        """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down.
+
+        Args:
+            log_prior: log π of every candidate, from `log_prior`."""
         lines = [corpus.lines(i) for i in passages.tolist()]
         with self.autocast():
             if mode == "hard":
@@ -93,7 +101,7 @@ class Joint(nn.Module):
                 vectors = self.retriever.passage.encode_lines(
                     corpus.retriever_lines, [own for own, _ in lines], gates.retrieve, slots
                 )
-        return self.retriever.passage_rows(vectors, self.log_prior(corpus, gates)[passages])
+        return self.retriever.passage_rows(vectors, log_prior[passages])
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
         """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""
@@ -159,10 +167,11 @@ class Joint(nn.Module):
             q = self.retriever.encode_questions(list(questions))
         gates = self.gates(corpus, mode, noise)
         # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
-        stored = self.retriever.with_prior(index.scores(q), index.vectors, self.log_prior(corpus, gates))
+        log_prior = self.log_prior(corpus, gates)
+        stored = self.retriever.with_prior(index.scores(q), index.vectors, log_prior)
         hits = index.found(stored.detach(), corpus.spans, k)
         unique = hits[hits >= 0].unique()
-        passages = self.encode(corpus, unique, gates, mode)
+        passages = self.encode(corpus, unique, gates, log_prior, mode)
         # What is encoded afresh for one question serves the others too: their Z gets its fresh scores and gradient.
         scores = stored.index_copy(1, unique.to(q.device), q @ passages.T)
         prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
@@ -187,7 +196,8 @@ class Joint(nn.Module):
         if negligible > 0 and torch.is_grad_enabled():
             with torch.no_grad(), self.autocast():
                 logp = self.generator.log_likelihood(rows, None if bias is None else bias.detach(), slots)
-            shares = self._shares(prior_logp.detach(), logp, seat)
+            tail = log_tail(prior_logp.detach())[:, None]
+            shares = (torch.cat([prior_logp.detach(), tail], 1) + _seated(logp, seat)).softmax(1)
             small = (shares < negligible) & (shares < shares.max(1, keepdim=True).values)  # NaN is not small
             wanted = (~small)[seat].nonzero()[:, 0]
             with self.autocast():
@@ -198,14 +208,10 @@ class Joint(nn.Module):
         else:
             with self.autocast():
                 logp = self.generator.log_likelihood(rows, bias, slots)
-        table = torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)
+        table = _seated(logp, seat)
         return table[:, :-1], table[:, -1]
 
-    @staticmethod
-    def _shares(
-        prior_logp: Float[Tensor, "questions k"], logp: Float[Tensor, " rows"], seat: Tensor
-    ) -> Float[Tensor, "questions k+1"]:
-        """Each row's share of its question's likelihood, the closed book with the tail's mass."""
-        table = torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)
-        tail = (1 - prior_logp.exp().sum(1, keepdim=True)).clamp_min(1e-9).log()
-        return (torch.cat([prior_logp, tail], 1) + table).softmax(1)
+
+def _seated(logp: Float[Tensor, " rows"], seat: Bool[Tensor, "questions k1"]) -> Float[Tensor, "questions k1"]:
+    """Rows back in the table of questions and passages, −∞ where no passage was found."""
+    return torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)

@@ -9,10 +9,10 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[Any]:
-    """ "auto": bfloat16 where the device computes in it (about four times faster on such processors), else no cast.
+    """ "auto": bfloat16 where the device computes in it, else no cast.
 
     Weights stay in float32: a learning rate of 5e-5 is below bfloat16's resolution of a weight. float16 is never
-    used: on a processor it is a hundred times slower, and its range is too small for log-probabilities.
+    used: processors don't compute in it, and its range is too small for log-probabilities.
 
     Leave the context between a pass without gradient and one with: it caches the cast weights, and those cast
     without gradient would cut the graph of the second pass.

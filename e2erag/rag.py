@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -194,7 +195,8 @@ class RAG:
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
             stored = load_file(folder / "index.safetensors")
-            rag.corpus = rag._propose(documents)
+            rag.corpus = rag._lay_out(documents)
+            rag._propose(rag.corpus)
             if not torch.equal(rag.corpus.spans.spans, stored["spans"]):
                 raise ManifestError(
                     f"{folder}: the saved index doesn't fit the passages that this version proposes: "
@@ -226,20 +228,28 @@ class RAG:
             raise ReadError("index", f"no file could be read, so there is nothing to index:{reasons}")
         for error in self.skipped:
             warnings.warn(f"skipped {error}", stacklevel=2)
-        self._index(_distinct(documents))
+        self._index(self._lay_out(_distinct(documents)))
         return self.skipped
 
-    def _index(self, documents: Sequence[Document]) -> None:
+    def _lay_out(self, documents: Sequence[Document]) -> Corpus:
+        return Corpus(documents, self.model.retriever, self.model.generator)
+
+    def _index(self, corpus: Corpus) -> None:
         """Propose and encode; what was indexed before stays until all of it is done."""
-        corpus = self._propose(documents)
+        self._propose(corpus)
         self.index_ = self._encode(corpus)
         self.corpus = corpus
 
+    def _reindex(self, corpus: Corpus) -> None:
+        """The same lines, not read or tokenised again, with the present weights and gate mode."""
+        corpus = copy(corpus)  # shallow: what depends on weights is replaced, never changed in place
+        corpus.look_up(self.model.retriever)
+        self._index(corpus)
+
     @torch.no_grad()
-    def _propose(self, documents: Sequence[Document]) -> Corpus:
-        """Lay the documents out and propose passages; in hard mode cuts are taken and emptied passages dropped."""
+    def _propose(self, corpus: Corpus) -> None:
+        """Propose passages; in hard mode cuts are taken and emptied passages dropped."""
         model = self.model
-        corpus = Corpus(documents, model.retriever, model.generator)
         if self.config.mode == "hard":
             gates = model.gates(corpus, "hard")
             cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.cut_threshold
@@ -252,7 +262,6 @@ class RAG:
                 )
         else:
             corpus.propose(model.extractor, self.config.overlap)
-        return corpus
 
     @staticmethod
     def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -269,8 +278,9 @@ class RAG:
 
     @torch.no_grad()
     def _encode(self, corpus: Corpus) -> Index:
-        gates = self.model.gates(corpus, self.config.mode)
-        return Index(self.model.encode(corpus, torch.arange(len(corpus.passages)), gates, self.config.mode))
+        model, every = self.model, torch.arange(len(corpus.passages))
+        gates = model.gates(corpus, self.config.mode)
+        return Index(model.encode(corpus, every, gates, model.log_prior(corpus, gates), self.config.mode))
 
     # ---------------------------------------------------------------------------------------------- answering
 
@@ -363,14 +373,14 @@ class RAG:
         before = self.config
         try:
             self.config = replace(before, mode=mode)
-            self._index(corpus.documents)
+            self._reindex(corpus)
             yield
         except BaseException:
             self.config, self.corpus, self.index_ = before, corpus, index
             raise
         self.config = before
         try:
-            self._index(corpus.documents)
+            self._reindex(corpus)
         except BaseException:
             self.config = replace(before, mode=mode)  # in which it is indexed and answers
             raise

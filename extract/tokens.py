@@ -34,10 +34,6 @@ class LineTokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def lengths(self) -> Int[np.ndarray, " lines"]:
-        """Tokens per line."""
-        return np.diff(self.offsets)
-
     def gather(
         self, lines: Int[np.ndarray, " lines"], limit: int | None = None
     ) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:

@@ -2,6 +2,16 @@
 
 from e2erag.retriever.encoder import Encoder
 from e2erag.retriever.index import OVERFETCH, Hits, Index, Spans
-from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found
+from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
 
-__all__ = ["OVERFETCH", "Encoder", "Hits", "Index", "Retriever", "RetrieverConfig", "Spans", "log_prob_found"]
+__all__ = [
+    "OVERFETCH",
+    "Encoder",
+    "Hits",
+    "Index",
+    "Retriever",
+    "RetrieverConfig",
+    "Spans",
+    "log_prob_found",
+    "log_tail",
+]

@@ -84,3 +84,11 @@ def log_prob_found(
     dropped[question, ids[question, column]] = False
     log_z = scores.masked_fill(dropped, -torch.inf).logsumexp(1, keepdim=True)
     return scores.gather(1, ids.clamp_min(0)).masked_fill(~found, -torch.inf) - log_z
+
+
+def log_tail(prior_logp: Float[Tensor, "questions k"]) -> Float[Tensor, " questions"]:
+    """log(1 − P_K), stable where P_K is near 0 or 1; −∞ (without gradient) where nothing is left."""
+    total = torch.logsumexp(prior_logp, 1)
+    open_ = total < -1e-6  # float32 leaves about 1e-7 of noise in P_K
+    safe = torch.where(open_, total, -1.0)
+    return torch.where(open_, torch.log(-torch.expm1(safe)), -torch.inf)

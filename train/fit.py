@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from e2erag.artefact import write_file
 from e2erag.extract import GateMode
 from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
@@ -126,14 +127,14 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         RuntimeError: nothing is indexed, or the loss is not a number.
     """
     config = (config or FitConfig()).changed(**changes)
+    if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
+        raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
     rows = read_questions(questions)
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
     order = torch.Generator().manual_seed(config.seed)
     loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
-    if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
-        raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
     with rag.in_mode("soft"), _frozen(rag.model, config.freeze), _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(loader))
         home = rag.model.device
@@ -192,5 +193,5 @@ def _logger(folder: Path | None, config: FitConfig) -> CSVLogger | bool:
     if folder is None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2), encoding="utf-8")
+    write_file(folder / "config.json", json.dumps(asdict(config), indent=2))
     return CSVLogger(str(folder), name="", version="")

@@ -12,6 +12,7 @@ from e2erag.extract import Extraction
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
+from e2erag.retriever import log_tail
 from e2erag.train.objectives import OBJECTIVES, joint_logp
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def health(terms: Terms) -> dict[str, Tensor | float]:
     (1/questions when every question gets the same ones). mass: P_K. gate_*, cut: means over all lines.
     """
     prior = terms.prior_logp
-    tail = (1 - prior.exp().sum(1)).clamp_min(1e-9).log()
-    logp = torch.cat([prior, tail[:, None]], 1)
+    logp = torch.cat([prior, log_tail(prior)[:, None]], 1)
     posterior = joint_logp(prior, terms.answer_logp, terms.closed_book_logp).softmax(1)
     found = terms.ids[terms.ids >= 0]
     out = terms.gates.extraction

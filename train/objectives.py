@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from e2erag.retriever import log_tail
+
 Objective = Callable[
     [Float[Tensor, "questions k"], Float[Tensor, "questions k"], Float[Tensor, " questions"]],
     Float[Tensor, " questions"],
@@ -55,14 +57,6 @@ def joint_logp(
     found = prior_logp > -torch.inf
     read = torch.where(found, prior_logp, -torch.inf) + torch.where(found, answer_logp, 0.0)
     return torch.cat([read, (log_tail(prior_logp) + closed_book_logp)[:, None]], 1)
-
-
-def log_tail(prior_logp: Float[Tensor, "questions k"]) -> Float[Tensor, " questions"]:
-    """log(1 − P_K), stable where P_K is near 0 or 1; −∞ (without gradient) where nothing is left."""
-    total = torch.logsumexp(prior_logp, 1)
-    open_ = total < -1e-6  # float32 leaves about 1e-7 of noise in P_K
-    safe = torch.where(open_, total, -1.0)
-    return torch.where(open_, torch.log(-torch.expm1(safe)), -torch.inf)
 
 
 OBJECTIVES: dict[str, Objective] = {"marginal": marginal, "rag_sequence": rag_sequence}

@@ -258,9 +258,12 @@ def test_a_reader_beside_a_writer_always_finds_a_whole_folder(tmp_path: Path) ->
 
     writer = threading.Thread(target=write)
     writer.start()
+    seen = []
     while writer.is_alive():
-        check_folder(tmp_path / "model")
+        seen.append(check_folder(tmp_path / "model")["files"])
     writer.join()
+    assert seen
+    assert all(files.keys() == seen[0].keys() for files in seen)
 
 
 def test_leftovers_of_the_living_and_of_other_machines_are_kept(tmp_path: Path) -> None:

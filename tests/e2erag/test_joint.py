@@ -291,7 +291,7 @@ def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG, monk
         number = next(i for i, p in enumerate(corpus.passages) if (p.start, p.stop) == (0, 4))
         passage = corpus.passages[number]
         left = [unit.text for i, unit in enumerate(passage.units) if i != 1]
-        vector = model.encode(corpus, torch.tensor([number]), gates, "hard")[0, :-1]
+        vector = model.encode(corpus, torch.tensor([number]), gates, model.log_prior(corpus, gates), "hard")[0, :-1]
         plain = model.retriever.passage.model.encode(["\n".join(left)], convert_to_tensor=True)[0]
         torch.testing.assert_close(vector, plain, atol=1e-6, rtol=0)
         (row,), _ = model.rows(corpus, ["who ?"], None, torch.tensor([[number]]), gates, "hard", closed_book=False)

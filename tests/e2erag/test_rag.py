@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import NTSB
 from helpers import hide_page
+from pypdf import PdfWriter
 
 from e2erag import RAG, QuestionError, RAGConfig, read_questions
 from e2erag.artefact import ManifestError
@@ -175,19 +176,23 @@ def test_an_empty_question_is_refused(rag: RAG, question: str) -> None:
 
 
 def test_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
-    """One report among a missing, an empty, a truncated, a foreign and a text-less file: it is indexed, five warn."""
+    """One report among a missing, empty, encrypted, foreign, truncated and text-less file: it is indexed, six warn."""
     report = sorted(NTSB.glob("*.pdf"))[0]
     (tmp_path / "empty.pdf").write_bytes(b"")
     (tmp_path / "notes.pdf").write_bytes(b"hello")
     (tmp_path / "cut.pdf").write_bytes(report.read_bytes()[:9000])
     hide_page(tmp_path / "scan.pdf")
-    bad = [tmp_path / name for name in ("missing.pdf", "empty.pdf", "notes.pdf", "cut.pdf", "scan.pdf")]
+    locked = PdfWriter(clone_from=report)
+    locked.encrypt("a user must know this", algorithm="AES-256")
+    locked.write(tmp_path / "locked.pdf")
+    names = ("missing.pdf", "empty.pdf", "locked.pdf", "notes.pdf", "cut.pdf", "scan.pdf")
+    bad = [tmp_path / name for name in names]
     system = tiny_rag()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         skipped = system.index([report, *bad])
     told = [str(w.message) for w in caught if "skipped" in str(w.message)]
-    assert len(told) == len(skipped) == 5
+    assert len(told) == len(skipped) == 6
     assert all(any(path.name in text for text in told) for path in bad)
     assert [document.name for document in system.corpus.documents] == [report.name]
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, marginal, rag_sequence
-from e2erag.train.objectives import log_tail
 
 
 def corpus(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
