@@ -25,7 +25,7 @@ class Corpus:
     def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator) -> None:
         self.documents = list(documents)
         units = [unit for document in self.documents for unit in document.units]
-        texts = [unit.text for unit in units]
+        texts = [text for document in self.documents for text in document.texts]
         self.first_line = np.cumsum([0, *(len(document) for document in self.documents)])
         self.retriever_lines = retriever.passage.lines(texts)
         self.generator_lines = generator.prompt.lines(texts)

@@ -42,7 +42,9 @@ class Passage:
 
     @property
     def text(self) -> str:
-        return "\n".join(unit.text for unit in self.units)
+        """Its lines as they are read on: words that a line's end hyphenates are whole (`Document.texts`)."""
+        texts = self.document.texts
+        return "\n".join(text for i in (*self.carried, *range(self.start, self.stop)) if (text := texts[i]))
 
     @property
     def page(self) -> int:

@@ -4,9 +4,12 @@ A unit is a line of text with everything the extractor looks at: where it stands
 bold it is. Nothing here is learned and nothing here knows how a file format works.
 """
 
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +26,16 @@ class Box(NamedTuple):
         return Box(min(self.x0, other.x0), min(self.y0, other.y0), max(self.x1, other.x1), max(self.y1, other.y1))
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Cell(NamedTuple):
+    """A piece of a line that wide gaps separate: `text[start:stop]`, from `x0` to `x1` points on the page."""
+
+    start: int
+    stop: int
+    x0: float
+    x1: float
+
+
+class Unit(NamedTuple):
     """One line of a page, the smallest thing that is kept, dropped or cited.
 
     Attributes:
@@ -34,7 +45,9 @@ class Unit:
         box: what the glyphs cover, in points.
         font_size: in points, as displayed (text matrix and CTM applied); the largest on the line.
         bold: whether most of the line's characters are set in a bold font.
-        cells: pieces of the line that wide gaps separate (1 = running text, more = a table row).
+        cells: the pieces of a table row, left to right; empty where the line is running text.
+        heading: 1 to 6 where the format itself says that the line is a heading of that level, else 0.
+        confidence: of a recognised line (OCR), 0 to 1; 1 where the file holds the text itself.
     """
 
     text: str
@@ -43,39 +56,70 @@ class Unit:
     box: Box
     font_size: float
     bold: bool = False
-    cells: int = 1
+    cells: tuple[Cell, ...] = ()
+    heading: int = 0
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page and its lines in reading order. `width` and `height` are in points, as displayed."""
+    """A page and its lines in reading order.
+
+    Attributes:
+        number: from 1.
+        width, height: in points, as displayed.
+        units: its lines.
+        rules: ruling lines and the edges of ruled boxes, as thin boxes in points (tables, separators).
+        unread: why the page has no lines although it may hold text ("is a scan: …"), with the way out; else empty.
+    """
 
     number: int
     width: float
     height: float
     units: tuple[Unit, ...]
+    rules: tuple[Box, ...] = ()
+    unread: str = ""
 
 
 @dataclass(frozen=True)
 class Document:
     """A file that was read.
 
+    A format without pages (HTML, Markdown, text, DOCX) is set on pages of a nominal size, so that boxes and page
+    numbers mean the same everywhere: where on a sheet a reader would find the line.
+
     Attributes:
         file: the path as it was given; what citations name.
         sha256: of the file's bytes, so that a document can be recognised.
         pages: in order; a page without text has no units.
         title: from the file's metadata, may be empty.
+        reader: what read it, with its version ("pypdf 7.1.0 · 2"): another reader may find other lines.
     """
 
     file: str
     sha256: str
     pages: tuple[Page, ...]
     title: str = ""
+    reader: str = ""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
         """All lines of the document in reading order: `units[i]` is "unit i" everywhere else."""
         return tuple(unit for page in self.pages for unit in page.units)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The text of every unit as it is read on: a word hyphenated at a line's end stands whole on that line.
+
+        Its rest is taken off the next line (which may become empty). The units, and so citations and boxes, keep what
+        is printed.
+        """
+        return dehyphenated([unit.text for unit in self.units])
+
+    @property
+    def unread(self) -> dict[int, str]:
+        """Numbers of the pages that could not be read, and why."""
+        return {page.number: page.unread for page in self.pages if page.unread}
 
     @property
     def name(self) -> str:
@@ -87,14 +131,17 @@ class Document:
             "file": self.file,
             "sha256": self.sha256,
             "title": self.title,
+            "reader": self.reader,
             "pages": [
                 {
-                    "number": p.number,
-                    "width": p.width,
-                    "height": p.height,
-                    "units": [[u.text, u.line, *u.box, u.font_size, u.bold, u.cells] for u in p.units],
+                    "number": page.number,
+                    "width": page.width,
+                    "height": page.height,
+                    "units": page.units,
+                    "rules": page.rules,
+                    "unread": page.unread,
                 }
-                for p in self.pages
+                for page in self.pages
             ],
         }
 
@@ -105,17 +152,20 @@ class Document:
             row["sha256"],
             tuple(
                 Page(
-                    p["number"],
-                    p["width"],
-                    p["height"],
+                    page["number"],
+                    page["width"],
+                    page["height"],
                     tuple(
-                        Unit(text, p["number"], line, Box(*box), size, bold, cells)
-                        for text, line, *box, size, bold, cells in p["units"]
+                        Unit(text, number, line, Box(*box), size, bold, tuple(Cell(*cell) for cell in cells), *rest)
+                        for text, number, line, box, size, bold, cells, *rest in page["units"]
                     ),
+                    tuple(Box(*rule) for rule in page["rules"]),
+                    page["unread"],
                 )
-                for p in row["pages"]
+                for page in row["pages"]
             ),
             row["title"],
+            row["reader"],
         )
 
     def __repr__(self) -> str:
@@ -126,6 +176,37 @@ class Document:
 
     def __len__(self) -> int:
         return len(self.units)
+
+
+_BROKEN = re.compile(r"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{2,})-$")
+_REST = re.compile(r"([^\W\d_]+)(\S*)\s*")
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+
+
+def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
+    """Lines with words that are broken at their ends made whole: "exam-", "ple of" → "example", "of".
+
+    Only where the next line goes on in lower case. The hyphen stays where the document writes the word with one
+    elsewhere and never without, and for what can't be told it goes.
+    """
+    broken = [
+        i
+        for i, (line, after) in enumerate(pairwise(lines))
+        if line.endswith("-") and after[:1].islower() and _BROKEN.search(line)
+    ]
+    if not broken:
+        return tuple(lines)
+    seen = Counter(word.lower() for line in lines for word in _WORD.findall(line))
+    out = list(lines)
+    for i in reversed(broken):  # so that a word over three lines ends up on the first
+        first, rest = _BROKEN.search(out[i]), _REST.match(out[i + 1])
+        if first is None or rest is None:
+            continue
+        plain, hyphened = first[1] + rest[1], f"{first[1]}-{rest[1]}"
+        keep = seen[hyphened.lower()] > seen[plain.lower()]
+        out[i] = out[i][: first.start(1)] + (hyphened if keep else plain) + rest[2]
+        out[i + 1] = out[i + 1][rest.end() :]
+    return tuple(out)
 
 
 class ReadError(ValueError):

@@ -49,7 +49,7 @@ def layout_features(document: Document) -> Float[np.ndarray, "units features"]:
                 0.0,  # repeats, filled in below
                 box.y0 < EDGE * height,
                 box.y1 > (1 - EDGE) * height,
-                min(unit.cells, 4) / 4,
+                min(len(unit.cells) or 1, 4) / 4,
                 text.endswith((".", ";")),
                 text.endswith(":"),
                 float(np.clip((box.y0 - bottom) / (2 * (unit.font_size or size)), -1.0, 2.0)),

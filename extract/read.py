@@ -7,9 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from e2erag.extract.document import Document, ReadError
-from e2erag.extract.pdf import read_pdf
-
-READERS = {".pdf": read_pdf}  # what a format needs is one function, path -> Document
+from e2erag.extract.readers import READERS, read_pdf
 
 
 def read(path: str | Path) -> Document:

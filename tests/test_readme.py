@@ -55,9 +55,9 @@ def test_the_layout_tree_of_the_readme_is_the_tree() -> None:
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
     modules = [
-        f"{stage}/{path.name}"
+        str(path.relative_to(ROOT))
         for stage in ("extract", "retriever", "generator", "e2erag", "train")
-        for path in (ROOT / stage).glob("*.py")
+        for path in (ROOT / stage).rglob("*.py")
         if path.name != "__init__.py"
     ]
     assert not [module for module in modules if module not in named]

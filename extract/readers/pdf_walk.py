@@ -13,7 +13,7 @@ from typing import Any
 from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
-from e2erag.extract.lines import CELL, SPACE, Face, Run
+from e2erag.extract.readers.lines import CELL, SPACE, Face, Run
 
 try:  # The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths.
     from pypdf.generic._font import Font as PypdfFont  # from 7.0 on

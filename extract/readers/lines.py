@@ -6,10 +6,11 @@ the order in which they were written, and a table that was written row by row be
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
-from e2erag.extract.document import Box, Unit
+from e2erag.extract.document import Box, Cell, Unit
 
 # All in ems: in units of the font size.
 SPACE = 0.13  # a wider gap between glyphs is a space; kerning stays below 0.1, TeX's thin space is 0.17
@@ -75,7 +76,7 @@ class Line:
 
     runs: list[Run]
     parts: list[str]
-    cells: int = 1
+    starts: list[int] = field(default_factory=list)  # which runs begin another cell than the first
 
     def gap(self, run: Run) -> float | None:
         """Ems from the end of the line to `run`, or None if it stands on another baseline or further back."""
@@ -96,11 +97,11 @@ class Line:
         return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
 
     def add(self, run: Run, gap: float, blank: bool) -> None:
-        if blank or gap > SPACE or _is_mark(self.runs[-1], run):
-            self.parts.append(" ")
-        self.cells += gap > CELL
+        if gap > CELL:
+            self.starts.append(len(self.runs))
+        spaced = blank or gap > SPACE or _is_mark(self.runs[-1], run)
         self.runs.append(run)
-        self.parts.append(run.text)
+        self.parts.append(" " + run.text if spaced else run.text)
 
     @property
     def text(self) -> str:
@@ -108,12 +109,29 @@ class Line:
 
     def unit(self, page: int, number: int) -> Unit:
         """Line `number` of page `page`; both are counted from 1."""
-        box = self.runs[0].box()
-        for run in self.runs[1:]:
-            box = box.union(run.box())
+        box = _around(self.runs)
         bold = sum(len(run.text) * (1 if run.face.bold else -1) for run in self.runs) > 0
-        size = max(run.size for run in self.runs)
-        return Unit(self.text, page, number, Box(*(round(v, 2) for v in box)), round(size, 2), bold, self.cells)
+        size = round(max(run.size for run in self.runs), 2)
+        text, cells = (self.text, ()) if not self.starts else self.split()
+        return Unit(text, page, number, box, size, bold, cells)
+
+    def split(self) -> tuple[str, tuple[Cell, ...]]:
+        """The line's text and its cells; a cell without a word is none."""
+        texts, cells, at = [], [], 0
+        for start, stop in pairwise([0, *self.starts, len(self.runs)]):
+            if text := clean("".join(self.parts[start:stop])):
+                box = _around(self.runs[start:stop])
+                texts.append(text)
+                cells.append(Cell(at, at + len(text), box.x0, box.x1))
+                at += len(text) + 1
+        return " ".join(texts), tuple(cells) if len(cells) > 1 else ()
+
+
+def _around(runs: list[Run]) -> Box:
+    box = runs[0].box()
+    for run in runs[1:]:
+        box = box.union(run.box())
+    return Box(*(round(v, 2) for v in box))
 
 
 def join(runs: list[Run]) -> list[Line]:

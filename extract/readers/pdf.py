@@ -16,8 +16,8 @@ from typing import Any
 from pypdf import PdfReader
 
 from e2erag.extract.document import Document, Page, ReadError
-from e2erag.extract.lines import join
-from e2erag.extract.pdf_walk import Font, Matrix, PageTooLarge, Walk
+from e2erag.extract.readers.lines import join
+from e2erag.extract.readers.pdf_walk import Font, Matrix, PageTooLarge, Walk
 
 
 def read_pdf(path: str | Path) -> Document:
