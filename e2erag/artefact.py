@@ -288,10 +288,12 @@ def _put_in_place(partial: Path, target: Path, first_wins: bool) -> None:
             return
         _steady(target, lambda: _refuse_foreign(target))  # again, for the block may have taken days
         aside = _sibling(target, "aside")
+        placed = False
         try:
             with suppress(FileNotFoundError):
                 os.rename(target, aside)
             os.rename(partial, target)
+            placed = True
             _flush(target.parent)
             return
         except OSError as error:
@@ -299,8 +301,10 @@ def _put_in_place(partial: Path, target: Path, first_wins: bool) -> None:
                 raise
             # Another process took the name between our two renames: step aside for it too.
         finally:  # Ctrl-C between the two renames comes through here as well
-            _put_back(aside, target)
-            _discard(aside, target)
+            if placed:  # the name may be free for a moment, while another process does the same
+                _discard(aside, target)
+            else:
+                _settle(aside, target)
     raise FileExistsError(f"{target} was taken by another process {_TRIES} times over. Let one process write it.")
 
 
@@ -311,12 +315,22 @@ def _put_back(aside: Path, target: Path) -> None:
             os.rename(aside, target)
 
 
+def _settle(aside: Path, target: Path) -> None:
+    """Give an old folder its name back or, where a new one holds it, remove the old one: one of both is done."""
+    for _ in range(_TRIES):
+        if not os.path.lexists(aside):
+            return
+        _put_back(aside, target)
+        if os.path.lexists(target):
+            _discard(aside, target)
+
+
 def _discard(aside: Path, target: Path) -> None:
-    """Remove an old folder once a new one stands.
+    """Remove an old folder that a new one has replaced.
 
     It takes a name that recovery won't restore first: if we're killed half of it may be left.
     """
-    if os.path.lexists(aside) and os.path.lexists(target):
+    if os.path.lexists(aside):
         doomed = _sibling(target, "partial")
         with suppress(OSError):  # another process was faster, or may not write here: it disturbs nobody
             os.rename(aside, doomed)
@@ -341,8 +355,7 @@ def _recover(target: Path) -> None:
     for path, match in left:
         # A wrong guess does no harm to an aside: its owner finds the name taken, and steps aside again.
         if match[1] == "aside" and _is_dead(int(match[2]), match[3], unknown=True):
-            _put_back(path, target)
-            _discard(path, target)
+            _settle(path, target)
     for path, match in left:
         if match[1] == "partial" and _is_dead(int(match[2]), match[3], unknown=_is_old(path)):
             _remove(path)
