@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 
 from e2erag.corpus import Corpus, Gates, Lines
-from e2erag.extract import Box, GateMode, Unit
+from e2erag.extract import Box, Document, GateMode, Unit
 from e2erag.joint import Joint
 
 
@@ -59,11 +59,11 @@ def cite(
         full, carried = corpus.lines(passage)
         lines = full[carried:]
     units = _units(corpus, lines)
-    runs = _runs(words(answer), [words(unit.text) for unit in units])
+    runs = _runs(words(answer), [words(text) for text in _texts(corpus, lines)])
     if len(runs) == 1:
         run = runs[0]
     else:
-        weight = _reliance(model, corpus, question, answer, lines)
+        weight = _reliance(model, corpus, question, answer, corpus.texts(passage, lines))
         runs = runs or [(i, i + 1) for i in range(len(units))]
         run = max(runs, key=lambda run: float(weight[run[0] : run[1]].mean()))
     cited = [unit for unit in units[run[0] : run[1]] if unit.page == units[run[0]].page]
@@ -100,7 +100,7 @@ def _runs(answer: list[str], lines: list[list[str]]) -> list[tuple[int, int]]:
 
 
 def _reliance(model: Joint, corpus: Corpus, question: str, answer: str, lines: Lines) -> Float[np.ndarray, " lines"]:
-    """d log p(y|x,z) / d log w per line of the passage."""
+    """d log p(y|x,z) / d log w per line of the passage; the lines as the texts that they are read as."""
     prompt = model.generator.prompt
     row = prompt.row(corpus.generator_lines, lines, prompt.questions([question])[0], prompt.answers([answer])[0])
     gate = torch.zeros(len(lines), device=model.device, requires_grad=True)
@@ -111,5 +111,13 @@ def _reliance(model: Joint, corpus: Corpus, question: str, answer: str, lines: L
 
 
 def _units(corpus: Corpus, lines: Lines) -> list[Unit]:
-    document = np.searchsorted(corpus.first_line, lines, side="right") - 1
-    return [corpus.documents[j].units[line - corpus.first_line[j]] for j, line in zip(document, lines, strict=True)]
+    return [document.units[i] for document, i in _places(corpus, lines)]
+
+
+def _texts(corpus: Corpus, lines: Lines) -> list[str]:
+    return [document.texts[i] for document, i in _places(corpus, lines)]
+
+
+def _places(corpus: Corpus, lines: Lines) -> list[tuple[Document, int]]:
+    owner = np.searchsorted(corpus.first_line, lines, side="right") - 1
+    return [(corpus.documents[j], int(line - corpus.first_line[j])) for j, line in zip(owner, lines, strict=True)]

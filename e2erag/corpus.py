@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from e2erag.extract import Document, Extraction, Extractor, Passage, layout_features
+from e2erag.extract import READINGS, Document, Extraction, Extractor, Passage, layout_features, table_texts
 from e2erag.generator import Generator
 from e2erag.retriever import Retriever, Spans
 
@@ -18,8 +18,9 @@ Lines = Int[np.ndarray, " _"]  # line numbers, as many as there are
 class Corpus:
     """The lines of all documents, and the candidate passages over them.
 
-    Line numbers run through the corpus: line i of document j is `first_line[j] + i`. Of what is trained, only the
-    text features depend (until `look_up`), and the candidates where cuts are taken.
+    Line numbers run through the corpus: line i of document j is `first_line[j] + i`. What is tokenised are *texts*:
+    those of the lines under the lines' own numbers, and behind them those of table lines in their other readings. Of
+    what is trained, only the text features depend (until `look_up`), and the candidates where cuts are taken.
     """
 
     def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator) -> None:
@@ -27,6 +28,12 @@ class Corpus:
         units = [unit for document in self.documents for unit in document.units]
         texts = [text for document in self.documents for text in document.texts]
         self.first_line = np.cumsum([0, *(len(document) for document in self.documents)])
+        self.text_of: Int[np.ndarray, "readings lines"] = np.tile(np.arange(len(texts)), (len(READINGS), 1))
+        for number, reading in enumerate(READINGS[1:], 1):
+            for first, document in zip(self.first_line, self.documents, strict=False):
+                put = table_texts(document, reading)
+                self.text_of[number, first + np.fromiter(put, np.int64)] = len(texts) + np.arange(len(put))
+                texts += put.values()
         self.retriever_lines = retriever.passage.lines(texts)
         self.generator_lines = generator.prompt.lines(texts)
         self.layout: Float[Tensor, "lines features"] = torch.from_numpy(
@@ -44,7 +51,7 @@ class Corpus:
         """Take the extractor's text features from the retriever's present word embeddings.
 
         They stay until the next call, so that a step and the index it searches judge lines by the same features."""
-        self.text: Float[Tensor, "lines dim"] = retriever.passage.line_features(self.retriever_lines)
+        self.text: Float[Tensor, "lines dim"] = retriever.passage.line_features(self.retriever_lines)[: len(self)]
 
     def __len__(self) -> int:
         """Number of lines."""
@@ -53,31 +60,40 @@ class Corpus:
     def propose(self, extractor: Extractor, overlap: float, cuts: Bool[np.ndarray, " lines"] | None = None) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
         self.passages, spans = [], []
+        tokens = np.diff(self.retriever_lines.offsets)
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
-            here = None if cuts is None else cuts[first : first + len(document)]
-            for passage in extractor.propose(document, here):
+            here = slice(first, first + len(document))
+            for passage in extractor.propose(document, None if cuts is None else cuts[here], tokens[here]):
                 self.passages.append(passage)
-                spans.append((j, first + passage.start, first + passage.stop))
-        self.spans = Spans(torch.tensor(spans).reshape(-1, 3), overlap)
+                spans.append((j, first + passage.start, first + passage.stop, READINGS.index(passage.reading)))
+        self.spans = Spans(torch.tensor(spans).reshape(-1, 4), overlap)
 
     def drop_repeated(self, left: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-        """Drop candidates of which nothing is left, and those left with the same lines as an earlier one.
+        """Drop candidates of which nothing is left, and those left with the same lines in the same reading.
 
         Args:
             left: per candidate, the numbers of its own lines that are left for finding it and for reading it. One
                 of which nothing is left to find is gone, whatever there is to read.
         """
-        first = {lines: i for i, lines in reversed(list(enumerate(left)))}
-        keep = [bool(lines[0]) and first[lines] == i for i, lines in enumerate(left)]
+        keys = [(*lines, passage.reading) for lines, passage in zip(left, self.passages, strict=True)]
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        keep = [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
         self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
         self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
 
     def lines(self, passage: int) -> tuple[Lines, int]:
         """A passage's line numbers (carried lines first), and how many of them are carried."""
-        document, start, stop = self.spans.spans[passage].tolist()
+        document, start, stop, _ = self.spans.spans[passage].tolist()
         carried = np.asarray(self.passages[passage].carried, np.int64) + self.first_line[document]
         return np.concatenate([carried, np.arange(start, stop)]), len(carried)
+
+    def texts(self, passage: int, lines: Lines) -> Lines:
+        """The texts that these lines of a passage are read as: another than the line's own in a table's readings."""
+        _, start, stop, reading = self.spans.spans[passage].tolist()
+        if not reading:
+            return lines
+        return np.where((lines >= start) & (lines < stop), self.text_of[reading, lines], lines)
 
 
 class Gates(NamedTuple):

@@ -95,12 +95,12 @@ class Joint(nn.Module):
         with self.autocast():
             if mode == "hard":
                 kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
-                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, kept)
+                texts = [corpus.texts(*passage) for passage in zip(passages.tolist(), kept, strict=True)]
+                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts)
             else:
                 slots = [gates.slots(*passage) for passage in lines]
-                vectors = self.retriever.passage.encode_lines(
-                    corpus.retriever_lines, [own for own, _ in lines], gates.retrieve, slots
-                )
+                texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
+                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts, gates.retrieve, slots)
         return self.retriever.passage_rows(vectors, log_prior[passages])
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
@@ -137,7 +137,7 @@ class Joint(nn.Module):
                     continue
                 lines, slot = self.reading_lines(corpus, i, gates, mode)
                 slots.append(slot)
-                rows.append(prompt.row(corpus.generator_lines, lines, question, answer, reserve))
+                rows.append(prompt.row(corpus.generator_lines, corpus.texts(i, lines), question, answer, reserve))
             if closed_book:
                 rows.append(prompt.row(None, None, question, answer, reserve))
                 slots.append(None)

@@ -143,7 +143,8 @@ class RAG:
         text_dim = encoder.transformer.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = Extractor(replace(extractor or ExtractorConfig(), text_dim=text_dim))
+            config_ = extractor or ExtractorConfig()
+            fresh = Extractor(replace(config_, text_dim=text_dim, max_tokens=min(config_.max_tokens, encoder.room)))
         return cls(
             fresh,
             Retriever(encoder, retrieval),
@@ -182,8 +183,7 @@ class RAG:
     def _load(cls, folder: Path, device: torch.device) -> "RAG":
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes = tuple(settings["extractor"].pop("sizes"))  # JSON knows lists only
-        extractor = Extractor(ExtractorConfig(**settings["extractor"], sizes=sizes))
+        extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
         extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
         rag = cls(
             extractor,

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from e2erag.extract.tables import Table
 
 
 class Box(NamedTuple):
@@ -115,6 +118,17 @@ class Document:
         is printed.
         """
         return dehyphenated([unit.text for unit in self.units])
+
+    @cached_property
+    def tables(self) -> tuple[tuple[int, "Table"], ...]:
+        """The tables found on its pages, each with the number of its first unit in the document."""
+        from e2erag.extract.tables import find_tables
+
+        found, first = [], 0
+        for page in self.pages:
+            found += [(first + table.start, table) for table in find_tables(page)]
+            first += len(page.units)
+        return tuple(found)
 
     @property
     def unread(self) -> dict[int, str]:

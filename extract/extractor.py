@@ -6,7 +6,7 @@ embedding, the span prior through p(z|x), the reading gates through the generato
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2erag.extract.candidates import Passage, propose
+from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, propose
 from e2erag.extract.document import Document
 from e2erag.extract.features import LAYOUT_FEATURES
+from e2erag.extract.network import PageEncoder
 
 GateMode = Literal["soft", "sample", "hard"]
 
@@ -31,7 +32,11 @@ class ExtractorConfig:
     Attributes:
         text_dim: width of the text feature (the retriever's word embeddings).
         hidden: width of the network; the whole module stays in the tens of thousands of parameters.
+        layers: of attention among the lines of a page.
         sizes: window lengths in lines, each a granularity of the candidates.
+        kinds: what is proposed beside windows; "table" gives every table in two readings of its own.
+        max_tokens: of a candidate, with what it carries, as the retriever's tokenizer counts.
+        max_per_page: candidates that begin on a page; where there are more, the smallest windows are thinned.
         identity_lines: first lines of a document that may travel with its passages.
         open_logit: where keep gates start; σ(3) = .95, so that at step 0 everything is kept.
         carry_logit: where carry gates start.
@@ -40,11 +45,17 @@ class ExtractorConfig:
             gone then, while a milder score already ranks them down through the prior.
         cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
         straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
+        chunk: (size, overlap) in tokens makes it the ordinary fixed chunker: nothing is learned, every gate is open,
+            no line is carried, and every chunk is as likely as another. See `Extractor.fixed`.
     """
 
     text_dim: int = 384
     hidden: int = 48
+    layers: int = 1
     sizes: tuple[int, ...] = (4, 8)
+    kinds: tuple[Kind, ...] = KINDS
+    max_tokens: int = 254
+    max_per_page: int = 256
     identity_lines: int = 6
     open_logit: float = 3.0
     carry_logit: float = 3.0
@@ -52,16 +63,27 @@ class ExtractorConfig:
     cut_threshold: float = 0.9
     cut_logit: float = -2.0
     straight_through: bool = False
+    chunk: tuple[int, int] | None = None
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "ExtractorConfig":
+        """The inverse of `dataclasses.asdict`, whose tuples JSON makes lists."""
+        values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in row.items()}
+        return cls(**values)
 
 
 class Extraction(NamedTuple):
-    """What the extractor says of each line. Gates are logits of "keep"; scores are added to log π."""
+    """What the extractor says of each line. Gates are logits of "keep"; scores are added to log π.
+
+    `rows` and `sentences` count only where a table is read that way."""
 
     retrieve: Float[Tensor, " units"]
     read: Float[Tensor, " units"]
     carry: Float[Tensor, " units"]
     cut: Float[Tensor, " units"]
     span: Float[Tensor, " units"]
+    rows: Float[Tensor, " units"]
+    sentences: Float[Tensor, " units"]
 
 
 class Extractor(nn.Module):
@@ -75,11 +97,21 @@ class Extractor(nn.Module):
         self.register_buffer("temperature", torch.tensor(1.0))
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
-        self.mix = nn.Linear(3 * c.hidden, c.hidden)
+        self.page = PageEncoder(c.hidden, c.layers)
         self.heads = nn.Linear(c.hidden, len(Extraction._fields))
         # Open and neutral: every gate starts at its opening logit, every score at zero.
         nn.init.zeros_(self.heads.weight)
-        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, c.cut_logit, 0.0])
+        scores = [0.0] * (len(Extraction._fields) - 4)
+        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, c.cut_logit, *scores])
+        if c.chunk is not None:
+            self.requires_grad_(False)
+
+    @classmethod
+    def fixed(cls, size: int, overlap: int = 0, text_dim: int = 384) -> "Extractor":
+        """The ordinary fixed chunker with the same interface: whole lines up to `size` tokens, `overlap` in common.
+
+        The baseline that training is held against: it runs on over pages, keeps every line and learns nothing."""
+        return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
     def forward(
         self,
@@ -87,7 +119,7 @@ class Extractor(nn.Module):
         text: Float[Tensor, "units text_dim"],
         page: Int[Tensor, " units"],
     ) -> Extraction:
-        """Gate logits and scores per line; a line sees itself and its neighbours on the same page.
+        """Gate logits and scores per line; a line sees the lines of its own page.
 
         Args:
             layout: `layout_features` of the documents, one after the other.
@@ -95,15 +127,10 @@ class Extractor(nn.Module):
             page: a number that changes wherever a page ends, so that no line sees across.
         """
         h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
-        same = (page[1:] == page[:-1])[:, None]
-        zero = h.new_zeros(1, h.shape[1])
-        before = torch.cat([zero, h[:-1] * same]) if len(h) else h
-        after = torch.cat([h[1:] * same, zero]) if len(h) else h
-        h = h + F.gelu(self.mix(torch.cat([before, h, after], -1)))
-        retrieve, read, carry, cut, span = self.heads(h).unbind(-1)
+        out = Extraction(*self.heads(self.page(h, page)).unbind(-1))
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
-        inside = F.pad(same[:, 0], (1, 0))
-        return Extraction(retrieve, read, carry, torch.where(inside, cut, self.config.cut_logit), span)
+        inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
+        return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))
 
     def log_gates(
         self,
@@ -117,6 +144,8 @@ class Extractor(nn.Module):
         (Maddison et al. 2017; Louizos et al. 2018). T, the buffer `temperature`, is annealed by a run: the colder
         the gates, the less a threshold changes afterwards.
         """
+        if self.config.chunk is not None:
+            return torch.zeros_like(logits)
         if mode == "hard":
             return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
         if mode == "soft":
@@ -130,26 +159,43 @@ class Extractor(nn.Module):
             return torch.where(soft > np.log(0.5), 0.0, CLOSED) + (soft - soft.detach())
         return soft
 
-    def log_prior(self, extraction: Extraction, spans: Int[Tensor, "passages 2"]) -> Float[Tensor, " passages"]:
-        """log π(z) up to a constant, for spans of unit numbers [start, stop): zero for every span at step 0.
+    def log_prior(self, extraction: Extraction, spans: Int[Tensor, "passages 3"]) -> Float[Tensor, " passages"]:
+        """log π(z) up to a constant, for spans [start, stop) of unit numbers: zero for every span at step 0.
 
         A span is likely where its edges are cut, its inside is not, and its lines score high on average:
 
-            log π(z) = log c(start) + log c(stop) + mean log(1 − c(inside)) + mean(span score of its lines)
+            log π(z) = log c(start) + log c(stop) + mean log(1 − c(inside)) + mean(score of its lines)
 
-        with c = σ(cut) and each log taken relative to its value at step 0 (which page edges keep).
+        with c = σ(cut) and each log taken relative to its value at step 0 (which page edges keep). A line's score is
+        its span score, and where a table is read as rows or sentences its score for that as well.
+
+        Args:
+            spans: start, stop, and the reading's number in `READINGS`.
         """
-        start, stop = spans[:, 0], spans[:, 1]
+        start, stop, reading = spans.unbind(1)
+        if self.config.chunk is not None:
+            return extraction.cut.new_zeros(len(spans))
         neutral = extraction.cut.new_tensor(self.config.cut_logit)
         # After the last unit nothing is left to cut.
         edge = F.pad(F.logsigmoid(extraction.cut) - F.logsigmoid(neutral), (0, 1))
         whole = F.logsigmoid(-extraction.cut) - F.logsigmoid(-neutral)
+        scores = torch.stack(
+            [extraction.span, extraction.span + extraction.rows, extraction.span + extraction.sentences]
+        )
         # Sums over the whole corpus are large where their differences are small: float64.
-        summed_whole, summed_span = (F.pad(x.double().cumsum(0), (1, 0)) for x in (whole, extraction.span))
-        inside = (summed_whole[stop] - summed_whole[start + 1]) / (stop - start - 1).clamp_min(1)
-        mean = (summed_span[stop] - summed_span[start]) / (stop - start)
+        whole, scores = (F.pad(x.double().cumsum(-1), (1, 0)) for x in (whole, scores))
+        inside = (whole[stop] - whole[start + 1]) / (stop - start - 1).clamp_min(1)
+        mean = (scores[reading, stop] - scores[reading, start]) / (stop - start)
         return edge[start] + edge[stop] + (inside + mean).to(edge.dtype)
 
-    def propose(self, document: Document, cuts: Bool[np.ndarray, " units"] | None = None) -> list[Passage]:
-        """The candidate passages of a document; with `cuts`, none runs across a cut."""
-        return propose(document, self.config.sizes, self.config.identity_lines, cuts)
+    def propose(
+        self,
+        document: Document,
+        cuts: Bool[np.ndarray, " units"] | None = None,
+        tokens: Int[np.ndarray, " units"] | None = None,
+    ) -> list[Passage]:
+        """The candidate passages of a document; with `cuts`, none runs across a cut; see `propose`."""
+        c = self.config
+        if c.chunk is not None:
+            return chunks(document, *c.chunk, tokens)
+        return propose(document, c.sizes, c.identity_lines, cuts, c.kinds, tokens, c.max_tokens, c.max_per_page)

@@ -97,8 +97,7 @@ class Encoder(nn.Module):
             slots: per passage and line, the position of its gate in `log_gates`.
         """
         before, after = _special(self.tokenizer)
-        prefix = self._document_prefix()
-        limit = self.max_tokens - len(before) - len(prefix) - len(after)
+        prefix, limit = self._document_prefix(), self.room
         ids, owners = [], []
         for index, passage in enumerate(passages):
             tokens, owner = lines.gather(passage, limit)
@@ -107,6 +106,12 @@ class Encoder(nn.Module):
                 special = np.full(len(before) + len(prefix), -1)
                 owners.append(np.concatenate([special, slots[index][owner], np.full(len(after), -1)]))
         return self(ids, log_gates, owners or None)
+
+    @property
+    def room(self) -> int:
+        """Tokens that a passage may have, beside the model's own special tokens and prompt."""
+        before, after = _special(self.tokenizer)
+        return self.max_tokens - len(before) - len(self._document_prefix()) - len(after)
 
     def _document_prefix(self) -> Int[np.ndarray, " n"]:
         text = self.model.prompts.get("document") or ""

@@ -88,27 +88,29 @@ class Spans:
     """Which passages of an index share lines. Candidates are nested on purpose: without this, one region in three
     sizes would fill K and count three times in Z."""
 
-    def __init__(self, spans: Int[Tensor, "passages 3"], overlap: float) -> None:
+    def __init__(self, spans: Int[Tensor, "passages 4"], overlap: float) -> None:
         """
         Args:
-            spans: (document, start, stop) of each row of the index, sorted.
+            spans: (document, start, stop, reading) of each row of the index, sorted. Reading 0 is the text as printed;
+                two others of one region (rows and sentences of a table) stand beside each other.
             overlap: two passages repeat each other when more than this share of their joint lines is common
                 (intersection over union); 1 lets everything stand.
         """
         self.spans, self.overlap = spans, overlap
         self.reach = _reach(spans)
 
-    def repeats(self, a: Int[Tensor, "*shape 3"], b: Int[Tensor, "*shape 3"]) -> Bool[Tensor, "*shape"]:
+    def repeats(self, a: Int[Tensor, "*shape 4"], b: Int[Tensor, "*shape 4"]) -> Bool[Tensor, "*shape"]:
         """Whether two spans share too many lines."""
         shared = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min(0)
         joined = (a[..., 2] - a[..., 1]) + (b[..., 2] - b[..., 1]) - shared
-        return (a[..., 0] == b[..., 0]) & (shared > self.overlap * joined)
+        alternatives = (a[..., 3] != b[..., 3]) & (a[..., 3] > 0) & (b[..., 3] > 0)
+        return (a[..., 0] == b[..., 0]) & (shared > self.overlap * joined) & ~alternatives
 
     def distinct(self, hits: Hits, k: int) -> Hits:
         """The k best of `hits` (best first, usually several times k) of which none repeats a better one."""
         n, found = hits.ids.shape
         span = self.spans[hits.ids]
-        pair = (n, found, found, 3)
+        pair = (n, found, found, 4)
         clash = self.repeats(span[:, :, None].expand(pair), span[:, None].expand(pair))
         alive = hits.ids >= 0
         row = torch.arange(n)
@@ -130,7 +132,7 @@ class Spans:
         near = ids[:, :, None] + torch.arange(-self.reach, self.reach + 1)
         valid = (ids[:, :, None] >= 0) & (near >= 0) & (near < len(self.spans))
         near = near.clamp(0, len(self.spans) - 1)
-        found = self.spans[ids.clamp_min(0)][:, :, None].expand(n, k, near.shape[2], 3)
+        found = self.spans[ids.clamp_min(0)][:, :, None].expand(n, k, near.shape[2], 4)
         repeats = valid & self.repeats(found, self.spans[near])
         question = torch.arange(n)[:, None, None].expand_as(near)
         out = torch.zeros(n, len(self.spans), dtype=torch.bool)
@@ -138,7 +140,7 @@ class Spans:
         return out
 
 
-def _reach(spans: Int[Tensor, "passages 3"]) -> int:
+def _reach(spans: Int[Tensor, "passages 4"]) -> int:
     """How many rows away a passage that shares a line can stand, given that rows are sorted by document and start."""
     if not len(spans):
         return 0

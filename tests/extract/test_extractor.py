@@ -29,7 +29,7 @@ def test_it_starts_open_and_neutral() -> None:
     out = Extractor(CONFIG)(*inputs(10))
     assert (Extractor(CONFIG).log_gates(out.retrieve, "hard") == 0).all()
     assert (Extractor(CONFIG).log_gates(out.read, "hard") == 0).all()
-    spans = torch.tensor([[0, 2], [0, 5], [7, 10]])
+    spans = torch.tensor([[0, 2, 0], [0, 5, 1], [7, 10, 2]])
     assert (Extractor(CONFIG).log_prior(out, spans).abs() < 1e-6).all()
 
 
@@ -38,11 +38,13 @@ def test_the_prior_is_edges_plus_inside_plus_mean_score() -> None:
     c0 = torch.sigmoid(torch.tensor(CONFIG.cut_logit))
     cut, span = torch.tensor([0.5, 0.6, 0.2, 0.3]).logit(), torch.tensor([9.0, 1.0, 4.0, 9.0])
     zero = torch.zeros(4)
-    extractor, out = Extractor(CONFIG), Extraction(zero, zero, zero, cut, span)
+    rows = torch.tensor([0.0, 2.0, 1.0, 0.0])
+    extractor, out = Extractor(CONFIG), Extraction(zero, zero, zero, cut, span, rows, -rows)
     edges = torch.log(0.6 / c0) + torch.log(0.3 / c0)
     expected = edges + torch.log(0.8 / (1 - c0)) + 2.5
-    torch.testing.assert_close(extractor.log_prior(out, torch.tensor([[1, 3]]))[0], expected)
-    torch.testing.assert_close(extractor.log_prior(out, torch.tensor([[3, 4]]))[0], torch.log(0.3 / c0) + 9)
+    prior = extractor.log_prior(out, torch.tensor([[1, 3, 0], [1, 3, 1], [1, 3, 2]]))
+    torch.testing.assert_close(prior, torch.stack([expected, expected + 1.5, expected - 1.5]))
+    torch.testing.assert_close(extractor.log_prior(out, torch.tensor([[3, 4, 0]]))[0], torch.log(0.3 / c0) + 9)
 
 
 def test_hard_gates_are_one_or_shut() -> None:

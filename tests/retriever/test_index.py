@@ -11,7 +11,8 @@ from e2erag.retriever import Hits, Index, Spans, log_prob_found
 
 
 def spans(*rows: tuple[int, int, int]) -> torch.Tensor:
-    return torch.tensor(rows)
+    """As printed: reading 0."""
+    return torch.tensor([(*row, 0) for row in rows])
 
 
 @given(n=st.integers(1, 30), k=st.integers(1, 40), seed=st.integers(0, 99))
@@ -47,7 +48,7 @@ def test_equal_scores_are_ordered_by_row() -> None:
     """Eight equal vectors: 0 to 7, in the search and in what training finds."""
     index = Index(torch.ones(8, 2))
     assert index.search(torch.ones(1, 2), 8).ids.tolist() == [list(range(8))]
-    rows = torch.tensor([(0, 2 * i, 2 * i + 1) for i in range(8)])
+    rows = spans(*((0, 2 * i, 2 * i + 1) for i in range(8)))
     assert index.found(torch.ones(1, 8), Spans(rows, 0.3), 8).tolist() == [list(range(8))]
 
 
@@ -91,6 +92,14 @@ def test_nested_passages_do_not_fill_k() -> None:
     assert chosen.scores.tolist() == [[4.0, 1.0, -torch.inf]]
 
 
+def test_two_readings_of_a_table_stand_beside_each_other() -> None:
+    """Rows and sentences of the same lines are alternatives; the lines as printed repeat either."""
+    rows = torch.tensor([(0, 0, 6, 0), (0, 0, 6, 1), (0, 0, 6, 2)])
+    scores = torch.tensor([[3.0, 2.0, 1.0]])
+    assert Spans(rows, 0.3).distinct(Hits(torch.tensor([[1, 2, 0]]), scores), 3).ids.tolist() == [[1, 2, -1]]
+    assert Spans(rows, 0.3).distinct(Hits(torch.tensor([[0, 1, 2]]), scores), 3).ids.tolist() == [[0, -1, -1]]
+
+
 @given(seed=st.integers(0, 999), overlap=st.sampled_from([0.0, 0.3, 0.5, 1.0]))
 @settings(max_examples=40, deadline=None)
 def test_nested_finds_every_passage_that_repeats_one_found(seed: int, overlap: float) -> None:
@@ -99,10 +108,11 @@ def test_nested_finds_every_passage_that_repeats_one_found(seed: int, overlap: f
     made = set()
     for _ in range(25):
         document, start, size = (int(torch.randint(0, top, (1,), generator=g)) for top in (3, 20, 8))
-        made.add((document, 30 * document + start, 30 * document + start + size + 1))
+        reading = int(torch.randint(0, 3, (1,), generator=g))
+        made.add((document, 30 * document + start, 30 * document + start + size + 1, reading))
     table = torch.tensor(sorted(made))
     every = Spans(table, overlap)
     ids = torch.randint(0, len(table), (2, 3), generator=g)
     n = len(table)
-    repeats = every.repeats(table[ids][:, :, None].expand(2, 3, n, 3), table[None, None].expand(2, 3, n, 3)).any(1)
+    repeats = every.repeats(table[ids][:, :, None].expand(2, 3, n, 4), table[None, None].expand(2, 3, n, 4)).any(1)
     assert torch.equal(every.nested(ids), repeats)

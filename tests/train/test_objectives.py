@@ -158,7 +158,7 @@ def test_gate_divergence_is_zero_at_its_rates_and_pulls_towards_them() -> None:
     from e2erag.train.module import gate_divergence
 
     def extraction(keep: float, cut: float) -> Extraction:
-        logits = [torch.full((6,), p).logit().requires_grad_() for p in (keep, keep, 0.5, cut, 0.5)]
+        logits = [torch.full((6,), p).logit().requires_grad_() for p in (keep, keep, 0.5, cut, 0.5, 0.5, 0.5)]
         return Extraction(*logits)
 
     assert gate_divergence(extraction(0.9, 0.1), 0.9, 0.1).item() == pytest.approx(0, abs=1e-6)
