@@ -1,11 +1,14 @@
 """Candidate passages, and lines as tokens."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2erag.extract import propose
+from e2erag.extract import KINDS, Box, Document, Extractor, Page, Unit, propose
+from e2erag.extract.candidates import block_starts
 from e2erag.extract.tokens import LineTokens, buckets, pad
 from e2erag.testing import tiny_document, tiny_encoder
 
@@ -40,12 +43,114 @@ def test_a_passage_is_its_lines_and_carries_what_it_does_not_hold(
         own = list(range(passage.start, passage.stop))
         assert set(passage.carried) == set(range(min(named, len(document)))) - set(own)
         assert passage.text == "\n".join(document.units[i].text for i in [*passage.carried, *own])
+        assert [unit.text for unit in passage.units] == [document.units[i].text for i in [*passage.carried, *own]]
+
+
+def sheet(*lines: tuple[str, float, float, bool], number: int = 1) -> Page:
+    """A page of lines given as text, top, size and bold."""
+    units = [
+        Unit(text, number, i, Box(50.0, top, 50.0 + 5 * len(text), top + size), size, bold)
+        for i, (text, top, size, bold) in enumerate(lines, 1)
+    ]
+    return Page(number, 612.0, 792.0, tuple(units))
+
+
+REPORT = Document(
+    "r.pdf",
+    "0",
+    (
+        sheet(
+            ("Summary", 50.0, 14.0, True),
+            ("the pilot landed", 70.0, 10.0, False),
+            ("and left.", 82.0, 10.0, False),
+            ("A second para-", 110.0, 10.0, False),
+            ("graph.", 122.0, 10.0, False),
+            ("Findings", 150.0, 14.0, True),
+            ("none", 170.0, 10.0, False),
+        ),
+        sheet(("at all", 50.0, 10.0, False), ("but one", 62.0, 10.0, False), number=2),
+    ),
+)
+
+
+def test_blocks_sections_and_pages_are_candidates_too() -> None:
+    """Blocks begin after wide gaps and in other sizes; sections run from heading to heading, also over a page's end."""
+    assert block_starts(REPORT.pages[0]) == [0, 1, 3, 5, 6]
+    spans = {kind: {(p.start, p.stop) for p in propose(REPORT, (20,), kinds=(kind,))} for kind in KINDS}
+    whole = {(0, 7), (7, 9)}
+    assert spans["page"] == whole
+    assert spans["block"] == whole | {(0, 1), (1, 3), (3, 5), (5, 6), (6, 7)}
+    assert spans["section"] == whole | {(0, 5), (5, 9)}
+
+
+@given(
+    words=st.lists(st.lists(st.integers(0, 12), max_size=12), min_size=1, max_size=3),
+    bound=st.integers(5, 40),
+    most=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_bounds_hold_and_no_line_is_lost(words: list[list[int]], bound: int, most: int, seed: int) -> None:
+    """At most so many tokens (a longer line stands alone), about so many candidates a page, no text lost."""
+    rng = np.random.default_rng(seed)
+    pages = [
+        sheet(*[(" ".join("ab" for _ in range(n)), 40.0 + 14 * i + rng.integers(0, 9), 10.0, False)
+                for i, n in enumerate(lines)], number=number)
+        for number, lines in enumerate(words, 1)
+    ]  # fmt: skip
+    document = Document("a.pdf", "0", tuple(pages))
+    tokens = np.asarray([len(unit.text.split()) for unit in document], np.int64)
+    passages = propose(document, (2, 5), 0, None, KINDS, tokens, bound, most)
+    assert all(tokens[p.start : p.stop].sum() <= bound or p.stop == p.start + 1 for p in passages)
+    covered = {i for p in passages for i in range(p.start, p.stop)}
+    assert {i for i, n in enumerate(tokens) if n} <= covered
+    counts = np.bincount([p.page for p in passages], minlength=1) if passages else np.zeros(1)
+    full = propose(document, (2, 5), 0, None, KINDS, tokens, bound)
+    assert len(passages) <= len(full)
+    for number in range(1, len(words) + 1):
+        own = [p for p in passages if p.page == number]
+        if counts[number : number + 1].sum() > most:  # then each is the only one to hold some line
+            held = np.zeros(len(document))
+            for p in own:
+                held[p.start : p.stop] += 1
+            assert all((held[p.start : p.stop] == 1).any() for p in own)
+
+
+def test_a_passage_reads_broken_words_whole() -> None:
+    """The text joins what a line's end breaks; the units and so the boxes stay as printed."""
+    passage = next(p for p in propose(REPORT, (2,)) if p.start == 3)
+    assert passage.text == "A second paragraph."
+    assert [unit.text for unit in passage.units] == ["A second para-", "graph."]
+
+
+@given(size=st.integers(1, 30), overlap=st.integers(0, 29), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_fixed_chunker_covers_every_line_in_order(size: int, overlap: int, seed: int) -> None:
+    """Chunks of whole lines within the size, over page ends, the overlap no larger than asked for."""
+    if overlap >= size:
+        with pytest.raises(ValueError, match="overlaps by less than itself"):
+            Extractor.fixed(size, overlap).propose(REPORT)
+        return
+    tokens = np.random.default_rng(seed).integers(0, 9, len(REPORT))
+    passages = Extractor.fixed(size, overlap).propose(REPORT, tokens=tokens)
+    assert [p.start for p in passages] == sorted({p.start for p in passages})
+    assert {i for p in passages for i in range(p.start, p.stop)} == set(range(len(REPORT)))
+    for passage, after in pairwise(passages):
+        assert tokens[after.start : passage.stop].sum() <= overlap
+        assert after.start <= passage.stop
+    assert all(tokens[p.start : p.stop].sum() <= size or p.stop == p.start + 1 for p in passages)
 
 
 def test_two_granularities_overlap() -> None:
     """Six lines with windows of 2 and 4: steps of half a window, so every gap is inside some candidate."""
     spans = [(p.start, p.stop) for p in propose(tiny_document([["a"] * 6]), (2, 4))]
     assert spans == [(0, 2), (0, 4), (1, 3), (2, 4), (2, 6), (3, 5), (4, 6)]
+
+
+def test_windows_begin_anew_at_a_cut() -> None:
+    """Seven lines cut before the fourth: windows of four on either side, none across."""
+    cuts = np.arange(7) == 3
+    assert [(p.start, p.stop) for p in propose(tiny_document([["a"] * 7]), (4,), cuts=cuts)] == [(0, 3), (3, 7)]
 
 
 def test_a_cut_splits_the_windows_that_cross_it() -> None:

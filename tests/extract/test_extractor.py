@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2erag.extract import CLOSED, LAYOUT_FEATURES, Extraction, Extractor, ExtractorConfig, layout_features
+from e2erag.extract import CLOSED, LAYOUT_FEATURES, Extraction, Extractor, ExtractorConfig, layout_features, network
 from e2erag.testing import tiny_document
 
 CONFIG = ExtractorConfig(text_dim=8, hidden=16)
@@ -89,6 +89,41 @@ def test_no_line_sees_across_a_page() -> None:
     for here, there in zip(extractor(layout, text, page), extractor(layout, other, page), strict=True):
         torch.testing.assert_close(here[:4], there[:4])
     assert extractor(layout, text, page).cut[[0, 4]].tolist() == [CONFIG.cut_logit] * 2
+
+
+def test_pages_computed_together_are_pages_computed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the padding and the order of pages; a page over the limit is seen in pieces."""
+    extractor = trained().double()
+    sizes = [3, 40, 1, 17]
+    layout, text, _ = (x.double() for x in inputs(sum(sizes)))
+    page = torch.repeat_interleave(torch.tensor([7, 9, 2, 4]), torch.tensor(sizes))
+    monkeypatch.setattr(network, "BUDGET", 30)
+    together = torch.stack(extractor(layout, text, page))
+    for piece in torch.arange(sum(sizes)).split(sizes):
+        torch.testing.assert_close(torch.stack(extractor(layout[piece], text[piece], page[piece])), together[:, piece])
+    monkeypatch.setattr(network, "PIECE", 20)
+    pieces = torch.stack(extractor(layout, text, page))
+    torch.testing.assert_close(pieces[:, :3], together[:, :3])
+    torch.testing.assert_close(pieces[:, 3:23], torch.stack(extractor(layout[3:23], text[3:23], page[3:23])))
+
+
+def test_a_line_is_judged_by_its_whole_page() -> None:
+    """Attention: the last line of a page changes what is said of the first."""
+    extractor = trained()
+    layout, text, page = inputs(12, pages=1)
+    other = text.clone()
+    other[11] = torch.randn(8)
+    assert not torch.allclose(extractor(layout, text, page).read[0], extractor(layout, other, page).read[0], atol=1e-6)
+
+
+def test_the_fixed_chunker_opens_every_gate_and_prefers_nothing() -> None:
+    """The baseline has the same interface, nothing to learn, and no opinion."""
+    extractor = Extractor.fixed(100, 20, text_dim=8)
+    out = extractor(*inputs(6))
+    for mode in ("soft", "sample", "hard"):
+        assert (extractor.log_gates(out.read, mode) == 0).all()
+    assert (extractor.log_prior(out, torch.tensor([[0, 2, 0], [1, 6, 0]])) == 0).all()
+    assert not [p for p in extractor.parameters() if p.requires_grad]
 
 
 @given(n=st.integers(1, 12), seed=st.integers(0, 99))
