@@ -1,0 +1,301 @@
+"""Does the extractor learn from answers alone what of a page to keep? SQuAD articles printed as realistic PDFs.
+
+    python benchmarks/extractor_learns.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
+
+Every seed prints other articles, as journal papers, reports and web pages, with running heads, footers, page numbers,
+sidebars and notices. A system over all-MiniLM-L6-v2 and SmolLM2-135M-Instruct is trained on −log p(y|x) of some of them
+(at most 500 questions) and measured on unseen ones, whose boilerplate is partly of kinds that training never showed.
+
+Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `fixed-N`
+(fixed chunks of N tokens instead of candidates), `extractor` (only the extractor is trained), `retriever` and
+`retriever-clean` (only the retriever is trained, on either print), `both`. Share of the distance closed:
+
+    (arm − printed) / (clean − printed)     and for `both`     (both − retriever) / (retriever-clean − retriever)
+
+A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from time import perf_counter
+
+import numpy as np
+import torch
+from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
+
+from e2erag import RAG
+from e2erag.artefact import write_file
+from e2erag.extract import Document, Extractor, ExtractorConfig, read
+from e2erag.questions import Question
+from e2erag.train import FitConfig, marginal
+
+FIXED = (64, 128, 256)
+ARMS = ("printed", "clean", *(f"fixed-{n}" for n in FIXED), "extractor", "retriever", "retriever-clean", "both")
+GATES = ("retrieve", "read")
+TEXT = ("text", "heading")
+"""Roles of the lines that should stay."""
+FROZEN = {
+    "extractor": ("retriever", "generator"),
+    "retriever": ("extractor", "generator"),
+    "retriever-clean": ("extractor", "generator"),
+    "both": ("generator",),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything.
+
+    Attributes:
+        articles: to learn from, and unseen ones to test on.
+        paragraphs: of each article.
+        questions: to learn from, and to test on.
+        read: test questions whose answers' likelihood is measured.
+        k: passages read per question.
+        fit: changes to `FitConfig`.
+    """
+
+    articles: tuple[int, int] = (8, 10)
+    paragraphs: int = 12
+    questions: tuple[int, int] = (480, 400)
+    read: int = 120
+    k: int = 3
+    epochs: int = 1
+    refresh_every: int = 20
+    gate_weight: float = 0.3
+    keep_rate: float = 0.8
+    lr_extractor: float = 3e-3
+
+
+QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), read=4, k=2)
+
+
+@dataclass(frozen=True)
+class Print:
+    """Documents with, per line, its role and its paragraph, and the questions asked of them."""
+
+    documents: list[Document]
+    roles: list[str]
+    paragraphs: list[str | None]
+    questions: list[tuple[Question, str]]
+
+
+def printed(chosen: Sequence[Article], count: int, seed: int, folder: Path, bare: bool) -> Print:
+    """The articles as PDFs, read back; `bare` prints the text alone. `count` questions are drawn by the seed."""
+    documents, kinds, owners = [], [], []
+    for number, article in enumerate(chosen):
+        path = folder / f"{'bare' if bare else 'full'}-{seed}-{number}.pdf"
+        gold = (clean if bare else render)(article, path, seed=seed + 10 * number)
+        document = read(path)
+        documents.append(document)
+        kinds += roles(document, gold)
+        owners += paragraphs(document, gold)
+    asked = [(Question(q.text, q.answers), q.paragraph) for article in chosen for q in article.questions]
+    Random(seed).shuffle(asked)
+    return Print(documents, kinds, owners, asked[:count])
+
+
+def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
+    """One system on one print, in the gate mode that it has indexed it in."""
+    corpus, mode = rag.corpus, rag.config.mode
+    assert corpus is not None
+    texts = [text.casefold() for document in corpus.documents for text in document.texts]
+
+    def holds(passage: int, question: Question, paragraph: str) -> bool:
+        """Whether a passage's own lines hold an answer in the paragraph that the question was asked of."""
+        lines, carried = corpus.lines(passage)
+        words = " ".join(texts[line] for line in lines[carried:].tolist() if data.paragraphs[line] == paragraph)
+        return any(answer.casefold() in words for answer in question.answers)
+
+    asked = [question for question, _ in data.questions]
+    found = rag.search([question.question for question in asked], size.k)
+    right = [
+        [i >= 0 and holds(i, *question) for i in ids]
+        for ids, question in zip(found.ids.tolist(), data.questions, strict=True)
+    ]
+    losses: list[float] = []
+    with torch.no_grad():
+        gates = rag.model.gates(corpus, mode)
+        rows, _ = rag.model.rows(corpus, [q.question for q in asked], None, found.ids, gates, mode, closed_book=False)
+        for start in range(0, min(size.read, len(asked)), 8):
+            terms = rag.terms(asked[start : min(start + 8, size.read)], size.k, mode)
+            losses += marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).tolist()
+    tokens = np.diff(corpus.retriever_lines.offsets)
+    lines = [corpus.lines(i) for i in range(len(corpus.passages))]
+    kept = [gates.kept(gates.retrieve, *each) if mode == "hard" else each[0] for each in lines]
+    figures = {
+        "recall@1": float(np.mean([row[0] for row in right])),
+        "recall@k": float(np.mean([any(row) for row in right])),
+        "answer_logp": -float(np.mean(losses)),
+        "tokens_read": sum(int((row.owner >= 0).sum()) for row in rows) / len(asked),
+        "tokens_stored": float(sum(tokens[each].sum() for each in kept)),
+        "candidates": float(len(kept)),
+    }
+    text = np.asarray([role in TEXT for role in data.roles])
+    for name in GATES:
+        values = torch.sigmoid(getattr(gates.extraction, name) / rag.model.extractor.temperature).cpu().numpy()
+        for kind, chosen in (("text", values[text]), ("boilerplate", values[~text])):
+            if len(chosen):
+                figures[f"{name}_{kind}"] = float(chosen.mean())
+                figures[f"{name}_{kind}_dropped"] = float((chosen <= rag.model.extractor.config.threshold).mean())
+    return figures
+
+
+def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, dict[str, float]]:
+    """Train what the arm trains, and measure on unseen articles with soft and with hard gates."""
+    bare = arm in ("clean", "retriever-clean")
+    train, test = (data[f"{split} {'bare' if bare else 'full'}"] for split in ("train", "test"))
+    rag = RAG.from_pretrained(seed=seed, extractor=ExtractorConfig(identity_lines=2))
+    if arm.startswith("fixed"):
+        chunks = int(arm.split("-")[1])
+        rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
+    seconds = steps = 0.0
+    if arm in FROZEN:
+        rag.index(train.documents)
+        config = FitConfig(
+            epochs=size.epochs, k=size.k, refresh_every=size.refresh_every, gate_weight=size.gate_weight,
+            keep_rate=size.keep_rate, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
+        )  # fmt: skip
+        done = rag.fit([question for question, _ in train.questions], config)
+        seconds, steps = done.seconds, float(done.steps)
+    figures = {}
+    for mode in ("soft", "hard"):
+        rag.config = replace(rag.config, mode=mode)
+        rag.index(test.documents)
+        figures[mode] = measure(rag, test, size) | {"train_seconds": seconds, "steps": steps}
+    return figures
+
+
+def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
+    """Training articles and unseen ones by the seed, each printed with boilerplate and without."""
+    pools = [articles(folder, "train14"), articles(folder, "dev32")]
+    data = {}
+    for split, pool, count, questions, base in zip(
+        ("train", "test"), pools, size.articles, size.questions, (seed, UNSEEN + seed), strict=True
+    ):
+        chosen = [cut(article, size.paragraphs) for article in Random(f"{split} {seed}").sample(pool, count)]
+        for bare in (False, True):
+            data[f"{split} {'bare' if bare else 'full'}"] = printed(chosen, questions, base, out / "pdf", bare)
+    return data
+
+
+def cut(article: Article, count: int) -> Article:
+    """Its first paragraphs, and the questions that these answer."""
+    kept = {paragraph.id for paragraph in article.paragraphs[:count]}
+    asked = tuple(question for question in article.questions if question.paragraph in kept)
+    return replace(article, paragraphs=article.paragraphs[:count], questions=asked)
+
+
+def closed(cells: dict[str, dict[str, dict[str, float]]], arm: str, mode: str, metric: str) -> float:
+    """Share of the distance between printed and clean text that training closed; NaN where there is none."""
+    low, high = ("retriever", "retriever-clean") if arm == "both" else ("printed", "clean")
+    if low not in cells or high not in cells or arm not in cells:
+        return float("nan")
+    distance = cells[high][mode][metric] - cells[low][mode][metric]
+    return (cells[arm][mode][metric] - cells[low][mode][metric]) / distance if distance > 0 else float("nan")
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Mean over the seeds and its 95 % t interval; one seed has none."""
+    known = np.asarray([value for value in values if not np.isnan(value)])
+    if len(known) < 2:
+        return [float(known.mean()) if len(known) else float("nan"), float("nan"), float("nan")]
+    half = T95[min(len(known), len(T95) + 1) - 2] * known.std(ddof=1) / len(known) ** 0.5
+    return [float(known.mean()), float(known.mean() - half), float(known.mean() + half)]
+
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1, 2, ... degrees of freedom
+
+
+def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[str, object]:
+    """The figures that the benchmark is for, each as [mean, low, high] over the seeds."""
+    figures: dict[str, object] = {}
+    for arm in ("extractor", "both"):
+        for mode in ("soft", "hard"):
+            cells = [seed for seed in results.values() if arm in seed]
+            if not cells:
+                continue
+            values = [seed[arm][mode] for seed in cells]
+            base = "retriever" if arm == "both" else "printed"
+            figures[f"{arm} {mode}"] = {
+                "gate_boilerplate": {
+                    n: interval([v[f"{n}_boilerplate"] for v in values]) for n in ("retrieve", "read")
+                },
+                "gate_text": {n: interval([v[f"{n}_text"] for v in values]) for n in ("retrieve", "read")},
+                "distance_closed": {
+                    metric: interval([closed(seed, arm, mode, metric) for seed in cells])
+                    for metric in ("recall@1", "answer_logp")
+                },
+                "tokens_read_ratio": interval(
+                    [s[arm][mode]["tokens_read"] / s[base][mode]["tokens_read"] for s in cells if base in s]
+                ),
+                "tokens_stored_ratio": interval(
+                    [s[arm][mode]["tokens_stored"] / s[base][mode]["tokens_stored"] for s in cells if base in s]
+                ),
+            }
+    return figures
+
+
+SHOWN = (
+    "recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored", "retrieve_text", "retrieve_boilerplate",
+    "read_text", "read_boilerplate", "read_boilerplate_dropped", "read_text_dropped",
+)  # fmt: skip
+
+
+def show(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> None:
+    """One row per arm and gate mode: means over the seeds that have it."""
+    print(f"{'':24}" + "".join(f"{name.replace('boilerplate', 'boiler'):>20}" for name in SHOWN))
+    for arm in ARMS:
+        seeds = [cells[arm] for cells in results.values() if arm in cells]
+        for mode in ("soft", "hard") if seeds and arm in FROZEN else ("soft",) * bool(seeds):
+            means = [np.mean([cell[mode].get(name, np.nan) for cell in seeds]) for name in SHOWN]
+            label = f"{arm} {mode if arm in FROZEN else ''} ({len(seeds)})"
+            print(f"{label:24}" + "".join(f"{value:20.3f}" for value in means))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few questions and one seed: only that it runs")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
+    parser.add_argument("--out", type=Path, default=Path("runs/extractor_learns"))
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help=f"changes to {Size()}")
+    options = parser.parse_args()
+    size = QUICK if options.quick else Size()
+    for change in options.set:
+        name, value = change.split("=", 1)
+        size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
+    seeds = options.seeds[:1] if options.quick else options.seeds
+    out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
+    (out / "pdf").mkdir(parents=True, exist_ok=True)
+    write_file(out / "size.json", json.dumps(asdict(size), indent=2))
+    results: dict[int, dict[str, dict[str, dict[str, float]]]] = {}
+    for seed in seeds:
+        data = None
+        results[seed] = {}
+        for arm in options.arms:
+            cell = out / f"{arm}-{seed}.json"
+            if not cell.is_file():
+                data = data or prepare(seed, size, options.folder, out)
+                start = perf_counter()
+                done = run(arm, seed, size, data)
+                write_file(cell, json.dumps(done, indent=2))
+                print(f"seed {seed}, {arm}: {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+            results[seed][arm] = json.loads(cell.read_text(encoding="utf-8"))
+    show(results)
+    figures = summary(results) | {"seeds": seeds, "size": asdict(size)}
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        write_file(options.json, json.dumps(figures | {"cells": results}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
