@@ -2,5 +2,6 @@
 
 from e2erag.train.fit import FitConfig, Run, fit
 from e2erag.train.objectives import OBJECTIVES, marginal, rag_sequence
+from e2erag.train.warm_start import ROLES, warm_start
 
-__all__ = ["OBJECTIVES", "FitConfig", "Run", "fit", "marginal", "rag_sequence"]
+__all__ = ["OBJECTIVES", "ROLES", "FitConfig", "Run", "fit", "marginal", "rag_sequence", "warm_start"]
