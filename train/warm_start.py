@@ -4,8 +4,8 @@ A label file is jsonl, a row per line of a page that is labelled:
 
     {"file": "report.pdf", "page": 1, "line": 3, "role": "header"}
 
-`file` is a document's name or path as indexed, `page` and `line` count from 1 as in `Unit` (and in citations). Instead
-of `line` a row may hold `box`, [x0, y0, x1, y1] in points from the top left: it labels the lines whose middle lies in it.
+`file` is a document's name or path as indexed, `page` and `line` count from 1 as in `Unit` (and in citations). Instead of
+`line` a row may hold `box`, [x0, y0, x1, y1] in points from the top left: the lines whose middle lies in it.
 `role` is a name in `ROLES`. Lines without a label are left to the answers.
 """
 
@@ -96,6 +96,15 @@ def _rows(labels: str | Path | Iterable[Mapping[str, Any]]) -> list[tuple[str, M
     return rows
 
 
+def _is_label(row: Any) -> bool:
+    """Whether a row has every column, each of its kind."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("file"), str) or not isinstance(row.get("role"), str):
+        return False
+    box = row.get("box")
+    boxed = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    return isinstance(row.get("page"), int) and (isinstance(row.get("line"), int) or boxed)
+
+
 def _targets(
     corpus: Corpus, rows: list[tuple[str, Mapping[str, Any]]], kept: float, dropped: float
 ) -> tuple[list[int], Float[Tensor, " labelled"]]:
@@ -107,11 +116,7 @@ def _targets(
             first += len(page.units)
     found: dict[int, bool] = {}
     for where, row in rows:
-        if (
-            not isinstance(row, Mapping)
-            or not {"file", "page", "role"} <= row.keys()
-            or not {"line", "box"} & row.keys()
-        ):
+        if not _is_label(row):
             raise RoleError(f"{where}: a label has file, page, line (or box) and role, got {row!r:.100}")
         if row["role"] not in ROLES:
             raise RoleError(f"{where}: role is one of {', '.join(ROLES)}, got {row['role']!r}")

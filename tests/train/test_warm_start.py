@@ -26,7 +26,7 @@ def labels(pages: range) -> list[dict[str, object]]:
 
 
 def test_labelled_pages_teach_the_others(rag: RAG, tmp_path: Path) -> None:
-    """Three labelled pages: on the fourth the page number's gates are low and the text's are high; the index follows."""
+    """Three labelled pages: on the fourth the page number's gates are low, the text's are high."""
     (tmp_path / "roles.jsonl").write_text("\n".join(map(json.dumps, labels(range(1, 4)))))
     before = rag.index_.vectors.clone()
     losses = warm_start(rag, tmp_path / "roles.jsonl", steps=60)
@@ -52,7 +52,7 @@ def test_a_box_labels_the_lines_whose_middle_lies_in_it(rag: RAG) -> None:
         ({"file": "a.pdf", "page": 1, "line": 1}, "a label has file, page, line"),
         ({"file": "a.pdf", "page": 1, "line": 1, "role": "headr"}, "role is one of title, .* got 'headr'"),
         ({"file": "b.pdf", "page": 1, "line": 1, "role": "body"}, "no label meets a line"),
-        ("a.pdf", "a label has file, page, line"),
+        ({"file": "a.pdf", "page": 1, "box": [1, 2, 3], "role": "body"}, "a label has file, page, line"),
     ],
 )
 def test_bad_labels_say_what_a_label_is(rag: RAG, row: object, message: str) -> None:
