@@ -1,13 +1,17 @@
-"""The command line: `e2erag demo | fit | ask | evaluate`; every flag can stand in a YAML file given by --config."""
+"""The command line: `e2erag demo | extract | fit | ask | evaluate`; every flag can stand in a YAML file given by --config."""
 
+import sys
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from e2erag.artefact import write_file
 from e2erag.demo import demo
 from e2erag.evaluate import METRICS
 from e2erag.evaluate import evaluate as evaluate_system
+from e2erag.extract import Document, read_report
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
+from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.train import FitConfig
 
 
@@ -36,6 +40,52 @@ def fit(
     rag.fit(questions, settings)
     rag.save_pretrained(out)
     print(f"saved to {out}")
+
+
+def extract(
+    files: str | list[str],
+    out: str | None = None,
+    system: str | None = None,
+    cache: str | None = None,
+    workers: int | None = None,
+    engine: str | None = None,
+    pages: int = 3,
+) -> None:
+    """Read files and report what could not be read; with a system, show what its extractor keeps of them.
+
+    The exit code is 0 where every file was read, 3 where some were, 1 where none was.
+
+    Args:
+        files: paths, globs or folders.
+        out: a folder for what is read as Markdown, a file per document; with a system for its report, index.html.
+        system: a saved system, whose extractor judges every line.
+        cache: a folder that keeps what was read, so that a file is read once.
+        workers: processes to read in; none for a few small files, else one per core.
+        engine: pypdf or pypdfium2, to read PDFs with; the faster one where it is installed.
+        pages: of each document, how many are drawn and shown (with a system).
+    """
+    documents: list[Document] = []
+
+    def take(document: Document) -> None:
+        if system is not None:
+            documents.append(document)
+        elif out is not None:
+            # The digest keeps two files of one name apart.
+            write_file(Path(out) / f"{document.name}.{document.sha256[:8]}.md", document.to_markdown())
+
+    report = read_report(files, take, cache=cache, workers=workers, engine=engine)
+    print(report)
+    if documents:
+        rag = RAG.from_pretrained(system)
+        rag.index(documents)
+        for document in documents:
+            for page in [page.number for page in document.pages if page.units][:pages]:
+                print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty()))
+        print("\n" + "\n".join(map(str, [saved(rag), *dropped(rag)])))
+        if out is not None:
+            print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages)}")
+    if report.exit_code:
+        raise SystemExit(report.exit_code)
 
 
 def ask(system: str, question: str) -> None:
@@ -71,7 +121,8 @@ def evaluate(system: str, questions: str, files: str | list[str] | None = None) 
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
     try:
-        auto_cli({"demo": demo, "fit": fit, "ask": ask, "evaluate": evaluate}, as_positional=True)
+        commands = {"demo": demo, "extract": extract, "fit": fit, "ask": ask, "evaluate": evaluate}
+        auto_cli(commands, as_positional=True)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"e2erag: {error}") from None
 

@@ -207,11 +207,12 @@ class RAG:
 
     # ---------------------------------------------------------------------------------------------- indexing
 
-    def index(self, files: str | Path | Iterable[str | Path | Document]) -> list[ReadError]:
+    def index(self, files: str | Path | Iterable[str | Path | Document], **reading: Any) -> list[ReadError]:
         """Read files, propose passages and index them in place of what was indexed before.
 
         Args:
             files: a path, a glob pattern, a folder, or several of these; documents already read are taken as they are.
+            reading: options of `e2erag.extract.stream`, among them `cache`, `workers` and `engine`.
 
         Returns:
             The files that could not be read; each was warned of once.
@@ -221,7 +222,7 @@ class RAG:
         """
         given = [files] if isinstance(files, (str, Path)) else list(files)
         documents = [item for item in given if isinstance(item, Document)]
-        read, self.skipped = read_many([item for item in given if not isinstance(item, Document)])
+        read, self.skipped = read_many([item for item in given if not isinstance(item, Document)], **reading)
         documents += read
         if not documents:
             reasons = "".join(f"\n  {error}" for error in self.skipped) or " no files were given"

@@ -4,8 +4,8 @@ A label file is jsonl, a row per line of a page that is labelled:
 
     {"file": "report.pdf", "page": 1, "line": 3, "role": "header"}
 
-`file` is a document's name or path as indexed, `page` and `line` count from 1 as in `Unit` (and in citations). Instead of
-`line` a row may hold `box`, [x0, y0, x1, y1] in points from the top left: the lines whose middle lies in it.
+`file` is a document's name or path as indexed, `page` and `line` count from 1 as in `Unit` (and in citations).
+Instead of `line` a row may hold `box`, [x0, y0, x1, y1] in points from the top left: the lines whose middle lies in it.
 `role` is a name in `ROLES`. Lines without a label are left to the answers.
 """
 
