@@ -1,4 +1,4 @@
-"""The command line: `e2erag demo | extract | fit | ask | evaluate`; every flag can stand in a YAML file given by --config."""
+"""The command line: `e2erag demo | extract | fit | ask | evaluate`; a flag can also stand in a YAML file (--config)."""
 
 import sys
 from pathlib import Path
