@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 
@@ -121,7 +122,7 @@ def evaluate(system: str, questions: str, files: str | list[str] | None = None) 
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
     try:
-        commands = {"demo": demo, "extract": extract, "fit": fit, "ask": ask, "evaluate": evaluate}
+        commands: dict[str, Any] = {"demo": demo, "extract": extract, "fit": fit, "ask": ask, "evaluate": evaluate}
         auto_cli(commands, as_positional=True)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"e2erag: {error}") from None
