@@ -28,11 +28,14 @@ class GeneratorConfig:
     max_tokens: longest row (prompt and answer); the passage is cut to fit.
     max_new_tokens: longest generated answer.
     token_budget: padded tokens of one forward pass; bounds its memory.
+    held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is computed
+        a second time there. About .6 MB each for SmolLM2-135M.
     """
 
     max_tokens: int = 1024
     max_new_tokens: int = 32
     token_budget: int = 2048
+    held_tokens: int = 4096
 
 
 class Answers(NamedTuple):
@@ -78,13 +81,13 @@ class Generator(nn.Module):
         """
         if not rows:
             return torch.zeros(0, device=self.device)
-        out = []
-        order = []
+        out, order, held = [], [], 0
         for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
             chosen = [rows[i] for i in batch]
             gates = [slots[i] for i in batch] if slots is not None else None
-            if len(chosen) < len(rows) and torch.is_grad_enabled():
-                # Several batches: hold the graph of one at a time, at the price of a second forward pass.
+            held += len(chosen) * max(len(row.ids) for row in chosen)
+            if held > self.config.held_tokens and torch.is_grad_enabled():
+                # Hold the graph of one such batch at a time, at the price of a second forward pass.
                 logp = checkpoint(self._batch_log_likelihood, chosen, log_gates, gates, use_reentrant=False)
             else:
                 logp = self._batch_log_likelihood(chosen, log_gates, gates)

@@ -83,7 +83,7 @@ def test_small_batches_with_recomputation_give_the_same_value_and_gradient() -> 
     """A budget of one row a batch holds one graph at a time; values and gradients stay."""
     results = []
     for budget in (4096, 1):
-        generator = tiny_generator(config=GeneratorConfig(max_tokens=256, token_budget=budget))
+        generator = tiny_generator(config=GeneratorConfig(max_tokens=256, token_budget=budget, held_tokens=budget // 2))
         made = [row(generator, [0, 1, 2]), row(generator, None), row(generator, [1])]
         gates = torch.tensor([-0.5, -2.0, -0.1], requires_grad=True)
         logp = generator.log_likelihood(made, gates, [np.arange(3), None, np.array([1])])
