@@ -139,6 +139,12 @@ class Document:
     def name(self) -> str:
         return Path(self.file).name
 
+    def to_markdown(self, pages: bool = False) -> str:
+        """Headings, paragraphs, lists and tables as Markdown; with `pages`, each page begins with a comment."""
+        from e2erag.extract.markdown_out import to_markdown
+
+        return to_markdown(self, pages)
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, the inverse of `from_json`."""
         return {

@@ -1,27 +1,47 @@
-"""Reads files: one with `read`, folders and patterns of them with `read_many`."""
+"""Reads one file with `read`, and finds the files of folders and patterns with `find`; `stream` reads those."""
 
+import fnmatch
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers import READERS, read_pdf
+from e2erag.extract.readers.shown import short
 
 
-def read(path: str | Path) -> Document:
+def read(path: str | Path, engine: str | None = None) -> Document:
     """One file as a `Document`; boxes and sizes are in points. A file without a suffix is judged by its first bytes.
+
+    `engine` says what reads PDFs, "pypdf" or "pypdfium2"; None is the faster one that is installed. It reads in this
+    process, without limits: a file made to be endless is endless here. `stream` and `read_many` can bound it.
 
     Raises:
         ReadError: the file can't be read, or is of a kind that has no reader; the reason is in the message.
+        ValueError, ImportError: there is no such engine, or it is not installed.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in READERS or not path.is_file() or _is_pdf(path):  # what is missing or a folder, read_pdf explains
-        return READERS.get(suffix, read_pdf)(path)
+        if not path.is_file() and not path.is_dir() and path.exists():
+            raise ReadError(path, "is a pipe or a device: save what it gives as a file first")
+        reader = READERS.get(suffix, read_pdf)
+        return read_pdf(path, engine) if reader is read_pdf else reader(path)
     kinds = ", ".join(sorted(READERS))
     raise ReadError(path, f"is a {suffix or 'file without suffix'}: only {kinds} can be read, convert it")
+
+
+def attempt(path: Path, engine: str | None = None) -> Document | ReadError:
+    """`read`, and every way it can fail but for want of memory as a `ReadError`, an error of the reader's own too."""
+    try:
+        return read(path, engine)
+    except ReadError as error:
+        return error
+    except MemoryError:
+        raise
+    except Exception as error:
+        return ReadError(path, f"made its reader fail ({short(error)}): report this with the file, or leave it out")
 
 
 def _is_pdf(path: Path) -> bool:
@@ -32,43 +52,89 @@ def _is_pdf(path: Path) -> bool:
         return False
 
 
-def read_many(paths: str | Path | Iterable[str | Path]) -> tuple[list[Document], list[ReadError]]:
-    """Every readable file among `paths`, and the errors of those that are not: one bad file doesn't stop a corpus.
-
-    `paths` is a file, a folder (its PDFs, those in folders below it too), a glob pattern (`**` goes through folders),
-    or an iterable of these. Files come sorted within each, and a file that is named twice is read once.
-    """
-    documents: list[Document] = []
-    errors: list[ReadError] = []
-    for found in tqdm(list(find(paths)), desc="read", unit="file", disable=None):
-        if isinstance(found, ReadError):
-            errors.append(found)
-            continue
-        try:
-            documents.append(read(found))
-        except ReadError as error:
-            errors.append(error)
-    return documents, errors
-
-
 def find(paths: str | Path | Iterable[str | Path]) -> Iterator[Path | ReadError]:
-    """The files that `paths` names, as `read_many` reads them; an error in the place of what names none."""
-    seen: set[Path] = set()
+    """The files that `paths` names, as `stream` reads them; an error in the place of what names none.
+
+    `paths` is a file, a folder (the files in it that can be read, those in folders below it too), a glob pattern
+    (`**` goes through folders), or an iterable of these. Files come sorted within each, and a file that is named twice
+    comes once. A folder that can't be listed is an error after the files that were found.
+    """
+    seen: set[str] = set()
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        files = list(_expand(path))
-        if not files:
+        files, errors = _expand(path)
+        if not files and not errors:
             kinds = ", ".join(sorted(READERS))
             yield ReadError(path, f"matches no file: check the pattern, or that the folder holds {kinds} files")
         for file in files:
-            if file.resolve() not in seen:
-                seen.add(file.resolve())
+            real = _real(file)
+            if real not in seen:
+                seen.add(real)
                 yield file
+        yield from errors
 
 
-def _expand(path: str | Path) -> Iterable[Path]:
-    folder = Path(path)
-    if folder.is_dir():
-        return sorted(file for file in folder.rglob("*") if file.suffix.lower() in READERS and file.is_file())
-    if glob.has_magic(str(path)) and not folder.exists():  # a file's own name may have brackets in it
-        return sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-    return [folder]
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # a NUL in the name: `read` says so
+        return str(path)
+
+
+def _expand(path: str | Path) -> tuple[list[Path], list[ReadError]]:
+    folder, errors = Path(path), list[ReadError]()
+    try:
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, ValueError):  # a name that is too long, or no name
+        return [folder], []
+    if is_folder:
+        names = [Path(top, name) for top, files in _folders(str(folder), False, errors) for name in files]
+        return sorted(file for file in names if file.suffix.lower() in READERS and file.is_file()), errors
+    if glob.has_magic(str(path)) and not exists:  # a file's own name may have brackets in it
+        found = {Path(name) for name in _matches(str(path), errors)}
+        return sorted(file for file in found if file.is_file()), errors
+    return [folder], []
+
+
+def _matches(pattern: str, errors: list[ReadError]) -> Iterator[str]:
+    """What `glob.glob(pattern, recursive=True)` finds, but every folder is walked once: links may go in circles."""
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    above = os.sep.join([*parts[:at], ""])  # ends with a separator, so that it matches folders only
+    while parts[at : at + 1] == ["**"]:
+        at += 1
+    rest = os.sep.join(parts[at:])
+    for top in glob.iglob(above) if above else [""]:
+        for folder, files in _folders(top or os.curdir, True, errors):
+            inside = folder if top else folder[2:]  # without the "./"
+            if os.sep in rest:
+                yield from _matches(os.path.join(glob.escape(inside), rest), errors)
+            else:
+                shown = [name for name in files if rest.startswith(".") or not name.startswith(".")]
+                yield from (os.path.join(inside, name) for name in fnmatch.filter(shown, rest or "*"))
+
+
+def _folders(top: str, follow: bool, errors: list[ReadError]) -> Iterator[tuple[str, list[str]]]:
+    """`top` and the folders below it, each with the names of its files; with `follow`, links and no hidden folders."""
+
+    def unlisted(error: OSError) -> None:
+        reason = f"can't be listed ({error.strerror or error}): give yourself the right to read it, or leave it out"
+        errors.append(ReadError(error.filename or top, reason))
+
+    seen: set[tuple[int, int]] = set()
+    for folder, below, files in os.walk(top, onerror=unlisted, followlinks=follow):
+        if follow:
+            try:
+                there = os.stat(folder)
+            except OSError as error:
+                unlisted(error)
+                continue
+            if (there.st_dev, there.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((there.st_dev, there.st_ino))
+            below[:] = [name for name in below if not name.startswith(".")]
+        below.sort()
+        yield folder, files

@@ -28,10 +28,15 @@ _COMBINING = {
     "´": "\u0301", "¨": "\u0308", "¯": "\u0304", "ˆ": "\u0302", "ˇ": "\u030c",
     "˘": "\u0306", "˙": "\u0307", "˚": "\u030a", "˜": "\u0303", "˝": "\u030b",
 }  # fmt: skip
+ACCENTS = "¸" + "".join(_COMBINING)
 _DOTLESS = {"ı": "i", "ȷ": "j"}
 # ... but not where ´ is an apostrophe ("it´s").
 _ACCENT = re.compile(f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b)([A-Za-zıȷ])")
 _CEDILLA = re.compile("([CcSsTt])¸")
+# "Introduction ........ 5": what leads the eye is no word.
+_LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
+# Codes that mean something in one font only: bullets, logos.
+_PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE]) | {0xAD: "-"}
 
 
@@ -110,7 +115,7 @@ class Line:
     def unit(self, page: int, number: int) -> Unit:
         """Line `number` of page `page`; both are counted from 1."""
         box = _around(self.runs)
-        bold = sum(len(run.text) * (1 if run.face.bold else -1) for run in self.runs) > 0
+        bold = sum(len(run.text.strip()) * (1 if run.face.bold else -1) for run in self.runs) > 0
         size = round(max(run.size for run in self.runs), 2)
         text, cells = (self.text, ()) if not self.starts else self.split()
         return Unit(text, page, number, box, size, bold, cells)
@@ -176,11 +181,13 @@ def _is_mark(last: Run, run: Run) -> bool:
 
 
 def clean(text: str) -> str:
-    """The text single-spaced, with ligatures opened, accents composed and control characters gone."""
+    """The text single-spaced, with ligatures opened, accents composed, dot leaders and control characters gone."""
     if not text.isprintable():
-        text = text.translate(_CONTROL)
+        text = _PRIVATE.sub(" ", text.translate(_CONTROL))
     if not text.isascii():
         text = _ACCENT.sub(lambda m: _DOTLESS.get(m[2], m[2]) + _COMBINING[m[1]], text)
         text = _CEDILLA.sub("\\1\u0327", text)
         text = "".join(p if i % 2 else unicodedata.normalize("NFKC", p) for i, p in enumerate(_KEPT.split(text)))
+    if "..." in text or ". . ." in text or "…" in text or "···" in text:
+        text = _LEADER.sub(" ", text)
     return " ".join(text.split())

@@ -1,48 +1,90 @@
 """Reads a PDF: text, boxes, sizes and bold, line by line, out of the page's own drawing instructions.
 
-In steps, for every page: follow its content stream and place every string that it shows (`pdf_walk`), join these into
-lines (`lines`), and make a `Unit` of every line with a word in it.
+Two engines find what a page shows, as the same runs of text: pypdf (`pdf_pypdf`, always there) and PDFium
+(`pdf_pdfium`, the extra `fast`). Here the runs become lines (`lines`) and every line with a word in it a `Unit`.
 """
 
 import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
+import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from pypdf import PdfReader
-
-from e2erag.extract.document import Document, Page, ReadError
+from e2erag.extract.document import Document, Page, ReadError, Unit
+from e2erag.extract.readers.columns import unwoven
 from e2erag.extract.readers.lines import join
-from e2erag.extract.readers.pdf_walk import Font, Matrix, PageTooLarge, Walk
+from e2erag.extract.readers.shown import Shown, short
+
+Engine = Literal["pypdf", "pypdfium2"]
+
+READER_VERSION = 2  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+
+SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
+DPI = 200.0
 
 
-def read_pdf(path: str | Path) -> Document:
+@runtime_checkable
+class _File(Protocol):
+    """An open PDF, whatever reads it."""
+
+    version: str
+
+    def __len__(self) -> int: ...
+    def __enter__(self) -> "_File": ...
+    def __exit__(self, *_: Any) -> None: ...
+    def shown(self, number: int) -> Shown: ...
+    @property
+    def title(self) -> str: ...
+
+
+def engine_or_default(engine: str | None) -> Engine:
+    """`engine` if there is one of that name and it is installed; for None the faster one that is.
+
+    Raises:
+        ValueError: no engine has that name.
+        ImportError: it is not installed.
+    """
+    installed = importlib.util.find_spec("pypdfium2") is not None
+    if engine is None:
+        return "pypdfium2" if installed else "pypdf"
+    if engine == "pypdfium2" and not installed:
+        raise ImportError("engine 'pypdfium2' is not installed: pip install 'e2erag[fast]', or use engine='pypdf'")
+    if engine == "pypdf":
+        return "pypdf"
+    if engine == "pypdfium2":
+        return "pypdfium2"
+    raise ValueError(f"engine is one of {', '.join(map(repr, get_args(Engine)))} or None, not {engine!r}")
+
+
+def read_pdf(path: str | Path, engine: str | None = None) -> Document:
     """The lines of a PDF, with boxes in points from the top left of each page as displayed (`/Rotate` applied).
 
-    Text that is drawn invisibly (an OCR layer under a scan) counts as text. A single page that can't be read, or that
-    is larger than `pdf_walk.PAGE_BYTES`, becomes a page without units, and a warning names it.
+    `engine` None is "pypdfium2" where it is installed, else "pypdf"; then a file that PDFium can't open is tried with
+    pypdf too. Text that is drawn invisibly (an OCR layer under a scan) counts as text. A page that can't be read has
+    no units and says why in `unread`; scans among them are recognised where the extra `ocr` is installed.
 
     Raises:
         ReadError: the file is missing, empty, no PDF, damaged, needs a password, or has no text on any page.
+        ValueError, ImportError: there is no such engine, or it is not installed.
     """
+    chosen = engine_or_default(engine)
     data = _bytes(path)
     if b"%PDF-" not in data[:1024]:
         raise ReadError(path, "is not a PDF: no %PDF header in its first 1024 bytes; convert it to PDF first")
-    failed: dict[int, str] = {}
-    with _quiet_pypdf():
-        reader = _open(path, data)
-        title = _title(reader)
-        fonts: dict[Any, Font | None] = {}
-        pages = tuple(_page(reader, number, fonts, failed) for number in range(1, _page_count(path, reader) + 1))
+    try:
+        file = _open(chosen, path, data)
+    except ReadError:
+        if engine is not None or chosen == "pypdf":
+            raise
+        file = _open("pypdf", path, data)
+    with file:
+        title, reader = " ".join(file.title.split()), f"{file.version} · {READER_VERSION}"
+        pages = tuple(_page(file, number, data) for number in range(1, len(file) + 1))
+    if not pages:
+        raise ReadError(path, "is damaged or cut off (it has no pages): fetch or export it again")
     if not any(page.units for page in pages):
-        raise ReadError(path, _no_text(len(pages), failed))
-    if failed:
-        _report(path, failed, len(pages))
-    return Document(str(path), hashlib.sha256(data).hexdigest(), pages, title)
+        raise ReadError(path, _no_text(pages))
+    return Document(str(path), hashlib.sha256(data).hexdigest(), pages, title, reader)
 
 
 def _bytes(path: str | Path) -> bytes:
@@ -61,105 +103,71 @@ def _bytes(path: str | Path) -> bytes:
     return data
 
 
-@contextmanager
-def _quiet_pypdf() -> Iterator[None]:
-    """pypdf logs every oddity of a file, hundreds of lines for some; what matters comes back as an error or warning."""
-    logger = logging.getLogger("pypdf")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _open(engine: Engine, path: str | Path, data: bytes) -> _File:
+    if engine == "pypdf":
+        from e2erag.extract.readers.pdf_pypdf import PypdfFile
+
+        return PypdfFile(path, data)
+    from e2erag.extract.readers.pdf_pdfium import PdfiumFile
+
+    return PdfiumFile(path, data)
 
 
-def _open(path: str | Path, data: bytes) -> PdfReader:
+def _page(file: _File, number: int, data: bytes) -> Page:
+    """Page `number`; without units where its content can't be read, and then `unread` has the reason."""
     try:
-        reader = PdfReader(io.BytesIO(data))
-        locked = reader.is_encrypted and not reader.decrypt("")
+        shown = file.shown(number)
+        lines = [line for line in unwoven(join(shown.runs)) if line.text]
     except MemoryError:
         raise
     except Exception as error:
-        raise _damaged(path, error) from error
-    if locked:
-        raise ReadError(path, "is encrypted: it opens only with a password; save a copy without one")
-    return reader
-
-
-def _damaged(path: str | Path, error: Exception) -> ReadError:
-    return ReadError(path, f"is damaged or cut off ({_reason(error)}): fetch or export it again")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-
-
-def _page_count(path: str | Path, reader: PdfReader) -> int:
-    try:
-        count = len(reader.pages)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
-    if not count:
-        raise ReadError(path, "is damaged or cut off (it has no pages): fetch or export it again")
-    return count
-
-
-def _title(reader: PdfReader) -> str:
-    try:
-        title = reader.metadata and reader.metadata.title
-    except MemoryError:
-        raise
-    except Exception:  # a title is not worth a document
-        return ""
-    return " ".join(title.split()) if isinstance(title, str) else ""
-
-
-def _no_text(pages: int, failed: dict[int, str]) -> str:
-    count = f"{pages} page{'s' * (pages != 1)}"
-    if failed:
-        number, reason = next(iter(failed.items()))
-        return f"has no page with text that can be read ({count}; page {number}: {reason}): export it again"
-    return f"has no text layer ({count}): scanned pages need OCR, which this version does not do"
-
-
-def _report(path: str | Path, failed: dict[int, str], pages: int) -> None:
-    named = "; ".join(f"page {number}: {reason}" for number, reason in list(failed.items())[:5])
-    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
-    warnings.warn(f"{path}: {len(failed)} of {pages} pages stay empty ({named}{more})", stacklevel=3)
-
-
-def _page(reader: PdfReader, number: int, fonts: dict[Any, Font | None], failed: dict[int, str]) -> Page:
-    """Page `number`, without units where its content can't be read; `failed` then gets the reason."""
-    width = height = 0.0
-    try:
-        page = reader.pages[number - 1]
-        width, height, base = _frame(page)
-        walk = Walk(base, reader, fonts)
-        if "/Contents" in page:
-            walk.stream(page["/Contents"], page.get("/Resources"))
-        lines = [line for line in join(walk.runs) if line.text]
-    except MemoryError:
-        raise
-    except Exception as error:
-        failed[number] = str(error) if isinstance(error, PageTooLarge) else _reason(error)
-        lines = []
+        return Page(number, 0.0, 0.0, (), unread=f"can't be parsed ({short(error)}): export it again")
     units = tuple(line.unit(number, n) for n, line in enumerate(lines, start=1))
-    return Page(number, width, height, units)
+    unread = shown.failed
+    mute = shown.mute or any(not run.text.isspace() for run in shown.runs)
+    if not units and not unread and (shown.pictures >= SCAN or mute):
+        kind = _SCAN if shown.pictures >= SCAN else _MUTE
+        units, unread = _recognised(number, shown, data, kind)
+    return Page(number, shown.width, shown.height, units, shown.rules, unread)
 
 
-def _frame(page: Any) -> tuple[float, float, Matrix]:
-    """Width and height of the page as displayed, and the matrix from its user space to that (y down)."""
-    media, crop = page.mediabox, page.cropbox
-    x0, y0 = max(float(media.left), float(crop.left)), max(float(media.bottom), float(crop.bottom))
-    x1, y1 = min(float(media.right), float(crop.right)), min(float(media.top), float(crop.top))
-    if x1 <= x0 or y1 <= y0:  # a crop box beside the page; viewers show the page then
-        x0, y0, x1, y1 = float(media.left), float(media.bottom), float(media.right), float(media.top)
-    turn = int(page.rotation) % 360
-    base: Matrix = {
-        90: (0.0, 1.0, 1.0, 0.0, -y0, -x0),
-        180: (-1.0, 0.0, 0.0, 1.0, x1, -y0),
-        270: (0.0, -1.0, -1.0, 0.0, y1, x1),
-    }.get(turn, (1.0, 0.0, 0.0, -1.0, -x0, y1))
-    return (y1 - y0, x1 - x0, base) if turn in (90, 270) else (x1 - x0, y1 - y0, base)
+_SCAN = "is a scan: no text layer"
+_MUTE = "shows glyphs of which its fonts don't say what characters they are"
+
+
+def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tuple[Unit, ...], str]:
+    """The lines that OCR finds on a page without text, or why there are none."""
+    ocr = _ocr()
+    if ocr is None:
+        return (), f"{kind}; to have it recognised, pip install 'e2erag[ocr]'"
+    try:
+        from e2erag.extract.readers.pdf_pdfium import PdfiumFile
+
+        with PdfiumFile("", data) as file:
+            units = tuple(ocr.recognise(file.picture(number, DPI), number, shown.width, shown.height))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return (), f"{kind}, and OCR failed on it ({short(error)})"
+    return units, "" if units else f"{kind}, and OCR found no line on it"
+
+
+def _ocr() -> Any:
+    """The module that recognises text in pictures, or None where what it needs is not installed."""
+    try:
+        ocr = importlib.import_module("e2erag.extract.readers.ocr")
+        importlib.import_module("pypdfium2")  # draws the page
+    except ImportError:
+        return None
+    return ocr if ocr.available() else None
+
+
+def _no_text(pages: tuple[Page, ...]) -> str:
+    count = f"{len(pages)} page{'s' * (len(pages) != 1)}"
+    for page in pages:
+        if page.unread and not page.unread.startswith(_SCAN):
+            why = f"{count}; page {page.number}: {page.unread}"
+            return f"has no page with text that can be read ({why}): export it again, or leave it out"
+    found = any("OCR" in page.unread for page in pages)
+    way = "OCR found none either, leave it out" if found else "scanned pages need OCR, pip install 'e2erag[ocr]'"
+    return f"has no text layer ({count}): {way}"

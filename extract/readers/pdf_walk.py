@@ -5,31 +5,41 @@ its `visitor_text` breaks lines in mid-word. Most of the time goes into pypdf's 
 """
 
 import codecs
+import importlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
-from e2erag.extract.readers.lines import CELL, SPACE, Face, Run
+from e2erag.extract.readers.lines import CELL, SPACE, Run
+from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
-try:  # The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths.
-    from pypdf.generic._font import Font as PypdfFont  # from 7.0 on
-except ImportError:
-    from pypdf._font import Font as PypdfFont  # type: ignore[no-redef]  # from 6.6 on
+PypdfFont: Any = None
+# The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths. Without
+# it `usable` is false, and `pdf_pypdf` takes what pypdf's own text extraction says.
+for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 on
+    with suppress(ImportError, AttributeError):
+        PypdfFont = PypdfFont or importlib.import_module(module).Font
 
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
 # of text has 5-150 kB; a street map may have 10 MB, and hardly a word.
 PAGE_BYTES = 4_000_000
 FORM_DEPTH = 12  # form XObjects inside form XObjects; real files stay below 5
 
-Matrix = tuple[float, float, float, float, float, float]
-IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+FRAME_BYTES = 20_000  # a form that shows nothing is followed up to this size, for its ruling lines
 
-_SHOWS = re.compile(rb"T[jJ]|['\"]|Do")  # without one of these a stream has no text to give
-_BOLD = re.compile(r"bold|black|heavy|demi(?!light)|[-,]bd\b|CMBX|SFBX|NimbusRomNo9L-Medi", re.IGNORECASE)
+_SHOWS = re.compile(rb"T[jJ]|['\"]|Do|BI")  # without one of these a stream has no text or picture to give
+# (filled, stroked, closed first)
+_PAINTS = {
+    b"S": (False, True, False), b"s": (False, True, True), b"f": (True, False, False), b"F": (True, False, False),
+    b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
+    b"b*": (True, True, True),
+}  # fmt: skip
 _BLANKS = re.compile(rb"( {4,})")
 
 
@@ -45,11 +55,7 @@ class Font:
         encoding, mapped, descriptor = font.encoding, font.character_map, font.font_descriptor
         self.resource = resource  # keeps its id(), by which `Walk` knows a font without an object number
         self.scale, self.height = (0.001, 1.0) if font.sub_type != "Type3" else _type3_scale(resource)
-        self.face = Face(
-            _within(descriptor.ascent, 300.0, 1200.0, 750.0) / 1000,
-            _within(descriptor.descent, -600.0, -1.0, -220.0) / 1000,
-            bool(_BOLD.search(font.name)) or _is_bold(descriptor),
-        )
+        self.face = face(font.name, descriptor.ascent, descriptor.descent, descriptor.flags, descriptor.weight)
         self.codec = encoding if isinstance(encoding, str) else None  # a string: codes of two bytes (mostly)
         self.step = 1 if self.codec is None else 2
         self.decoder = codecs.getdecoder(self.codec or "latin-1")  # twice as fast as bytes.decode for utf-16-be
@@ -60,8 +66,12 @@ class Font:
             for code in range(256):
                 self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
         self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
+        if self.texts.get(0) == "\0" and "CMSY" in font.name:  # pypdf reads what TeX's font file says, but not of 0
+            self.texts[0] = "−"
         self.widths = _Widths(font.character_widths, self.scale)
-        self.space = next((self.widths[code] for code, text in self.texts.items() if text == " "), 0.25)
+        spaces = [code for code, text in self.texts.items() if text == " "]
+        known = [code for code in spaces if code in self.widths]
+        self.space = self.widths[(known or spaces)[0]] if spaces else 0.25
 
     def decode(self, raw: bytes) -> tuple[str, float, int]:
         """Text, width in ems, and number of glyphs of a shown string."""
@@ -81,19 +91,9 @@ class _Widths(dict[int, float]):
         return self.default
 
 
-def _within(value: Any, low: float, high: float, otherwise: float) -> float:
-    """Descriptors hold 0, 32767 and numbers of the wrong sign."""
-    return float(value) if isinstance(value, (int, float)) and low <= value <= high else otherwise
-
-
 def _glyph(text: str, code: int) -> str:
     """A glyph name that means nothing ("/g23") would come out as a word; the code is what other readers show."""
     return chr(code) if len(text) > 1 and text.startswith("/") else text
-
-
-def _is_bold(descriptor: Any) -> bool:
-    weight, flags = descriptor.weight, descriptor.flags
-    return (isinstance(weight, (int, float)) and weight >= 600) or (isinstance(flags, int) and bool(flags & 1 << 18))
 
 
 def _type3_scale(resource: Any) -> tuple[float, float]:
@@ -102,6 +102,13 @@ def _type3_scale(resource: Any) -> tuple[float, float]:
     box = [float(v) for v in _get(resource, "/FontBBox", (0, 0, 0, 0))]
     height = abs(box[3] - box[1]) * matrix[3]
     return matrix[0], height if height and not 0.5 < height < 2 else 1.0
+
+
+_HELVETICA = DictionaryObject(
+    {NameObject(f"/{key}"): NameObject(f"/{name}") for key, name in (
+        ("Type", "Font"), ("Subtype", "Type1"), ("BaseFont", "Helvetica"), ("Encoding", "WinAnsiEncoding"),
+    )}
+)  # fmt: skip
 
 
 def _font(resource: Any) -> Font | None:
@@ -113,8 +120,7 @@ def _font(resource: Any) -> Font | None:
     except Exception:
         if isinstance(resource, dict) and _get(resource, "/Subtype") == "/Type0":
             return None
-        keys = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica", "/Encoding": "/WinAnsiEncoding"}
-        return Font(DictionaryObject({NameObject(key): NameObject(name) for key, name in keys.items()}))
+        return Font(_HELVETICA)
 
 
 def _get(table: Any, key: str, default: Any = None) -> Any:
@@ -122,24 +128,31 @@ def _get(table: Any, key: str, default: Any = None) -> Any:
     return default if value is None else value.get_object()
 
 
-def _times(m: Matrix, n: Matrix) -> Matrix:
-    """First `m`, then `n`, as row vectors (PDF 32000-1, 8.3.4)."""
-    a, b, c, d, e, f = m
-    p, q, r, s, t, u = n
-    return a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s, e * p + f * r + t, e * q + f * s + u
+def usable() -> bool:
+    """Whether pypdf's fonts are where they are looked for and have what is looked for in them."""
+    try:
+        return Font(_HELVETICA).decode(b"A ")[0] == "A "
+    except (AttributeError, TypeError, KeyError, ValueError):
+        return False
 
 
 class Walk:
     """Follows one page's instructions and collects what they show in `runs`, in the order of the stream.
 
+    `rules` gets the ruling lines, `pictures` the area of all images in points, `mute` the number of glyphs that stand
+    for no character.
+
     `base` leads from the page's user space to displayed coordinates. `fonts` is filled on the way and may be shared by
     the pages of a document.
     """
 
-    def __init__(self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None]) -> None:
-        self.reader, self.fonts = reader, fonts
+    def __init__(self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None], rules: Rules) -> None:
+        self.reader, self.fonts, self.rules = reader, fonts, rules
         self.budget = PAGE_BYTES
         self.runs: list[Run] = []
+        self.pictures, self.mute = 0.0, 0
+        self.path: list[list[Point]] = []  # subpaths that are not painted yet, in user space
+        self.pen = 1.0  # w
         self.stack: list[tuple[Any, ...]] = []  # what q saved
         self.forms: list[int] = []  # the form XObjects that are being drawn
         self.resources: Any = {}
@@ -151,7 +164,10 @@ class Walk:
             b"q": self.push, b"Q": self.pop, b"cm": self.cm, b"Do": self.do, b"BT": self.bt, b"Tf": self.tf,
             b"Tc": self.tc, b"Tw": self.tw, b"Tz": self.tz, b"TL": self.tl, b"Ts": self.ts, b"Td": self.td,
             b"TD": self.td_leading, b"Tm": self.set_tm, b"T*": self.next_line, b"Tj": self.tj, b"TJ": self.show,
-            b"'": self.quote, b'"': self.double_quote,
+            b"'": self.quote, b'"': self.double_quote, b"INLINE IMAGE": self.picture, b"w": self.line_width,
+            b"m": self.move, b"l": self.line, b"re": self.rectangle, b"h": self.close, b"n": self.no_paint,
+            b"c": self.curve, b"v": self.curve, b"y": self.curve,
+            **{name: partial(self.paint, *modes) for name, modes in _PAINTS.items()},
         }  # fmt: skip
 
     def stream(self, content: Any, resources: Any) -> None:
@@ -161,7 +177,7 @@ class Walk:
         self.budget -= len(data)
         if self.budget < 0:
             raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
-        if not _SHOWS.search(data):
+        if not _SHOWS.search(data) and (not self.forms or len(data) > FRAME_BYTES):
             return
         outer, self.resources = self.resources, self.resources if resources is None else resources.get_object()
         operators = self.operators
@@ -174,32 +190,78 @@ class Walk:
         self.resources = outer
 
     def push(self) -> None:
-        self.stack.append((self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise))
+        self.stack.append((
+            self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise, self.pen
+        ))  # fmt: skip
 
     def pop(self) -> None:
         if self.stack:
-            (self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise) = (
-                self.stack.pop()
-            )
+            (
+                self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise, self.pen
+            ) = self.stack.pop()  # fmt: skip
 
     def cm(self, *m: Any) -> None:
-        self.ctm = _times(_matrix(m), self.ctm)
+        self.ctm = times(_matrix(m), self.ctm)
 
     def do(self, name: Any) -> None:
         form = self.resources["/XObject"][name]
-        if _get(form, "/Subtype") != "/Form" or len(self.forms) >= FORM_DEPTH or id(form) in self.forms:
+        kind = _get(form, "/Subtype")
+        if kind == "/Image":
+            self.picture()
+        if kind != "/Form" or len(self.forms) >= FORM_DEPTH or id(form) in self.forms:
             return
         depth, outer = len(self.stack), (self.tm, self.tlm, self.resources)
         self.push()
         self.forms.append(id(form))
         try:
-            self.ctm = _times(_matrix(_get(form, "/Matrix", IDENTITY)), self.ctm)
+            self.ctm = times(_matrix(_get(form, "/Matrix", IDENTITY)), self.ctm)
             self.stream(form, _get(form, "/Resources"))
         finally:
             self.forms.pop()
             del self.stack[depth + 1 :]
             self.pop()
             self.tm, self.tlm, self.resources = outer
+
+    def picture(self, *_: Any) -> None:
+        """An image fills the unit square (PDF 32000-1, 8.9.5)."""
+        a, b, c, d = self.ctm[:4]
+        self.pictures += abs(a * d - b * c)
+
+    # Paths
+
+    def line_width(self, value: Any) -> None:
+        self.pen = float(value)
+
+    def move(self, x: Any, y: Any) -> None:
+        self.path.append([(float(x), float(y))])
+
+    def line(self, x: Any, y: Any) -> None:
+        self.path[-1].append((float(x), float(y)))
+
+    def curve(self, *points: Any) -> None:
+        self.path[-1] += CURVED, (float(points[-2]), float(points[-1]))
+
+    def rectangle(self, x: Any, y: Any, width: Any, height: Any) -> None:
+        x0, y0 = float(x), float(y)
+        x1, y1 = x0 + width, y0 + height
+        self.path.append([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])
+
+    def close(self) -> None:
+        if self.path[-1][-1] != self.path[-1][0]:
+            self.path[-1].append(self.path[-1][0])
+
+    def no_paint(self) -> None:
+        self.path = []
+
+    def paint(self, filled: bool, stroked: bool, closed: bool) -> None:
+        if closed and self.path:
+            self.close()
+        path, self.path = self.path, []
+        if not self.rules.full:
+            for points in path:
+                self.rules.paint(points, self.ctm, filled, stroked, self.pen)
+
+    # Text
 
     def bt(self) -> None:
         self.tm = self.tlm = IDENTITY
@@ -257,9 +319,10 @@ class Walk:
         """Strings, and between them moves to the left in thousandths of an em (PDF 32000-1, 9.4.3)."""
         font = self.font
         if font is None:
+            self.mute += 1
             return
         em = self.size * font.height
-        trm = _times(self.tm, self.ctm)
+        trm = times(self.tm, self.ctm)
         parts: list[str] = []
         start = pen = gap = 0.0  # in text space, before Tz; `pen` is where the last glyph ended, `gap` what follows it
         blank = False
@@ -273,7 +336,8 @@ class Walk:
             if self.word and font.codec is None:
                 advance += raw.count(b" ") * self.word
             if not text or text.isspace():
-                gap, blank = gap + advance, blank or bool(text)  # no text: a glyph without a character
+                gap, blank = gap + advance, blank or bool(text)
+                self.mute += count if not text else 0
                 continue
             before, after = self.margins(font, text)
             after += self.char * spread

@@ -1,0 +1,245 @@
+"""A document as Markdown: headings, paragraphs, list items and tables out of lines and their boxes.
+
+What a format says itself (`Unit.heading`, cells) is used as it is. Where no line of a document is marked as a heading,
+as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher its level. A
+line goes on the paragraph above if it stands right below and its first word would not have fitted there.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from e2erag.extract.document import Document, Unit
+
+LARGER = 1.15  # than the body's type and bold: a heading
+MUCH_LARGER = 1.35  # and without being bold
+LONG = 200  # characters: what is longer is no heading, however large
+WORDS = 40  # letters that a line has which goes on on the next page
+CLOSE = 0.65  # ems of white between two lines of a paragraph, at most
+LEFTS = 40.0  # points within which lines begin at the same place
+IN = 0.8  # ems that an item stands further right than the one it belongs to
+
+_BULLET = re.compile(r"([•●▪■◦○‣⁃∙·*–-])\s+(?=\S)")
+_NUMBER = re.compile(r"(\d{1,3})[.)]\s+(?=\S)")
+_END = re.compile(r"[.!?:;…][)\"'”’»]?$")
+_INLINE = re.compile(r"[\\`*\[\]<]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)")
+_START = re.compile(r"^(?=#{1,6}(?:\s|$)|>|[+-](?:\s|$)|={3,}|-{3,}|~~~)|(?<=^\d)(?=[.)]\s)|(?<=^\d\d)(?=[.)]\s)", re.M)
+
+
+@dataclass(slots=True)
+class _Block:
+    """A heading, paragraph, item or table; its lines, and which Markdown goes before the first."""
+
+    kind: str  # "heading", "text", "item" or "table"
+    page: int
+    lines: list[str] = field(default_factory=list)
+    last: Unit | None = None
+    mark: str = ""
+    indent: int = 0
+
+    def text(self) -> str:
+        if self.kind == "table":
+            return "\n".join(self.lines)
+        text = "".join(self.lines)
+        if self.kind == "text":
+            text = _START.sub(r"\\", text)
+        pad = "    " * self.indent
+        return f"{pad}{self.mark}{text}".replace("\n", "\n" + pad + " " * len(self.mark))
+
+
+def to_markdown(document: Document, pages: bool = False) -> str:
+    """The document as Markdown; with `pages`, a comment `<!-- page 2 -->` stands before what each page holds."""
+    out: list[str] = []
+    before: _Block | None = None
+    for block in _blocks(document, pages):
+        if pages and (before is None or before.page != block.page):
+            out.append(f"\n<!-- page {block.page} -->\n")
+            before = None
+        listed = before is not None and before.kind == block.kind == "item"
+        out.append(f"{'' if listed or not out else chr(10)}{block.text()}\n")
+        before = block
+    return "".join(out).lstrip("\n")
+
+
+def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
+    levels = _levels(document)
+    units, texts = document.units, document.texts
+    edges = _edges(units)
+    tables = dict(_tables(document))
+    block: _Block | None = None
+    lefts: list[float] = []  # where the items stand that the next may belong to
+    i = 0
+    while i < len(units):
+        if i in tables:
+            if block:
+                yield block
+            stop, lines = tables[i]
+            yield _Block("table", units[i].page, lines)
+            block, lefts, i = None, [], stop
+            continue
+        unit, text = units[i], " ".join(texts[i].split())
+        fresh = _fresh(unit, text, levels[i], lefts)
+        i += 1
+        if not text:
+            continue
+        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], pages)
+        if block and joins:
+            block.lines.append(joins + _INLINE.sub(r"\\\g<0>", text))
+        else:
+            if block:
+                yield block
+            block = fresh
+            lefts = _nested(block, unit, lefts)
+            block.lines.append(_INLINE.sub(r"\\\g<0>", text[_marker(text) if block.kind == "item" else 0 :]))
+        block.last = unit
+    if block:
+        yield block
+
+
+def _fresh(unit: Unit, text: str, level: int, lefts: list[float]) -> _Block:
+    """The block that a line would begin."""
+    if level:
+        return _Block("heading", unit.page, mark="#" * level + " ")
+    if bullet := _BULLET.match(text):
+        return _Block("item", unit.page, mark="- " if bullet else "")
+    if number := _NUMBER.match(text):
+        return _Block("item", unit.page, mark=f"{int(number[1])}. ")
+    return _Block("text", unit.page)
+
+
+def _marker(text: str) -> int:
+    """How long the marker of an item is."""
+    found = _BULLET.match(text) or _NUMBER.match(text)
+    return found.end() if found else 0
+
+
+def _nested(block: _Block, unit: Unit, lefts: list[float]) -> list[float]:
+    """Sets how deep an item stands in its list; what no item is ends the list."""
+    if block.kind != "item":
+        return []
+    lefts = [left for left in lefts if left < unit.box.x0 - IN * unit.font_size]
+    block.indent = len(lefts)
+    return [*lefts, unit.box.x0]
+
+
+def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, pages: bool) -> str:
+    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does."""
+    size = min(unit.font_size, last.font_size) or 1.0
+    gap = unit.box.y0 - last.box.y1
+    if block.kind == "heading":
+        alike = fresh.mark == block.mark and unit.page == last.page and abs(unit.font_size - last.font_size) < 0.5
+        return " " if alike and -0.5 * size < gap < 0.5 * size and _full(last, unit, edge) else ""
+    if fresh.kind == "heading" or abs(unit.font_size - last.font_size) > 0.1 * size:
+        return ""
+    full = _full(last, unit, edge)
+    ended = bool(_END.search(last.text))
+    if fresh.kind == "item" and (fresh.mark == "- " or not full or ended or block.kind == "item"):
+        return ""
+    if unit.page != last.page:
+        goes_on = full and not ended and len(last.text) > WORDS and unit.text[:1].islower()
+        return " " if goes_on and not pages else ""
+    if not -0.5 * size < gap < CLOSE * size or unit.box.x0 > last.box.x1 or unit.box.x1 < last.box.x0:
+        return ""
+    if full:
+        return " "
+    return "" if ended or block.kind == "item" else "  \n"
+
+
+def _full(last: Unit, unit: Unit, edge: float) -> bool:
+    """Whether the first word of a line would not have fitted on the line before, which could reach to `edge`."""
+    letter = (unit.box.x1 - unit.box.x0) / max(len(unit.text), 1)
+    word = (len(unit.text.split(" ", 1)[0]) + 1) * letter
+    return last.box.x1 + 0.98 * word > edge
+
+
+def _edges(units: tuple[Unit, ...]) -> list[float]:
+    """How far right each line could reach.
+
+    As far as the longest of those that stand close above and below it, and as most that begin there on its page do.
+    """
+    out: list[float] = []
+    group: list[Unit] = []
+    beside: dict[tuple[int, int], list[float]] = {}
+    for unit in units:
+        if not unit.cells:
+            beside.setdefault((unit.page, round(unit.box.x0 / LEFTS)), []).append(unit.box.x1)
+    usual = {key: sorted(ends)[3 * len(ends) // 4] for key, ends in beside.items()}
+
+    def edges() -> list[float]:
+        far = max(unit.box.x1 for unit in group)
+        return [max(far, usual.get((unit.page, round(unit.box.x0 / LEFTS)), 0.0)) for unit in group]
+
+    for unit in units:
+        last = group[-1] if group else None
+        if last and not (unit.page == last.page and -1 < unit.box.y0 - last.box.y1 < CLOSE * unit.font_size):
+            out += edges()
+            group = []
+        group.append(unit)
+    return out + edges() if group else out
+
+
+def _levels(document: Document) -> list[int]:
+    """The level of every line, 0 for what is no heading."""
+    units = document.units
+    if any(unit.heading for unit in units):
+        return [unit.heading for unit in units]
+    letters: Counter[float] = Counter()
+    for unit in units:
+        letters[round(unit.font_size * 2) / 2] += len(unit.text)
+    half, body = letters.total() / 2, 0.0
+    for size in sorted(letters):
+        body, half = size, half - letters[size]
+        if half <= 0:
+            break
+    large = {
+        i: round(unit.font_size * 2) / 2
+        for i, unit in enumerate(units)
+        if unit.font_size > (LARGER if unit.bold else MUCH_LARGER) * body and any(map(str.isalpha, unit.text))
+    }
+    for first in [i for i in large if i - 1 not in large]:  # a paragraph in large type is none
+        stop = first
+        while stop in large and large[stop] == large[first]:
+            stop += 1
+        if sum(len(units[i].text) for i in range(first, stop)) > LONG:
+            for i in range(first, stop):
+                del large[i]
+    ranks = {size: min(n, 6) for n, size in enumerate(sorted(set(large.values()), reverse=True), start=1)}
+    return [ranks[large[i]] if i in large else 0 for i in range(len(units))]
+
+
+def _tables(document: Document) -> Iterator[tuple[int, tuple[int, list[str]]]]:
+    """Where tables begin: the unit after their last one, and their lines.
+
+    Those found on the pages, and besides them any two or more lines in a row with the same number of cells.
+    """
+    taken: set[int] = set()
+    for first, table in document.tables:
+        stop = first + table.stop - table.start
+        taken.update(range(first, stop))
+        heads = [
+            " ".join(dict.fromkeys(filter(None, column))) for column in zip(*table.rows[: table.header], strict=True)
+        ]
+        yield first, (stop, _rows(heads, table.rows[table.header :]))
+    run: list[int] = []
+    units = document.units
+    for i in range(len(units) + 1):
+        unit = units[i] if i < len(units) and i not in taken and len(units[i].cells) > 1 else None
+        if run and (unit is None or len(unit.cells) != len(units[run[0]].cells) or unit.page != units[run[0]].page):
+            if len(run) > 1:
+                rows = [tuple(units[k].text[c.start : c.stop] for c in units[k].cells) for k in run]
+                yield run[0], (i, _rows(rows[0] if units[run[0]].bold else [], rows[units[run[0]].bold :]))
+            run = []
+        if unit is not None:
+            run.append(i)
+
+
+def _rows(heads: list[str] | tuple[str, ...], rows: tuple[tuple[str, ...], ...] | list[tuple[str, ...]]) -> list[str]:
+    """A table; Markdown has none without a header, so that may be empty."""
+    width = max(map(len, [heads, *rows]))
+
+    def line(cells: list[str] | tuple[str, ...]) -> str:
+        shown = [_INLINE.sub(r"\\\g<0>", cell).replace("|", "\\|") for cell in cells]
+        return f"| {' | '.join([*shown, *[''] * (width - len(shown))])} |"
+
+    return [line(heads), "|" + " --- |" * width, *map(line, rows)]

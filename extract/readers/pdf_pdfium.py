@@ -1,0 +1,464 @@
+"""The engine of the extra `fast`: PDFium finds the characters, their fonts and places, here they become `Run`s.
+
+PDFium is asked once for a page's whole text, in reading order (right-to-left words too), and then only at the ends of
+words: calling into it for every character would take most of the time. It is no thread's to share: one lock.
+"""
+
+import ctypes
+import math
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import groupby, pairwise, repeat
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from e2erag.extract.document import Box, ReadError
+from e2erag.extract.readers import pdfium_calls as calls
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
+from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
+from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
+
+LOCK = threading.RLock()
+
+PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
+SEGMENTS = 200  # of one path
+FORM_DEPTH = 12
+OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
+WORD = 60  # characters from an accent to its letter at most
+
+_WORD = re.compile(r"[^\s\0]+")
+_RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
+_RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
+_LEFTWARDS = re.compile(f"[{_RTL}](?:[^a-zA-Z]*[{_RTL}])?")
+_RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and numbers from the left
+_ACCENT = re.compile(f"[{''.join(ACCENTS)}]")
+_LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
+
+_UNKNOWN = Face(0.75, -0.22, False)
+_Style = tuple[int | None, float, float, float, float, float]  # font, size, and the matrix's a b c d
+
+
+class PdfiumFile:
+    """An open PDF."""
+
+    version = calls.VERSION
+
+    def __init__(self, path: str | Path, data: bytes) -> None:
+        with LOCK:
+            try:
+                self.file = PdfDocument(data)
+            except PdfiumError as error:
+                if getattr(error, "err_code", None) == pdfium.FPDF_ERR_PASSWORD:
+                    raise ReadError(
+                        path, "is encrypted: it opens only with a password; save a copy without one"
+                    ) from None
+                raise ReadError(path, f"is damaged or cut off ({error}): fetch or export it again") from error
+
+    def __enter__(self) -> "PdfiumFile":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        with LOCK:
+            self.file.close()
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    @property
+    def title(self) -> str:
+        with LOCK:
+            return str(self.file.get_metadata_value("Title"))
+
+    def shown(self, number: int) -> Shown:
+        """What page `number` (from 1) shows."""
+        with LOCK:
+            page = self.file[number - 1]
+            try:
+                return _Reading(page).shown()
+            finally:
+                page.close()
+
+    def picture(self, number: int, dpi: float) -> Any:
+        """Page `number` as a PIL image."""
+        with LOCK:
+            page = self.file[number - 1]
+            try:
+                return page.render(scale=dpi / 72).to_pil()
+            finally:
+                page.close()
+
+
+class _Reading:
+    """One page being read."""
+
+    def __init__(self, page: Any) -> None:
+        box = pdfium.FS_RECTF()
+        pdfium.FPDF_GetPageBoundingBox(page.raw, box)
+        turn = 90 * pdfium.FPDFPage_GetRotation(page.raw)
+        self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
+        self.page = page
+        self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
+        self.rules = Rules(self.width, self.height)
+        self.paths = self.mute = 0
+        self.pictures = 0.0
+        self.runs: list[Run] = []
+        self.x, self.y = ctypes.c_double(), ctypes.c_double()
+        self.at = ctypes.byref(self.x), ctypes.byref(self.y)
+        self.m = pdfium.FS_MATRIX()
+        self.m_at = ctypes.byref(self.m)
+        self.loose = (ctypes.c_float * 4)()  # left, top, right and bottom of a character's advance and font
+        self.loose_at = ctypes.byref(self.loose)
+        self.high = self.low = 0.0  # top and bottom of the last one
+        self.edges = (ctypes.c_float * 4)()
+        self.edges_at = [ctypes.byref(self.edges, 4 * i) for i in range(4)]
+        self.modes = ctypes.c_int(), ctypes.c_int()
+        self.modes_at = [ctypes.byref(mode) for mode in self.modes]
+        # How the text object `owner` draws, and the run that was begun: its style, where it starts and ends, its words.
+        self.owner: int | None = None
+        self.font: Font | None = None
+        self.now: _Style = (None, 1.0, 1.0, 0.0, 0.0, 1.0)
+        self.em, self.ux, self.uy, self.upright = 1.0, 1.0, 0.0, True
+        self.begun: _Style = self.now
+        self.begin, self.end = (0.0, 0.0), (0.0, 0.0)
+        self.parts: list[str] = []
+        self.marks: dict[int, str] = {}  # accents by the character they belong to
+
+    def shown(self) -> Shown:
+        textpage = self.page.get_textpage()
+        try:
+            self.handle = ctypes.cast(textpage.raw, ctypes.c_void_p)
+            text = self.text(textpage)
+            self.owners = [*map(calls.text_object, repeat(self.handle), range(len(text)))]
+            if not text.isascii():
+                text = self.accented(text)
+            turned = _RIGHT_TO_LEFT.search(text)
+            for line in _LINE.finditer(text):
+                if turned and _RIGHT_TO_LEFT.search(line[0]):
+                    self.leftwards(text, *line.span())
+                else:
+                    self.words(text, *line.span())
+            raw = ctypes.cast(self.page.raw, ctypes.c_void_p)
+            count = pdfium.FPDFPage_CountObjects(self.page.raw)
+            drawn = set(self.owners)
+            objects = map(calls.page_object, repeat(raw), range(count))
+            self.objects([handle for handle in objects if handle not in drawn], IDENTITY, 0)
+        finally:
+            textpage.close()
+        area = self.width * self.height or 1.0
+        return Shown(self.width, self.height, self.runs, self.rules.merged(), self.pictures / area, self.mute)
+
+    def text(self, textpage: Any) -> str:
+        """The page's characters; `text[i]` is PDFium's character i."""
+        count = max(pdfium.FPDFText_CountChars(textpage.raw), 0)
+        buffer = (ctypes.c_ushort * (count + 1))()
+        pdfium.FPDFText_GetText(textpage.raw, 0, count, buffer)
+        text = bytes(buffer)[: 2 * count].decode("utf-16-le", "replace")
+        if len(text) != count or "\0" in text or "\ufffd" in text:  # characters without a code, or beyond 16 bits
+            text = "".join(map(_character, (calls.unicode(self.handle, i) for i in range(count))))
+        return text
+
+    # Text
+
+    def words(self, text: str, begin: int, end: int) -> None:
+        """Adds the runs of text[begin:end]: words in one font on one baseline, up to a wide gap."""
+        at, owners = begin, self.owners
+        for word in _WORD.finditer(text, begin, end):
+            start, stop = word.span()
+            between, at = text[at:start].strip("\0"), stop
+            first, last = owners[start], owners[stop - 1]
+            if self.quick(text, start, stop, first, last, between):
+                continue
+            if first == last or self.whole(text, start, stop, first, last):
+                self.piece(text, start, stop, first, between)
+                continue
+            for owner, piece in groupby(owners[start:stop]):
+                stop = start + len(list(piece))
+                self.piece(text, start, stop, owner, between)
+                start, between = stop, ""
+        self.flush()
+
+    def quick(self, text: str, start: int, stop: int, first: int | None, last: int | None, between: str) -> bool:
+        """Adds text[start:stop] to the run that was begun if it plainly goes on it; else does nothing."""
+        if not (self.parts and self.upright and self.now == self.begun) or self.marks:
+            return False
+        if first != self.owner and calls.font(first) != self.now[0]:
+            return False
+        span = self.span(text, start, stop)
+        if span is None:
+            return False
+        left, high, right, low = span
+        gap, em = left - self.end[0], self.em
+        if high != self.high or low != self.low or not -BACK * em < gap <= (CELL if between else 0.05) * em:
+            return False
+        self.parts.append(" " + text[start:stop] if between else text[start:stop])
+        self.owner, self.end = last, (right, self.end[1])
+        return True
+
+    def whole(self, text: str, start: int, stop: int, first: int | None, last: int | None) -> bool:
+        """Whether several text objects plainly draw one piece; takes the style of the first."""
+        self.style(first, start)
+        return (
+            self.upright and not self.marks and calls.font(last) == self.now[0] and bool(self.span(text, start, stop))
+        )
+
+    def span(self, text: str, start: int, stop: int) -> tuple[float, float, float, float] | None:
+        """The box of text[start:stop] if both ends have one height and it is as wide as its characters, or kerned."""
+        if not self.font:
+            return None
+        calls.loose_box(self.handle, start, self.loose_at)
+        left, high, right, low = self.loose[:]
+        if stop - start > 1:
+            calls.loose_box(self.handle, stop - 1, self.loose_at)
+            _, top, right, bottom = self.loose[:]
+            if top != high or bottom != low:
+                return None
+        em = self.em
+        spare = right - left - sum(map(self.font.widths.__getitem__, text[start:stop])) * em
+        if 0.05 * em <= spare < OVERHANG * em:
+            spare, right = spare - right, self.right(text, stop - 1)
+            spare += right
+        kerned = min(0.04 + 0.012 * (stop - start), 0.16)  # a raised mark is narrower by more
+        return (left, high, right, low) if -kerned * em < spare < 0.05 * em else None
+
+    def piece(self, text: str, start: int, stop: int, owner: int | None, between: str) -> None:
+        """Adds text[start:stop], which one text object draws; `between` stands before it."""
+        if owner != self.owner:
+            self.style(owner, start)
+        x, y, end_x, end_y = self.ends(text, start, stop - 1)
+        if self.upright and stop - start > 1 and end_x - x > (CELL + 1) * (stop - start - 1) * self.em:
+            for i in range(start, stop):  # characters that far apart are cells
+                self.piece(text, i, i + 1, owner, between if i == start else "")
+            return
+        dx, dy = x - self.end[0], y - self.end[1]
+        gap, off = dx * self.ux + dy * self.uy, abs(dy * self.ux - dx * self.uy)
+        level = off <= 0.05 * self.em and -BACK * self.em < gap <= CELL * self.em
+        if not (self.parts and level and self.now == self.begun):
+            self.flush()
+            self.begun, self.begin, gap = self.now, (x, y), 0.0
+        self.end = end_x, end_y
+        spaced, wide = bool(between) or gap > SPACE * self.em, end_x - x if self.upright else 0.0
+        self.parts.append(self.written(text, start, stop, spaced, wide))
+
+    def written(self, text: str, start: int, stop: int, spaced: bool, wide: float) -> str:
+        """text[start:stop], which takes `wide` points, with its accents and the spaces that PDFium leaves out."""
+        word = " " + text[start:stop] if spaced else text[start:stop]
+        space = SPACE * self.em
+        if not self.marks and (
+            stop - start < 3
+            or not self.font
+            or wide - sum(map(self.font.widths.__getitem__, text[start:stop])) * self.em < space
+        ):
+            return word
+        out, end = [" " * spaced], math.inf
+        for i in range(start, stop):
+            left, _, right, _ = self.loosely(i)
+            out += " " * (self.upright and left - end > space), self.marks.get(i, ""), text[i]
+            end = right
+        return "".join(out)
+
+    def accented(self, text: str) -> str:
+        """Takes TeX's accents out of the text and notes in `marks` which letters they stand over or under.
+
+        PDFium sorts what stands on a line by where it begins, so that an accent may come after the word.
+        """
+        for accent in _ACCENT.finditer(text):
+            at = accent.start()
+            left, high, right, low = self.loosely(at)
+            middle, level = (left + right) / 2, (high - low) / 2
+            for i in sorted(range(max(at - WORD, 0), min(at + WORD, len(text))), key=lambda i: abs(i - at)):
+                if not text[i].isalpha():
+                    continue
+                begin, _, end, base = self.loosely(i)
+                if begin <= middle < end and abs(base - low) < level:
+                    self.marks[i] = text[at]
+                    text = f"{text[:at]}\0{text[at + 1 :]}"
+                    break
+        return text
+
+    def loosely(self, index: int) -> list[float]:
+        """Left, top, right and bottom of a character's advance and font, in user space."""
+        calls.loose_box(self.handle, index, self.loose_at)
+        return self.loose[:]
+
+    def style(self, owner: int | None, index: int) -> None:
+        """Takes font, size and matrix from the text object of character `index`."""
+        self.owner = owner
+        address = calls.font(owner) if owner else None
+        if address and address not in self.fonts:
+            self.fonts[address] = Font(address)
+        if address:
+            self.font = self.fonts[address]
+        m, size = self.m, calls.size(self.handle, index)
+        calls.matrix(self.handle, index, self.m_at)
+        now = (address, size, m.a, m.b, m.c, m.d)
+        if now != self.now:
+            self.now = now
+            along = math.hypot(m.a, m.b) or 1e-9
+            self.em, self.ux, self.uy = abs(size) * along or 1e-9, m.a / along, m.b / along
+            self.upright = m.b == 0 and m.c == 0 and m.a > 0
+
+    def ends(self, text: str, first: int, last: int) -> tuple[float, float, float, float]:
+        """Where character `first` begins on the baseline and `last` ends, in user space."""
+        calls.origin(self.handle, first, *self.at)
+        x, y = self.x.value, self.y.value
+        calls.loose_box(self.handle, first, self.loose_at)
+        _, self.high, _, self.low = self.loose[:]
+        if self.upright:
+            return x, y, self.right(text, last), y
+        calls.origin(self.handle, last, *self.at)
+        wide = (self.font.widths[text[last]] if self.font else 0.5) * self.em
+        return x, y, self.x.value + wide * self.ux, self.y.value + wide * self.uy
+
+    def right(self, text: str, index: int) -> float:
+        """Where an upright character's advance ends. PDFium's box holds its ink as well, and an italic f leans out."""
+        calls.loose_box(self.handle, index, self.loose_at)
+        left, _, right, _ = self.loose[:]
+        if self.font:
+            more = right - left - self.font.widths[text[index]] * self.em
+            if 0.02 * self.em < more < OVERHANG * self.em:
+                calls.origin(self.handle, index, *self.at)
+                return min(right, self.x.value + right - left - more)
+        return float(right)
+
+    def leftwards(self, text: str, begin: int, end: int) -> None:
+        """Adds a line with right-to-left words as one run, in the order in which it is read.
+
+        PDFium turns such words round, which is wrong for files that draw them in that order: the glyphs' places tell.
+        """
+        glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
+        place, steps = (0.0, 0.0), 0
+        for i in range(begin, end):
+            if not self.owners[i] or text[i] == "\0":
+                continue
+            if self.owners[i] != self.owner:
+                self.style(self.owners[i], i)
+            x, y, end_x, end_y = self.ends(text, i, i)
+            if not glyphs:
+                self.begun, place = self.now, (x, y)
+            along = [(px - place[0]) * self.ux + (py - place[1]) * self.uy for px, py in ((x, y), (end_x, end_y))]
+            if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, two letters
+                glyphs[-1] = glyphs[-1][0], glyphs[-1][1], glyphs[-1][2] + text[i]
+                continue
+            if glyphs and _RIGHT_TO_LEFT.match(text[i]) and _RIGHT_TO_LEFT.match(text[i - 1]):
+                steps += 1 if along[0] > glyphs[-1][0] else -1
+            glyphs.append((along[0], along[1], text[i]))
+        if not glyphs:
+            return
+        low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
+        self.begin = place[0] + low * self.ux, place[1] + low * self.uy
+        self.end = place[0] + high * self.ux, place[1] + high * self.uy
+        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else _turned(glyphs, SPACE * self.em))
+        self.flush()
+
+    def flush(self) -> None:
+        """Ends the run that was begun."""
+        if not self.parts:
+            return
+        text, self.parts = "".join(self.parts).replace("\ufffe", "-"), []
+        _, size, a, b, c, d = self.begun
+        a, b, c, d, e, f = times((a, b, c, d, *self.begin), self.base)
+        end = times((1.0, 0.0, 0.0, 1.0, *self.end), self.base)
+        along, sign = math.hypot(a, b) or 1e-9, math.copysign(1.0, size)
+        self.runs.append(
+            Run(
+                text,
+                *(e, f, *end[4:], sign * a / along, sign * b / along, size * c, size * d),
+                em=abs(size) * along,
+                size=abs(size) * math.hypot(c, d),
+                face=self.fonts[self.begun[0]].face if self.begun[0] else _UNKNOWN,
+            )
+        )
+
+    # Paths and pictures
+
+    def objects(self, handles: Iterable[int], matrix: Matrix, depth: int) -> None:
+        """Looks at page objects and into forms; `matrix` leads to the page's user space."""
+        for handle in handles:
+            kind = calls.kind(handle)
+            if kind == pdfium.FPDF_PAGEOBJ_TEXT:
+                if not self.runs and calls.bounds(handle, *self.edges_at):
+                    left, bottom, right, top = self.edges[:]
+                    self.mute += left < right and bottom < top  # spaces have no size
+            elif kind == pdfium.FPDF_PAGEOBJ_PATH:
+                if self.paths < PATHS and not self.rules.full:
+                    self.paths += 1
+                    self.path(handle, matrix)
+            elif kind == pdfium.FPDF_PAGEOBJ_IMAGE:
+                calls.bounds(handle, *self.edges_at)
+                left, bottom, right, top = self.edges[:]
+                box = self.displayed(left, bottom, right, top, times(matrix, self.base))
+                self.pictures += (box.x1 - box.x0) * (box.y1 - box.y0)
+            elif kind == pdfium.FPDF_PAGEOBJ_FORM and depth < FORM_DEPTH:
+                count = pdfium.FPDFFormObj_CountObjects(ctypes.cast(handle, pdfium.FPDF_PAGEOBJECT))
+                inner = times(self.own(handle), matrix)
+                self.objects(map(calls.form_object, repeat(handle), range(count)), inner, depth + 1)
+
+    def own(self, handle: int) -> Matrix:
+        """The object's matrix."""
+        m = self.m
+        return (m.a, m.b, m.c, m.d, m.e, m.f) if calls.object_matrix(handle, self.m_at) else IDENTITY
+
+    @staticmethod
+    def displayed(left: float, bottom: float, right: float, top: float, matrix: Matrix) -> Box:
+        a, b, c, d, e, f = matrix
+        xs = [x * a + y * c + e for x in (left, right) for y in (bottom, top)]
+        ys = [x * b + y * d + f for x in (left, right) for y in (bottom, top)]
+        return Box(min(xs), min(ys), max(xs), max(ys))
+
+    def path(self, handle: int, matrix: Matrix) -> None:
+        """Adds the ruling lines among a path's segments."""
+        fill, stroke = self.modes
+        if not calls.draw_mode(handle, *self.modes_at) or not (fill.value or stroke.value):
+            return
+        count = calls.segment_count(handle)
+        if count > SEGMENTS:
+            return
+        if not stroke.value and count <= 5 and calls.bounds(handle, *self.edges_at):  # one area: its bounds tell
+            left, bottom, right, top = self.edges[:]
+            thin = right - left <= THICK or top - bottom <= THICK
+            if matrix == IDENTITY:
+                if thin:
+                    self.rules.add(self.displayed(left, bottom, right, top, self.base))
+                return
+        width = ctypes.c_float()
+        calls.stroke_width(handle, ctypes.byref(width))
+        whole = times(times(self.own(handle), matrix), self.base)
+        for points in self.subpaths(handle, count):
+            self.rules.paint(points, whole, bool(fill.value), bool(stroke.value), width.value)
+
+    def subpaths(self, handle: int, count: int) -> Iterator[list[Point]]:
+        points: list[Point] = []
+        for i in range(count):
+            segment = calls.segment(handle, i)
+            kind = calls.segment_kind(segment)
+            calls.segment_point(segment, *self.edges_at[:2])
+            if kind == pdfium.FPDF_SEGMENT_MOVETO:
+                if len(points) > 1:
+                    yield points
+                points = []
+            elif kind == pdfium.FPDF_SEGMENT_BEZIERTO:
+                points.append(CURVED)
+            points.append((self.edges[0], self.edges[1]))
+            if calls.segment_closes(segment) and points[-1] != points[0]:
+                points.append(points[0])
+        if len(points) > 1:
+            yield points
+
+
+def _turned(glyphs: list[tuple[float, float, str]], space: float) -> str:
+    """A line of placed glyphs in the order in which it is read."""
+    placed = sorted(glyphs)
+    pieces = [placed[0][2][::-1]]
+    for (_, last, _), (first, _, chars) in pairwise(placed):
+        pieces.append(" " * (first - last > space) + chars[::-1])  # letters of one glyph will be turned once more
+    line = "".join(pieces)
+    if 2 * len(_RIGHT_TO_LEFT.findall(line)) < sum(map(str.isalpha, line)):  # a few such words in a line from the left
+        return _LEFTWARDS.sub(lambda words: words[0][::-1], line)
+    return _RIGHTWARDS.sub(lambda words: words[0][::-1], line[::-1])
+
+
+def _character(code: int) -> str:
+    """One character for one index; what is no character is a blank that no word has."""
+    return chr(code) if 0 < code <= 0x10FFFF and not 0xD800 <= code < 0xE000 else "\0"

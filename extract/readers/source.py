@@ -1,0 +1,112 @@
+"""What readers share before they read: a file's bytes, its characters, the package that knows its format."""
+
+import codecs
+import importlib
+import importlib.metadata
+import re
+from pathlib import Path
+from types import ModuleType
+
+from e2erag.extract.document import ReadError
+
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_KINDS = {
+    b"%PDF-": "a PDF: name it .pdf",
+    b"PK\x03\x04": "a ZIP archive: unpack it, or name it .docx if it is one",
+    b"\xd0\xcf\x11\xe0": "an Office file of the kind before 2007: save it as .docx",
+    b"\x89PNG": "a PNG image: name it .png",
+    b"\xff\xd8\xff": "a JPEG image: name it .jpg",
+    b"\x1f\x8b": "compressed (gzip): unpack it",
+}
+WRONG = 0.1  # of the bytes that aren't ASCII, the share that may be broken in UTF-8
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The file's bytes, or the reason why there are none."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ReadError(path, "no such file: check the path") from None
+    except IsADirectoryError:
+        raise ReadError(path, "is a folder: read_many reads the files in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ReadError(path, f"could not be opened: {getattr(error, 'strerror', None) or error}") from None
+    if not data:
+        raise ReadError(path, "is empty (0 bytes): fetch or export it again")
+    return data
+
+
+def decoded(path: str | Path, data: bytes, declared: str = "") -> str:
+    """The characters of a text file, with line ends as `\\n`.
+
+    In this order: a byte order mark; UTF-16 without one, where every second byte is zero; the encoding that the file
+    declares, if its bytes agree; UTF-8, even if a few of its characters are broken; Windows-1252, which is what files
+    that say Latin-1 are written in.
+
+    Raises:
+        ReadError: the file is not text.
+    """
+    text = _characters(data, declared)
+    if len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
+        kind = next(
+            (kind for magic, kind in _KINDS.items() if data.startswith(magic)), "binary data: convert it to text"
+        )
+        raise ReadError(path, f"is not text but {kind}")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+
+
+def _characters(data: bytes, declared: str) -> str:
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, "replace")
+    head = data[:4096]
+    if head.count(0) > 0.3 * len(head):
+        for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+            if zeros.count(0) > 0.7 * len(zeros):
+                return data.decode(encoding, "replace")
+    name = _known(declared)
+    for encoding in [name, "utf-8"] if name else ["utf-8"]:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    text = data.decode("utf-8", "replace")
+    if text.count("\ufffd") <= WRONG * sum(byte >= 0x80 for byte in data):
+        return text
+    return data.decode("cp1252", "replace")
+
+
+def _known(declared: str) -> str:
+    """The codec of a declared encoding, "" if there is none; UTF-16 can't be declared in bytes that are ASCII."""
+    try:
+        name = codecs.lookup(declared.strip()).name if declared.strip().isascii() and declared.strip() else ""
+    except (LookupError, ValueError):
+        return ""
+    text = name and not name.startswith(("utf-16", "utf-32")) and codecs.lookup(name)._is_text_encoding
+    return {"iso8859-1": "cp1252", "ascii": "cp1252"}.get(name, name) if text else ""
+
+
+def package(path: str | Path, module: str, name: str) -> ModuleType:
+    """Imports the module of a package that a format needs.
+
+    Raises:
+        ReadError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ReadError(path, f"needs the package {name} ({error}): pip install {name}") from None
+
+
+def version(name: str, ours: int) -> str:
+    """What `Document.reader` says: the package, its version, and that of what is made of its output here."""
+    return f"{name} {importlib.metadata.version(name)} · {ours}"

@@ -1,0 +1,140 @@
+"""PDFs made for the tests of the PDF reader: drawn with reportlab, or written instruction by instruction."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pypdf import PdfWriter
+from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NumberObject
+from reportlab.pdfgen.canvas import Canvas
+
+NTSB = sorted((Path(__file__).parents[3] / "examples" / "ntsb").glob("*.pdf"))
+WIDTH, HEIGHT = 600.0, 800.0
+
+
+def canvas(path: Path, draw: Callable[[Canvas], None], **options: str) -> Path:
+    """A PDF of one page of 600 x 800 points that reportlab draws."""
+    page = Canvas(str(path / "drawn.pdf"), pagesize=(WIDTH, HEIGHT), **options)
+    draw(page)
+    page.save()
+    return path / "drawn.pdf"
+
+
+def dictionary(**entries: object) -> DictionaryObject:
+    return DictionaryObject({NameObject(f"/{key}"): value for key, value in entries.items()})
+
+
+def stream(content: bytes) -> DecodedStreamObject:
+    stream = DecodedStreamObject()
+    stream.set_data(content)
+    return stream
+
+
+def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, **forms: bytes) -> Path:
+    """A PDF with these content streams as pages, a font /F (Helvetica), and form XObjects by name."""
+    writer = PdfWriter()
+    font = font or dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
+    resources = dictionary(Font=dictionary(F=font), XObject=dictionary())
+    for name, content in forms.items():
+        form = stream(content)
+        box = ArrayObject(NumberObject(v) for v in (0, 0, int(WIDTH), int(HEIGHT)))
+        form.update(dictionary(Type=NameObject("/XObject"), Subtype=NameObject("/Form"), Resources=resources, BBox=box))
+        resources["/XObject"][NameObject(f"/{name}")] = writer._add_object(form)
+    for content in contents:
+        page = writer.add_blank_page(WIDTH, HEIGHT)
+        page[NameObject("/Contents")] = writer._add_object(stream(content))
+        page[NameObject("/Resources")] = resources
+    writer.write(path / "written.pdf")
+    return path / "written.pdf"
+
+
+def with_ligatures() -> DictionaryObject:
+    """Helvetica whose codes 1 and 2 are fi and fl."""
+    names = ArrayObject([NumberObject(1), NameObject("/fi"), NameObject("/fl")])
+    encoding = dictionary(Type=NameObject("/Encoding"), BaseEncoding=NameObject("/WinAnsiEncoding"), Differences=names)
+    kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
+    return dictionary(**kind, Encoding=encoding)
+
+
+PROSE = (
+    "the airplane departed from a private strip in the",
+    "early morning and was seen to climb until it had",
+    "reached the height of the trees beyond the field,",
+    "where it turned to the left and began to descend",
+    "without a change in the sound of the engine that",
+    "could be heard by either of the two people who",
+    "were standing near the road; they both ran to the",
+    "place and found the pilot beside the wreckage, not",
+)
+
+
+def two_columns(page: Canvas) -> None:
+    """A heading over both, then line by line across the gutter."""
+    page.setFont("Times-Roman", 10)
+    page.drawString(50, 750, "History of the flight and of the airplane")
+    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        page.drawString(50, 720 - 12 * row, left)
+        page.drawString(320, 720 - 12 * row, right)
+
+
+def ruled_table(page: Canvas) -> None:
+    """Three columns and four rows with a grid of lines, and a thin filled bar above it."""
+    page.setFont("Helvetica", 9)
+    page.rect(50, 719, 300, 1.5, stroke=0, fill=1)
+    page.grid([50, 150, 250, 350], [640, 660, 680, 700, 715])
+    for row, cells in enumerate((("Item", "2022", "2023"), ("Cash", "36,220", "34,947"), ("Debt", "(1,204)", "$ 8"))):
+        for column, cell in enumerate(cells):
+            page.drawString(55 + 100 * column, 703 - 20 * row, cell)
+
+
+def rotated(page: Canvas) -> None:
+    """A page that is turned by 90 degrees to be read, with a line along its other edge."""
+    page.setPageRotation(90)
+    page.setFont("Times-Italic", 12)
+    page.saveState()
+    page.translate(300, 200)
+    page.rotate(90)
+    page.drawString(0, 0, "Upright once the page is turned")
+    page.line(0, -10, 200, -10)
+    page.restoreState()
+    page.drawString(100, 700, "along the edge")
+
+
+def raised(page: Canvas) -> None:
+    """A footnote mark after a year, an ordinal, a formula."""
+    text = page.beginText(50, 700)
+    text.setFont("Times-Roman", 12)
+    for rise, size, piece in (
+        (0, 12, "In 2009"), (5, 7, "6"), (0, 12, " on the 1"), (5, 7, "st"), (0, 12, " of May H"), (-3, 7, "2"),
+        (0, 12, "O was found"),
+    ):  # fmt: skip
+        text.setFont("Times-Roman", size)
+        text.setRise(rise)
+        text.textOut(piece)
+    page.drawText(text)
+
+
+def forms(page: Canvas) -> None:
+    """A form inside a form, moved and scaled by both matrices, between two lines of the page."""
+    page.beginForm("inner")
+    page.setFont("Courier-Bold", 8)
+    page.drawString(10, 10, "inner words")
+    page.line(10, 5, 90, 5)
+    page.endForm()
+    page.beginForm("outer")
+    page.translate(100, 100)
+    page.scale(1.5, 1.5)
+    page.doForm("inner")
+    page.endForm()
+    page.drawString(50, 700, "before it")
+    page.translate(20, 300)
+    page.doForm("outer")
+    page.drawString(30, 30, "after it")
+
+
+DRAWN = {
+    "two_columns": two_columns,
+    "ruled_table": ruled_table,
+    "rotated": rotated,
+    "raised": raised,
+    "forms": forms,
+}

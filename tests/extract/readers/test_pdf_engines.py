@@ -1,0 +1,192 @@
+"""The contract of the two PDF engines: the same words, lines and cells, boxes and ruling lines within a point."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pdf_fixtures import DRAWN, HEIGHT, NTSB, PROSE, canvas, with_ligatures, written
+from reportlab.pdfgen.canvas import Canvas
+
+from e2erag.extract import Document, ReadError, read
+from e2erag.extract.readers import pdf
+from e2erag.extract.readers.pdf import READER_VERSION, read_pdf
+
+ENGINES = ("pypdf", "pypdfium2")
+
+
+def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def assert_same(path: Path) -> Document:
+    """What the contract says, unit by unit; gives what pypdf read."""
+    one, other = (read_pdf(path, engine) for engine in ENGINES)
+    assert [unit.text for unit in one] == [unit.text for unit in other]
+    for a, b in zip(one, other, strict=True):
+        assert apart(a.box, b.box) < 1, a.text
+        assert abs(a.font_size - b.font_size) < 0.1
+        assert [cell[:2] for cell in a.cells] == [cell[:2] for cell in b.cells]
+        assert all(apart(x[2:], y[2:]) < 1 for x, y in zip(a.cells, b.cells, strict=True))
+        assert a.page == b.page
+    assert sum(a.bold != b.bold for a, b in zip(one, other, strict=True)) <= 0.03 * len(one)
+    for a, b in zip(one.pages, other.pages, strict=True):
+        assert apart((a.width, a.height), (b.width, b.height)) < 0.01
+        assert len(a.rules) == len(b.rules)
+        assert all(apart(x, y) < 1 for x, y in zip(a.rules, b.rules, strict=True))
+        assert a.unread == b.unread == ""
+    return one
+
+
+@pytest.mark.parametrize("path", NTSB, ids=lambda path: path.stem)
+def test_engines_agree_on_real_reports(path: Path) -> None:
+    """Every report in examples/ntsb."""
+    assert len(assert_same(path)) > 50
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_engines_agree_on_drawn_pages(tmp_path: Path, draw: Callable[[Canvas], None]) -> None:
+    """Columns, a table with ruling lines, a rotated page, raised text, forms."""
+    assert len(assert_same(canvas(tmp_path, draw)))
+
+
+def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
+    """Glyphs fi and fl are two letters each."""
+    path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (of\\001ce \\002ight) Tj ET", font=with_ligatures())
+    assert [unit.text for unit in assert_same(path)] == ["office flight"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_columns_drawn_line_by_line_are_read_one_after_the_other(tmp_path: Path, engine: str) -> None:
+    """The heading, the left column, the right column; no line has cells."""
+    document = read_pdf(canvas(tmp_path, DRAWN["two_columns"]), engine)
+    heading, *rest = document
+    assert heading.text.startswith("History")
+    assert [unit.text for unit in rest] == [*PROSE, *reversed(PROSE)]
+    assert not any(unit.cells for unit in document)
+    assert {unit.box.x0 for unit in rest[: len(PROSE)]} == {50.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("right", ["1,204", "Paid in the Year:", "A Name of Four Words"])
+def test_rows_of_a_table_stay_rows(tmp_path: Path, engine: str, right: str) -> None:
+    """However long the text on the left is: numbers, labels and titles are no prose."""
+
+    def draw(page: Canvas) -> None:
+        page.setFont("Times-Roman", 10)
+        for row, left in enumerate(PROSE):
+            page.drawString(50, 720 - 12 * row, left)
+            page.drawString(320, 720 - 12 * row, right)
+
+    document = read_pdf(canvas(tmp_path, draw), engine)
+    assert [unit.text for unit in document] == [f"{left} {right}" for left in PROSE]
+    assert all(len(unit.cells) == 2 for unit in document)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ruling_lines_of_a_table(tmp_path: Path, engine: str) -> None:
+    """The thin bar and the grid's five lines, from the top; then its four uprights, from the left. A line is whole."""
+    rules = read_pdf(canvas(tmp_path, DRAWN["ruled_table"]), engine).pages[0].rules
+    level, upright = rules[:6], rules[6:]
+    assert [round(HEIGHT - (rule.y0 + rule.y1) / 2) for rule in level[1:]] == [715, 700, 680, 660, 640]
+    assert apart(level[0], (50, HEIGHT - 720.5, 350, HEIGHT - 719)) < 0.1
+    assert [round((rule.x0 + rule.x1) / 2) for rule in upright] == [50, 150, 250, 350]
+    assert all(apart((rule.x0, rule.x1), (50, 350)) < 1 for rule in level)
+    assert all(apart((rule.y0, rule.y1), (HEIGHT - 715, HEIGHT - 640)) < 1 for rule in upright)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_no_ruling_line(tmp_path: Path, engine: str) -> None:
+    """Areas, short strokes, slanting lines, curves, paths that are not painted, and what lies beside the page."""
+    content = (
+        b"0 0 300 40 re f 10 10 m 13 10 l S 10 10 m 90 50 l S 100 100 m 150 100 200 100 300 100 c S "
+        b"50 50 200 1 re n 900 10 m 990 10 l S 20 20 m 70 20 l S BT /F 9 Tf 9 700 Td (x) Tj ET"
+    )
+    (rule,) = read_pdf(written(tmp_path, content), engine).pages[0].rules
+    assert apart(rule, (20, HEIGHT - 20.5, 70, HEIGHT - 19.5)) < 0.6
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ruling_lines_are_bounded(tmp_path: Path, engine: str) -> None:
+    """Five thousand strokes leave two thousand."""
+    places = [(10 * (i % 50), 2 + i // 10) for i in range(5000)]
+    strokes = b"".join(b"%d %d m %d %d l S " % (x, y, x + 7, y) for x, y in places)
+    page = read_pdf(written(tmp_path, strokes + b"BT /F 9 Tf 9 700 Td (x) Tj ET"), engine).pages[0]
+    assert len(page.rules) == 2000
+    assert page.units
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_dot_leaders_are_no_words(tmp_path: Path, engine: str) -> None:
+    """Glued or spaced they go; an ellipsis stays."""
+    content = b"BT /F 9 Tf 14 TL 9 700 Td (Introduction............... 5) Tj T* (Results . . . . . . . 17) Tj "
+    document = read_pdf(written(tmp_path, content + b"T* (and so ...) Tj ET"), engine)
+    assert [unit.text for unit in document] == ["Introduction 5", "Results 17", "and so ..."]
+
+
+# Pages that are not read
+
+
+IMAGE = b"q %d 0 0 %d 0 0 cm BI /W 1 /H 1 /BPC 8 /CS /G ID \x80 EI Q "
+TEXT = b"BT /F 9 Tf 9 9 Td (one) Tj ET"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scan_is_named_and_a_blank_page_is_not(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture over the page is a scan; a small one, lines, spaces or nothing are not."""
+    monkeypatch.setattr(pdf, "_ocr", lambda: None)
+    pages = TEXT, IMAGE % (600, 800), IMAGE % (60, 80), b"9 9 m 99 9 l S", b"BT /F 9 Tf 9 9 Td (  ) Tj ET", b""
+    document = read_pdf(written(tmp_path, *pages), engine)
+    assert document.unread == {2: "is a scan: no text layer; to have it recognised, pip install 'e2erag[ocr]'"}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scans_are_recognised_where_ocr_is_installed(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recogniser gets the page at 200 dots per inch, its number and its size; its lines are the page's units."""
+    path = written(tmp_path, TEXT, IMAGE % (600, 800), IMAGE % (600, 800), TEXT)
+    monkeypatch.setattr(pdf, "_ocr", lambda: None)
+    line, _ = read_pdf(path, engine)
+
+    class Ocr:
+        @staticmethod
+        def recognise(image: object, page: int, width: float, height: float) -> tuple[object, ...]:
+            assert abs(image.width - 600 * 200 / 72) < 2
+            assert (width, height) == (600, 800)
+            if page == 3:
+                raise RuntimeError("no model")
+            return (line._replace(text="seen", page=page, confidence=0.9),)
+
+    monkeypatch.setattr(pdf, "_ocr", lambda: Ocr)
+    document = read_pdf(path, engine)
+    assert [(unit.text, unit.page) for unit in document] == [("one", 1), ("seen", 2), ("one", 4)]
+    assert document.unread == {3: "is a scan: no text layer, and OCR failed on it (RuntimeError: no model)"}
+
+
+# The engine
+
+
+def test_document_says_what_read_it() -> None:
+    """The engine's version and ours."""
+    for engine in ENGINES:
+        name, version, dot, ours = read_pdf(NTSB[0], engine).reader.split()
+        assert (name, dot, ours) == (engine, "·", str(READER_VERSION))
+        assert version[0].isdigit()
+
+
+def test_engine_by_default_is_the_faster_one_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pypdfium2 it is pypdf, and asking for the other says how to get it."""
+    assert read(NTSB[0]).reader.startswith("pypdfium2 ")
+    assert read(NTSB[0], engine="pypdf").reader.startswith("pypdf ")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert read(NTSB[0]).reader.startswith("pypdf ")
+    with pytest.raises(ImportError, match=r"pip install 'e2erag\[fast\]'"):
+        read(NTSB[0], engine="pypdfium2")
+
+
+def test_unknown_engine_is_an_error_that_names_the_engines() -> None:
+    """As a ValueError; it's the caller's mistake, not the file's."""
+    with pytest.raises(ValueError, match="engine is one of 'pypdf', 'pypdfium2' or None, not 'mupdf'") as error:
+        read(NTSB[0], engine="mupdf")
+    assert not isinstance(error.value, ReadError)

@@ -1,0 +1,88 @@
+"""What only the PDFium engine promises: text from right to left, accents, files that are not its own to read."""
+
+from pathlib import Path
+
+import pytest
+from pdf_fixtures import NTSB, canvas, dictionary, written
+from pypdf.generic import ArrayObject, NameObject, NumberObject
+from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
+from reportlab.pdfbase.ttfonts import TTFont
+from reportlab.pdfgen.canvas import Canvas
+
+from e2erag.extract import ReadError
+from e2erag.extract.readers import pdf
+from e2erag.extract.readers.pdf import read_pdf
+
+HEBREW = "דוח על תאונה 1234 בשדה"
+
+
+@pytest.fixture(scope="module")
+def font() -> str:
+    matplotlib = pytest.importorskip("matplotlib")
+    registerFont(TTFont("DejaVu", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")))
+    return "DejaVu"
+
+
+def as_it_stands(page: Canvas) -> None:
+    """The line as a string from the left: words and letters turned round, the number not."""
+    page.setFont("DejaVu", 12)
+    page.drawString(100, 700, HEBREW[::-1].replace("4321", "1234"))
+
+
+def as_it_is_read(page: Canvas) -> None:
+    """A glyph after the other from the right, as some word processors do; the number in one piece."""
+    page.setFont("DejaVu", 12)
+    x = 300.0
+    for piece in [*HEBREW.split("1234")[0], "1234", *HEBREW.split("1234")[1]]:
+        x -= stringWidth(piece, "DejaVu", 12)
+        page.drawString(x, 700, piece)
+
+
+@pytest.mark.parametrize("draw", [as_it_stands, as_it_is_read])
+def test_right_to_left_words_come_as_they_are_read(tmp_path: Path, font: str, draw: object) -> None:
+    """Whatever the order in which they were drawn; the box holds the line."""
+    (unit,) = read_pdf(canvas(tmp_path, draw), "pypdfium2")
+    assert unit.text == HEBREW
+    assert abs(unit.box.x1 - unit.box.x0 - stringWidth(HEBREW, "DejaVu", 12)) < 1
+
+
+def test_accent_drawn_over_its_letter_is_composed(tmp_path: Path) -> None:
+    """TeX's way: ¨, then the letter under it."""
+    step, over = stringWidth("F", "Helvetica", 10), (stringWidth("a", "Helvetica", 10) - 3.33) / 2
+    content = b"BT /F 10 Tf 50 700 Td (F) Tj %f 0 Td (\\310) Tj %f 0 Td (arber is read) Tj ET" % (step + over, -over)
+    assert [unit.text for unit in read_pdf(written(tmp_path, content), "pypdfium2")] == ["Färber is read"]
+
+
+def test_space_that_pdfium_leaves_out_is_read(tmp_path: Path) -> None:
+    """A gap of .2 em between two strings in italics."""
+
+    def draw(page: Canvas) -> None:
+        page.setFont("Helvetica-Oblique", 10)
+        page.drawString(100, 700, "of")
+        page.drawString(100 + stringWidth("of", "Helvetica-Oblique", 10) + 2, 700, "Transportation")
+
+    assert [unit.text for unit in read_pdf(canvas(tmp_path, draw), "pypdfium2")] == ["of Transportation"]
+
+
+def test_file_that_pdfium_cannot_open_is_tried_with_pypdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But only where no engine was asked for."""
+    from e2erag.extract.readers import pdf_pdfium
+
+    def fail(path: object, data: bytes) -> None:
+        raise ReadError(str(path), "is damaged")
+
+    monkeypatch.setattr(pdf_pdfium, "PdfiumFile", fail)
+    assert read_pdf(NTSB[0]).reader.startswith("pypdf ")
+    with pytest.raises(ReadError, match="is damaged"):
+        read_pdf(NTSB[0], "pypdfium2")
+
+
+def test_glyphs_without_characters_are_no_blank_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page whose text is in private codes is named, with the way out."""
+    monkeypatch.setattr(pdf, "_ocr", lambda: None)
+    names = ArrayObject([NumberObject(65), NameObject("/uniE000"), NameObject("/uniE001")])
+    kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
+    font = dictionary(**kind, Encoding=dictionary(Type=NameObject("/Encoding"), Differences=names))
+    path = written(tmp_path, b"BT /F 9 Tf 9 9 Td (c) Tj ET", b"BT /F 9 Tf 9 9 Td (AB) Tj ET", font=font)
+    for engine in ("pypdf", "pypdfium2"):
+        assert read_pdf(path, engine).unread[2].startswith("shows glyphs of which its fonts don't say")

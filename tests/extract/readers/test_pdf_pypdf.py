@@ -1,0 +1,100 @@
+"""What only the pypdf engine promises: its limits, its errors, its way round pypdf's private parts."""
+
+import logging
+from pathlib import Path
+
+import pypdf
+import pytest
+from pdf_fixtures import NTSB, written
+from pypdf import PdfReader
+
+from e2erag.extract import ReadError
+from e2erag.extract.readers import pdf_walk
+from e2erag.extract.readers.pdf import read_pdf
+
+ONE, THREE = b"BT /F 9 Tf 9 9 Td (one) Tj ET", b"BT /F 9 Tf 9 9 Td (three) Tj ET"
+
+
+def test_form_that_draws_itself_ends(tmp_path: Path) -> None:
+    """Directly or through another form, each is read once per drawing."""
+    show = b"BT /F 10 Tf 50 %d Td (%s) Tj ET /%s Do"
+    path = written(tmp_path, b"/A Do", A=show % (700, b"a", b"B"), B=show % (600, b"b", b"A"))
+    assert [unit.text for unit in read_pdf(path, "pypdf")] == ["a", "b"]
+
+
+def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second page draws 99 lines: the others are read, and it says why it is not and what to do."""
+    path = written(tmp_path, ONE, b"0 0 m 9 9 l " * 99, THREE)
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 1000)
+    document = read_pdf(path, "pypdf")
+    assert [(unit.text, unit.page) for unit in document] == [("one", 1), ("three", 3)]
+    assert [len(page.units) for page in document.pages] == [1, 0, 1]
+    assert (document.pages[1].width, document.pages[1].height) == (600, 800)
+    (reason,) = document.unread.values()
+    assert reason.startswith("more than 1,000 bytes of drawing instructions: try engine='pypdfium2'")
+    assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "three"]
+
+
+def test_document_of_unreadable_pages_is_not_called_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is that of the first page."""
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 10)
+    with pytest.raises(ReadError, match=r"has no page with text that can be read \(1 page; page 1: more than 10 bytes"):
+        read_pdf(written(tmp_path, ONE), "pypdf")
+
+
+def test_page_that_cannot_be_parsed_stays_empty_and_is_named(tmp_path: Path) -> None:
+    """An array that never closes on page 1 doesn't take page 2 with it."""
+    document = read_pdf(written(tmp_path, b"BT /F 9 Tf [(one) TJ ET", THREE), "pypdf")
+    assert [unit.text for unit in document] == ["three"]
+    assert document.pages[0].unread.startswith("can't be parsed (Pdf")
+
+
+def test_pypdf_is_quiet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong startxref is repaired without a word, and pypdf's logger keeps its level."""
+    data, path = NTSB[0].read_bytes(), tmp_path / "a.pdf"
+    path.write_bytes(data[: data.rindex(b"startxref")] + b"startxref\n7\n%%EOF\n")
+    with caplog.at_level(logging.WARNING, logger="pypdf"):
+        PdfReader(path)
+        noise = len(caplog.records)
+        assert read_pdf(path, "pypdf").units
+        assert logging.getLogger("pypdf").level == logging.WARNING
+    assert noise
+    assert len(caplog.records) == noise
+
+
+@pytest.mark.parametrize("kind", [RecursionError, KeyError, OSError, AttributeError])
+def test_whatever_pypdf_raises_is_a_read_error(monkeypatch: pytest.MonkeyPatch, kind: type[Exception]) -> None:
+    """Only running out of memory passes."""
+
+    def fail(*_: object) -> None:
+        raise kind("inside")
+
+    monkeypatch.setattr(pypdf, "PdfReader", fail)
+    with pytest.raises(ReadError, match=rf"is damaged or cut off \({kind.__name__}: .*inside"):
+        read_pdf(NTSB[0], "pypdf")
+    monkeypatch.setattr(pypdf, "PdfReader", lambda _: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        read_pdf(NTSB[0], "pypdf")
+
+
+class Moved:
+    """A font class of a pypdf that names its parts otherwise."""
+
+    @classmethod
+    def from_font_resource(cls, resource: object) -> "Moved":
+        return cls()
+
+
+@pytest.mark.parametrize("internal", [None, Moved], ids=["gone", "changed"])
+def test_where_pypdfs_fonts_have_moved_its_own_text_is_read(monkeypatch: pytest.MonkeyPatch, internal: object) -> None:
+    """Nearly the same words, in lines whose boxes begin within three points of where they do otherwise."""
+    usual = read_pdf(NTSB[0], "pypdf")
+    monkeypatch.setattr(pdf_walk, "PypdfFont", internal)
+    plain = read_pdf(NTSB[0], "pypdf")
+    ours, theirs = (set(" ".join(unit.text for unit in document).split()) for document in (usual, plain))
+    assert len(ours & theirs) > 0.95 * len(ours)
+    places = {unit.text: unit.box for unit in usual}
+    same = [(unit.box, places[unit.text]) for unit in plain if unit.text in places]
+    assert len(same) > 0.6 * len(usual)
+    near = [abs(a.x0 - b.x0) < 3 and abs(a.y1 - b.y1) < 3 for a, b in same]
+    assert sum(near) > 0.9 * len(near)
