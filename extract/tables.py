@@ -27,9 +27,15 @@ ALIGNED = 0.7  # share of a column's cells that must begin, end or stand centred
 _MARKER = re.compile(r"[•●▪■◦o*·–—-]|[\[(]?(?:\d{1,3}|[a-zA-Z]|[ivxlIVX]{1,5})[\])]?[.)\]]?")
 
 
+MOST_LINES = 2000
+"""A page with more lines than a printed page can hold is left without tables, so that no page takes seconds."""
+
+
 def find_tables(page: Page) -> tuple[Table, ...]:
     """The tables of a page in reading order, none of which overlap."""
     units = page.units
+    if len(units) > MOST_LINES:
+        return ()
     upright = [rule for rule in page.rules if rule.y1 - rule.y0 > rule.x1 - rule.x0]
     if len(units) < 2 or not (
         upright or any(u.cells for u in units) or any(b.box.y1 < a.box.y0 for a, b in pairwise(units))

@@ -45,7 +45,7 @@ def test_the_demo_shows_trains_cites_draws_saves_and_reloads(
     assert "the same answers" in out
     assert (tmp_path / "run" / "manifest.json").is_file()
     assert (tmp_path / "run-log" / "metrics.csv").is_file()
-    assert Image.open(tmp_path / "run-log" / "page.png").size == (1224, 1584)
+    assert Image.open(tmp_path / "run-log" / "page.png").size == (1364, 1584)
 
 
 def test_the_table_holds_every_metric_before_and_after() -> None:

@@ -14,6 +14,7 @@ from e2erag.extract.document import Document, Page, ReadError, Unit
 from e2erag.extract.readers.columns import unwoven
 from e2erag.extract.readers.lines import join
 from e2erag.extract.readers.shown import Shown, short
+from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
@@ -21,6 +22,7 @@ READER_VERSION = 2  # of what this package makes of an engine's runs; goes up wh
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
 DPI = 200.0
+PIXELS = 40e6  # of a page's picture at most; a larger sheet is rendered coarser
 
 
 @runtime_checkable
@@ -68,7 +70,7 @@ def read_pdf(path: str | Path, engine: str | None = None) -> Document:
         ValueError, ImportError: there is no such engine, or it is not installed.
     """
     chosen = engine_or_default(engine)
-    data = _bytes(path)
+    data = read_bytes(path)
     if b"%PDF-" not in data[:1024]:
         raise ReadError(path, "is not a PDF: no %PDF header in its first 1024 bytes; convert it to PDF first")
     try:
@@ -85,22 +87,6 @@ def read_pdf(path: str | Path, engine: str | None = None) -> Document:
     if not any(page.units for page in pages):
         raise ReadError(path, _no_text(pages))
     return Document(str(path), hashlib.sha256(data).hexdigest(), pages, title, reader)
-
-
-def _bytes(path: str | Path) -> bytes:
-    """The file's bytes, or the reason why there are none."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ReadError(path, "no such file: check the path") from None
-    except IsADirectoryError:
-        raise ReadError(path, "is a folder: read_many reads the PDFs in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ReadError(path, f"could not be opened: {getattr(error, 'strerror', None) or error}") from None
-    if not data:
-        raise ReadError(path, "is empty (0 bytes): fetch or export it again")
-    return data
 
 
 def _open(engine: Engine, path: str | Path, data: bytes) -> _File:
@@ -135,6 +121,10 @@ _SCAN = "is a scan: no text layer"
 _MUTE = "shows glyphs of which its fonts don't say what characters they are"
 
 
+def _dpi(shown: Shown) -> float:
+    return min(DPI, 72 * (PIXELS / max(shown.width * shown.height, 1.0)) ** 0.5)
+
+
 def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tuple[Unit, ...], str]:
     """The lines that OCR finds on a page without text, or why there are none."""
     ocr = _ocr()
@@ -144,7 +134,7 @@ def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tupl
         from e2erag.extract.readers.pdf_pdfium import PdfiumFile
 
         with PdfiumFile("", data) as file:
-            units = tuple(ocr.recognise(file.picture(number, DPI), number, shown.width, shown.height))
+            units = tuple(ocr.recognise(file.picture(number, _dpi(shown)), number, shown.width, shown.height))
     except MemoryError:
         raise
     except Exception as error:

@@ -348,7 +348,7 @@ def encrypted(path: Path, user: str) -> Path:
     ("make", "reason"),
     [
         (lambda p: p / "none.pdf", "no such file: check the path"),
-        (lambda p: p, "is a folder: read_many reads the PDFs in it"),
+        (lambda p: p, "is a folder: read_many reads the files in it"),
         (lambda p: write(p / "a.pdf", b""), "is empty (0 bytes)"),
         (lambda p: write(p / "a.pdf", b"<html>"), "is not a PDF: no %PDF header in its first 1024 bytes"),
         (lambda p: write(p / "a.pdf", NTSB[0].read_bytes()[:9000]), "is damaged or cut off (PdfStreamError"),
