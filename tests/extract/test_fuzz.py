@@ -169,4 +169,4 @@ def test_hundreds_of_damaged_files_are_read_or_refused(
     tmp_path: Path, engine: str | None, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """400 of each seed."""
-    check(damage(tmp_path, 400, seed), engine, monkeypatch)
+    assert check(damage(tmp_path, 400, seed), engine, monkeypatch).total() == 400
