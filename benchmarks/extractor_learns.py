@@ -58,18 +58,18 @@ class Size:
         questions: to learn from, and to test on.
         read: test questions whose answers' likelihood is measured.
         k: passages read per question.
-        fit: changes to `FitConfig`.
+        epochs, refresh_every, gate_weight, keep_rate, lr_extractor: as in `FitConfig`.
     """
 
-    articles: tuple[int, int] = (8, 10)
+    articles: tuple[int, int] = (8, 8)
     paragraphs: int = 12
-    questions: tuple[int, int] = (480, 400)
-    read: int = 120
-    k: int = 3
+    questions: tuple[int, int] = (480, 300)
+    read: int = 96
+    k: int = 2
     epochs: int = 1
     refresh_every: int = 20
-    gate_weight: float = 0.3
-    keep_rate: float = 0.8
+    gate_weight: float = 0.1
+    keep_rate: float = 0.9
     lr_extractor: float = 3e-3
 
 
@@ -86,12 +86,17 @@ class Print:
     questions: list[tuple[Question, str]]
 
 
-def printed(chosen: Sequence[Article], count: int, seed: int, folder: Path, bare: bool) -> Print:
-    """The articles as PDFs, read back; `bare` prints the text alone. `count` questions are drawn by the seed."""
+def printed(
+    chosen: Sequence[Article], others: Sequence[Article], count: int, seed: int, folder: Path, bare: bool
+) -> Print:
+    """The articles as PDFs, read back; `bare` prints the text alone, else sidebars quote `others`.
+
+    `count` questions are drawn by the seed."""
     documents, kinds, owners = [], [], []
     for number, article in enumerate(chosen):
         path = folder / f"{'bare' if bare else 'full'}-{seed}-{number}.pdf"
-        gold = (clean if bare else render)(article, path, seed=seed + 10 * number)
+        look = seed + 10 * number
+        gold = clean(article, path, look) if bare else render(article, path, look, others=others)
         document = read(path)
         documents.append(document)
         kinds += roles(document, gold)
@@ -165,10 +170,11 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, di
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)
     figures = {}
-    for mode in ("soft", "hard"):
+    for mode in ("soft", "hard") if arm in FROZEN else ("soft",):
         rag.config = replace(rag.config, mode=mode)
         rag.index(test.documents)
         figures[mode] = measure(rag, test, size) | {"train_seconds": seconds, "steps": steps}
+    figures.setdefault("hard", figures["soft"])  # nothing trained: every gate is open, nothing is cut
     return figures
 
 
@@ -179,9 +185,10 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
     for split, pool, count, questions, base in zip(
         ("train", "test"), pools, size.articles, size.questions, (seed, UNSEEN + seed), strict=True
     ):
-        chosen = [cut(article, size.paragraphs) for article in Random(f"{split} {seed}").sample(pool, count)]
+        drawn = Random(f"{split} {seed}").sample(pool, len(pool))
+        chosen, others = [cut(article, size.paragraphs) for article in drawn[:count]], drawn[count:]
         for bare in (False, True):
-            data[f"{split} {'bare' if bare else 'full'}"] = printed(chosen, questions, base, out / "pdf", bare)
+            data[f"{split} {'bare' if bare else 'full'}"] = printed(chosen, others, questions, base, out / "pdf", bare)
     return data
 
 
@@ -273,7 +280,9 @@ def main() -> None:
     for change in options.set:
         name, value = change.split("=", 1)
         size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
-    seeds = options.seeds[:1] if options.quick else options.seeds
+    seeds, arms = options.seeds, options.arms
+    if options.quick:
+        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor") if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
     (out / "pdf").mkdir(parents=True, exist_ok=True)
     write_file(out / "size.json", json.dumps(asdict(size), indent=2))
@@ -281,7 +290,7 @@ def main() -> None:
     for seed in seeds:
         data = None
         results[seed] = {}
-        for arm in options.arms:
+        for arm in arms:
             cell = out / f"{arm}-{seed}.json"
             if not cell.is_file():
                 data = data or prepare(seed, size, options.folder, out)

@@ -113,6 +113,12 @@ class Extractor(nn.Module):
         The baseline that training is held against: it runs on over pages, keeps every line and learns nothing."""
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """`extractor(document)` is `extractor.propose(document)`; with tensors it is `forward`, as in any module."""
+        if inputs and isinstance(inputs[0], Document):
+            return self.propose(*inputs, **named)
+        return super().__call__(*inputs, **named)
+
     def forward(
         self,
         layout: Float[Tensor, "units features"],

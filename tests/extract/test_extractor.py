@@ -144,3 +144,9 @@ def test_layout_features_tell_a_running_header_from_text() -> None:
     assert repeats[0] > repeats[1] == 0
     assert np.isfinite(table).all()
     assert np.abs(table).max() <= 2
+
+
+def test_called_with_a_document_it_proposes_passages() -> None:
+    """The short form of `propose`, beside the module's own call."""
+    document = tiny_document([["the pilot", "seats 4", "engine"]])
+    assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
