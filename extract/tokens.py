@@ -20,11 +20,12 @@ class LineTokens:
     """
 
     def __init__(self, tokenizer: Any, lines: Sequence[str], ending: str = "") -> None:
-        """`ending` is what separates lines in the text that the model reads (part of the line before it).
+        """`ending` is what separates lines in the text that the model reads (part of the line before it); an empty line
+        is no line, and has no token.
 
         Special tokens written out in a document are read as plain text: a page can't end the prompt.
         """
-        texts = [line + ending for line in lines]
+        texts = [line + ending if line else "" for line in lines]
         rows = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if lines else []
         self.offsets: Int[np.ndarray, " lines+1"] = np.cumsum([0, *map(len, rows)])
         self.ids: Int[np.ndarray, " tokens"] = (

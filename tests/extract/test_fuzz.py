@@ -14,7 +14,7 @@ from e2erag.extract import Document, ReadError, stream
 from e2erag.extract.worker import Worker
 
 NTSB = sorted((Path(__file__).parents[2] / "examples" / "ntsb").glob("*.pdf"))
-SECONDS, MEMORY = 20.0, 1 << 30
+SECONDS, MEMORY = 20.0, 2 << 30
 
 # What a reason ends in: something to do about it.
 WAY_OUT = r"again|try |pip install|give it more|convert|save a copy|leave it out"

@@ -1,0 +1,100 @@
+"""A corpus of documents: tables in their readings, and nothing that depends on what stands beside a document."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from e2erag.extract import Box, Cell, Document, Page, Unit
+from e2erag.questions import Question
+from e2erag.rag import RAG, RAGConfig
+from e2erag.testing import tiny_document, tiny_rag
+from e2erag.train import marginal
+
+ROWS = [("engine", "maker", "weight"), ("tailwheel", "lycoming", "2000"), ("landing", "continental", "9000")]
+OTHER = tiny_document([["accident number DEN07", "the pilot was 48"], ["page 2 of 2", "seats 2"]], "b.pdf")
+
+
+def table_document() -> Document:
+    """A sentence over a table of a header and two rows."""
+    units = [Unit("the pilot of aircraft", 1, 1, Box(50.0, 40.0, 300.0, 50.0), 10.0)]
+    for i, row in enumerate(ROWS):
+        starts = [sum(len(cell) + 1 for cell in row[:j]) for j in range(3)]
+        cells = [
+            Cell(s, s + len(c), 50.0 + 120 * j, 50.0 + 120 * j + 5 * len(c))
+            for j, (s, c) in enumerate(zip(starts, row, strict=True))
+        ]
+        box = Box(50.0, 70.0 + 14 * i, cells[-1].x1, 80.0 + 14 * i)
+        units.append(Unit(" ".join(row), 1, i + 2, box, 10.0, i == 0, tuple(cells)))
+    return Document("t.pdf", "0" * 64, (Page(1, 612.0, 792.0, tuple(units)),))
+
+
+@pytest.fixture
+def rag() -> RAG:
+    system = tiny_rag(config=RAGConfig(k=3, mode="soft", precision="float32"))
+    system.index([table_document(), OTHER])
+    return system
+
+
+def test_a_table_is_indexed_in_three_readings(rag: RAG) -> None:
+    """As printed, as rows and as sentences: the vector of each is that of the passage's own text."""
+    corpus, encoder = rag.corpus, rag.model.retriever.passage
+    readings = {
+        p.reading: i
+        for i, p in enumerate(corpus.passages)
+        if (p.start, p.stop) == (1, 4) and p.document.file == "t.pdf"
+    }
+    assert set(readings) == {"lines", "rows", "sentences"}
+    assert "tailwheel | lycoming | 2000" in corpus.passages[readings["rows"]].text
+    assert "maker: lycoming" in corpus.passages[readings["sentences"]].text
+    numbers = torch.tensor(list(readings.values()))
+    gates = rag.model.gates(corpus, "hard")
+    vectors = rag.model.encode(corpus, numbers, gates, rag.model.log_prior(corpus, gates), "hard")[:, :-1]
+    texts = encoder.encode_text([corpus.passages[i].text for i in numbers.tolist()], "document")
+    torch.testing.assert_close(vectors, texts, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_the_reader_is_given_the_reading_that_was_found(rag: RAG) -> None:
+    """The row's tokens are those of the text in that reading, and every token's gate is its own line's."""
+    corpus = rag.corpus
+    number = next(i for i, p in enumerate(corpus.passages) if p.reading == "sentences")
+    gates = rag.model.gates(corpus, "soft")
+    rows, slots = rag.model.rows(corpus, ["who ?"], None, torch.tensor([[number]]), gates, "soft", closed_book=False)
+    read = rows[0].ids[rows[0].owner >= 0]
+    tokenizer = rag.model.generator.tokenizer
+    own = corpus.passages[number]
+    expected = rag.model.generator.prompt.lines([corpus.passages[number].text.split("\n")[i] for i in range(-2, 0)]).ids
+    assert read.tolist() == expected.tolist(), tokenizer.decode(read)
+    assert slots[0].tolist() == list(range(own.start, own.stop))
+
+
+def test_the_answer_teaches_how_to_read_a_table(rag: RAG) -> None:
+    """Scores of both readings get a gradient, which has them compete."""
+    nn.init.normal_(rag.model.extractor.heads.weight, std=0.1)
+    rag.config = replace(rag.config, overlap=1.0)  # else a reading that repeats what is found has no part in Z
+    rag.index(rag.corpus.documents)
+    terms = rag.terms([Question("who made the engine ?", ("lycoming",))], 3, "soft")
+    marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    rows, sentences = rag.model.extractor.heads.weight.grad[-2:].norm(dim=1)
+    assert rows > 1e-7
+    assert sentences > 1e-7
+
+
+def test_the_order_of_documents_does_not_matter() -> None:
+    """Turned round, each document has the same passages, gates, priors and vectors."""
+    documents = [table_document(), OTHER, tiny_document([["seats 4", "weight 2000", "the pilot was 85"]], "c.pdf")]
+    seen: list[dict[tuple[object, ...], torch.Tensor]] = []
+    for order in (documents, documents[::-1]):
+        torch.manual_seed(0)
+        system = tiny_rag(config=RAGConfig(k=3, mode="soft", precision="float32"))
+        nn.init.normal_(system.model.extractor.heads.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+        system.index(order)
+        rows = system.index_.vectors
+        seen.append(
+            {(p.document.file, p.start, p.stop, p.reading): rows[i] for i, p in enumerate(system.corpus.passages)}
+        )
+    assert seen[0].keys() == seen[1].keys()
+    for key, vector in seen[0].items():
+        torch.testing.assert_close(vector, seen[1][key], atol=1e-5, rtol=1e-5)
