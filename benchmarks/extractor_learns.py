@@ -156,7 +156,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, di
     """Train what the arm trains, and measure on unseen articles with soft and with hard gates."""
     bare = arm in ("clean", "retriever-clean")
     train, test = (data[f"{split} {'bare' if bare else 'full'}"] for split in ("train", "test"))
-    rag = RAG.from_pretrained(seed=seed, extractor=ExtractorConfig(identity_lines=2))
+    rag = RAG.from_pretrained(seed=seed, extractor=ExtractorConfig(identity_lines=0))
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
