@@ -51,7 +51,7 @@ class Corpus:
         """Take the extractor's text features from the retriever's present word embeddings.
 
         They stay until the next call, so that a step and the index it searches judge lines by the same features."""
-        self.text: Float[Tensor, "lines dim"] = retriever.passage.line_features(self.retriever_lines)[: len(self)]
+        self.text: Float[Tensor, "lines dim"] = retriever.passage.line_features(self.retriever_lines, len(self))
 
     def __len__(self) -> int:
         """Number of lines."""

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from e2erag.artefact import write_file
 from e2erag.citation import Citation
+from e2erag.corpus import Gates
 from e2erag.extract import Document, Page
 from e2erag.rag import RAG
 
@@ -44,12 +45,13 @@ class PageView(NamedTuple):
 
 
 @torch.no_grad()
-def look_at(rag: RAG, file: str, page: int) -> PageView:
+def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageView:
     """The extractor's view of a page of an indexed document.
 
     Args:
         file: a document's name or path, as it was indexed.
         page: from 1.
+        every: the soft gates of the whole corpus, where several pages are looked at; computed where not given.
 
     Raises:
         RuntimeError: nothing is indexed.
@@ -69,7 +71,7 @@ def look_at(rag: RAG, file: str, page: int) -> PageView:
     sheet = document.pages[page - 1]
     first = int(corpus.first_line[j]) + sum(len(p.units) for p in document.pages[: page - 1])
     here = slice(first, first + len(sheet.units))
-    every = rag.model.gates(corpus, "soft")
+    every = every or rag.model.gates(corpus, "soft")
     out = every.extraction
     gates = {
         name: extractor.log_gates(getattr(out, name)[here], "soft").exp().cpu().numpy()
@@ -90,7 +92,13 @@ def look_at(rag: RAG, file: str, page: int) -> PageView:
 
 
 def draw_page(
-    rag: RAG, file: str, page: int, target: str | Path, cited: Iterable[Citation] = (), gate: str = "read"
+    rag: RAG,
+    file: str,
+    page: int,
+    target: str | Path,
+    cited: Iterable[Citation] = (),
+    gate: str = "read",
+    every: Gates | None = None,
 ) -> Path:
     """Write a PNG of a page of an indexed document with what the extractor says drawn over the lines.
 
@@ -104,13 +112,14 @@ def draw_page(
         target: the PNG to write.
         cited: citations; those on this page are framed in blue.
         gate: "read" (what the generator sees), "retrieve" (what the passage vectors hold) or "carry".
+        every: as in `look_at`.
 
     Raises:
         ValueError: no such document, page or gate.
     """
     if gate not in ("read", "retrieve", "carry"):
         raise ValueError(f"gate must be read, retrieve or carry, got {gate!r}")
-    view = look_at(rag, file, page)
+    view = look_at(rag, file, page, every)
     sheet = view.page
     image = _sheet(view.document.file, sheet)
     tint = Image.new("RGBA", image.size, (0, 0, 0, 0))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from e2erag.artefact import write_file
-from e2erag.corpus import Corpus
+from e2erag.corpus import Corpus, Gates
 from e2erag.draw import PageView, draw_page, look_at
 from e2erag.rag import RAG
 
@@ -115,11 +115,11 @@ def saved(rag: RAG) -> Saved:
     )
 
 
-def page_text(rag: RAG, file: str, page: int, colour: bool = False) -> str:
+def page_text(rag: RAG, file: str, page: int, colour: bool = False, every: Gates | None = None) -> str:
     """A page for the terminal: per line its two gates as bars (finding, reading) and its text; cuts as dashed lines.
 
     A line that hard gates drop is marked ×; `colour` dims it with ANSI codes."""
-    return "\n".join(_rows(look_at(rag, file, page), colour))
+    return "\n".join(_rows(look_at(rag, file, page, every), colour))
 
 
 def _rows(view: PageView, colour: bool) -> list[str]:
@@ -145,6 +145,8 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
         the page to open.
     """
     corpus, folder = _ready(rag), Path(folder)
+    with torch.no_grad():
+        every = rag.model.gates(corpus, "soft")
     body = [f"<h1>What the extractor keeps</h1><p>{html.escape(str(saved(rag)))}</p>"]
     rows = dropped(rag)
     body.append("<h2>Dropped most often</h2>")
@@ -154,7 +156,7 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
         body += [f"<p>page {n} was not read: {html.escape(why)}</p>" for n, why in document.unread.items()]
         for page in [page for page in document.pages if page.units][:pages]:
             name = f"{number:04}-{page.number:04}.png"
-            draw_page(rag, document.file, page.number, folder / name, gate=gate)
+            draw_page(rag, document.file, page.number, folder / name, gate=gate, every=every)
             body.append(f'<figure><img src="{name}" width="680" alt="page {page.number}"></figure>')
     style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{border:1px solid #ccc}"
     legend = "Lines: green is kept, red is dropped. Dashed: a cut. Brackets: candidates, darker where likelier."

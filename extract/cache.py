@@ -19,20 +19,10 @@ from e2erag.extract import pack, readers
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.pdf import engine_or_default
 
-_BLOCK = 1 << 20
 _DAY = 24 * 3600.0
 _DOCUMENT, _REASON = b"D", b"E"
 # With another version of one of these the same bytes may read differently, or be read at all.
 _READ_WITH = ("pypdf", "pypdfium2", "lxml", "markdown-it-py", "python-docx", "pillow", "rapidocr", "onnxruntime")
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-    return sha256.hexdigest()
 
 
 @lru_cache

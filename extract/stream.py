@@ -16,12 +16,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from e2erag.extract.cache import Cache, digest_of
+from e2erag.extract.cache import Cache
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.pack import pack, unpack
 from e2erag.extract.read import attempt, find
 from e2erag.extract.readers.ocr import available as ocr_available
 from e2erag.extract.readers.pdf import engine_or_default
+from e2erag.extract.readers.source import sha256
 from e2erag.extract.report import Report
 from e2erag.extract.worker import Answer, Worker
 
@@ -172,7 +173,7 @@ class _Job:
         digest = ""
         if self.cache is not None and path.is_file():
             with contextlib.suppress(OSError):  # the reader will say so
-                digest = digest_of(path)
+                digest = sha256(path)
                 known = self.cache.get(self.cache.key(digest, path, self.engine), path)
                 if known is not None:
                     self.report.cached += 1
@@ -209,7 +210,7 @@ class _Job:
             self.cache.put(key, packed)
         elif isinstance(found, ReadError):
             with contextlib.suppress(OSError):
-                if digest_of(path) == digest:
+                if sha256(path) == digest:
                     self.cache.put(key, found.reason)
 
 

@@ -29,7 +29,7 @@ class GeneratorConfig:
     max_new_tokens: longest generated answer.
     token_budget: padded tokens of one forward pass; bounds its memory.
     held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is computed
-        a second time there. About .6 MB each for SmolLM2-135M.
+        a second time there.
     """
 
     max_tokens: int = 1024

@@ -68,10 +68,11 @@ class Encoder(nn.Module):
         return LineTokens(self.tokenizer, texts)
 
     @torch.no_grad()
-    def line_features(self, lines: LineTokens) -> Float[Tensor, "lines dim"]:
-        """The mean word embedding of each line: text feature of the extractor, at the cost of a look-up."""
+    def line_features(self, lines: LineTokens, first: int | None = None) -> Float[Tensor, "lines dim"]:
+        """The mean word embedding of each line (or of the `first` ones): text feature of the extractor, a look-up."""
         table = self.transformer.get_input_embeddings().weight
-        ids, offsets = torch.from_numpy(lines.ids), torch.from_numpy(lines.offsets[:-1])
+        count = len(lines) if first is None else first
+        ids, offsets = torch.from_numpy(lines.ids[: lines.offsets[count]]), torch.from_numpy(lines.offsets[:count])
         return F.embedding_bag(ids.to(table.device), table, offsets.to(table.device), mode="mean")
 
     def encode_text(self, texts: Sequence[str], prompt: str | None = None) -> Float[Tensor, "texts dim"]:

@@ -1,6 +1,7 @@
 """What readers share before they read: a file's bytes, its characters, the package that knows its format."""
 
 import codecs
+import hashlib
 import importlib
 import importlib.metadata
 import re
@@ -26,6 +27,7 @@ _KINDS = {
 }
 WRONG = 0.1  # of the bytes that aren't ASCII, the share that may be broken in UTF-8
 
+_BLOCK = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
@@ -43,6 +45,15 @@ def read_bytes(path: str | Path) -> bytes:
     if not data:
         raise ReadError(path, "is empty (0 bytes): fetch or export it again")
     return data
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hex, read in blocks of 1 MiB so that a large file needs no memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def decoded(path: str | Path, data: bytes, declared: str = "") -> str:
