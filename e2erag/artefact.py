@@ -245,8 +245,10 @@ def _steady(path: Path, look: Callable[[], _T]) -> _T:
         before = _identity(path)
         try:
             return look()
-        except (OSError, ManifestError):
-            if _identity(path) == before:
+        except (OSError, ManifestError) as error:
+            # What is said to exist and doesn't, came and went in between.
+            gone = before is None and isinstance(error, FileExistsError)
+            if _identity(path) == before and not gone:
                 raise
     return look()
 
