@@ -6,9 +6,13 @@ Every seed prints other articles, as journal papers, reports and web pages, with
 sidebars and notices. A system over all-MiniLM-L6-v2 and SmolLM2-135M-Instruct is trained on −log p(y|x) of some of them
 (at most 500 questions) and measured on unseen ones, whose boilerplate is partly of kinds that training never showed.
 
-Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `fixed-N`
-(fixed chunks of N tokens instead of candidates), `extractor` (only the extractor is trained), `retriever` and
-`retriever-clean` (only the retriever is trained, on either print), `both`. Share of the distance closed:
+Candidates are windows of eight lines and nothing else, so that what is measured is what to keep: with blocks and
+windows of several sizes beside them there are candidates without boilerplate anyway. Half of the lines aren't text.
+
+Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `oracle`
+(nothing trained, gates set by hand: boilerplate shut, text open), `fixed-N` (fixed chunks of N tokens), `extractor`
+(only the extractor is trained), `retriever` and `retriever-clean` (only the retriever is trained, on either print),
+`both`. Share of the distance closed:
 
     (arm − printed) / (clean − printed)     and for `both`     (both − retriever) / (retriever-clean − retriever)
 
@@ -28,15 +32,26 @@ from time import perf_counter
 import numpy as np
 import torch
 from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
+from torch import Tensor
 
 from e2erag import RAG
 from e2erag.artefact import write_file
-from e2erag.extract import Document, Extractor, ExtractorConfig, read
+from e2erag.extract import Document, Extraction, Extractor, ExtractorConfig, read
 from e2erag.questions import Question
+from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
 
 FIXED = (64, 128, 256)
-ARMS = ("printed", "clean", *(f"fixed-{n}" for n in FIXED), "extractor", "retriever", "retriever-clean", "both")
+ARMS = (
+    "printed",
+    "clean",
+    "oracle",
+    *(f"fixed-{n}" for n in FIXED),
+    "extractor",
+    "retriever",
+    "retriever-clean",
+    "both",
+)
 GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
@@ -57,20 +72,27 @@ class Size:
         paragraphs: of each article.
         questions: to learn from, and to test on.
         read: test questions whose answers' likelihood is measured.
+        share: of the printed lines, those that aren't text.
+        sizes: of the windows, in lines.
         k: passages read per question.
-        epochs, refresh_every, gate_weight, keep_rate, lr_extractor: as in `FitConfig`.
+        prior_weight: α of log π; 0 leaves the gates alone to learn.
+        epochs, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
     """
 
     articles: tuple[int, int] = (8, 8)
     paragraphs: int = 12
-    questions: tuple[int, int] = (480, 300)
-    read: int = 96
+    questions: tuple[int, int] = (240, 400)
+    read: int = 64
+    share: float = 0.5
+    sizes: tuple[int, ...] = (8,)
     k: int = 2
+    prior_weight: float = 0.0
     epochs: int = 1
     refresh_every: int = 20
     gate_weight: float = 0.1
-    keep_rate: float = 0.9
-    lr_extractor: float = 3e-3
+    keep_rate: float = 0.8
+    token_price: float = 0.2
+    lr_extractor: float = 6e-3
 
 
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), read=4, k=2)
@@ -87,16 +109,17 @@ class Print:
 
 
 def printed(
-    chosen: Sequence[Article], others: Sequence[Article], count: int, seed: int, folder: Path, bare: bool
+    chosen: Sequence[Article], others: Sequence[Article], count: int, share: float, seed: int, folder: Path, bare: bool
 ) -> Print:
-    """The articles as PDFs, read back; `bare` prints the text alone, else sidebars quote `others`.
+    """The articles as PDFs, read back; `bare` prints the text alone, else a `share` of the lines isn't text, and
+    sidebars quote `others`.
 
     `count` questions are drawn by the seed."""
     documents, kinds, owners = [], [], []
     for number, article in enumerate(chosen):
         path = folder / f"{'bare' if bare else 'full'}-{seed}-{number}.pdf"
         look = seed + 10 * number
-        gold = clean(article, path, look) if bare else render(article, path, look, others=others)
+        gold = clean(article, path, look) if bare else render(article, path, look, None, others, share)
         document = read(path)
         documents.append(document)
         kinds += roles(document, gold)
@@ -152,25 +175,41 @@ def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
     return figures
 
 
+class Labelled(Extractor):
+    """An extractor that has been told: text is kept, all else is dropped."""
+
+    def __init__(self, config: ExtractorConfig, keep: Tensor) -> None:
+        super().__init__(config)
+        self.logits = torch.where(keep, 10.0, -10.0)
+
+    def forward(self, layout: Tensor, text: Tensor, page: Tensor) -> Extraction:
+        return super().forward(layout, text, page)._replace(retrieve=self.logits, read=self.logits)
+
+
 def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, dict[str, float]]:
     """Train what the arm trains, and measure on unseen articles with soft and with hard gates."""
     bare = arm in ("clean", "retriever-clean")
     train, test = (data[f"{split} {'bare' if bare else 'full'}"] for split in ("train", "test"))
-    rag = RAG.from_pretrained(seed=seed, extractor=ExtractorConfig(identity_lines=0))
+    windows = ExtractorConfig(identity_lines=0, sizes=size.sizes, kinds=())
+    rag = RAG.from_pretrained(seed=seed, extractor=windows, retrieval=RetrieverConfig(prior_weight=size.prior_weight))
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
+    elif arm == "oracle":
+        config = rag.model.extractor.config
+        rag.model.extractor = Labelled(config, torch.tensor([role in TEXT for role in test.roles]))
     seconds = steps = 0.0
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
             epochs=size.epochs, k=size.k, refresh_every=size.refresh_every, gate_weight=size.gate_weight,
-            keep_rate=size.keep_rate, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
+            keep_rate=size.keep_rate, token_price=size.token_price, lr_extractor=size.lr_extractor, seed=seed,
+            freeze=FROZEN[arm],
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)
     figures = {}
-    for mode in ("soft", "hard") if arm in FROZEN else ("soft",):
+    for mode in ("soft", "hard") if arm in (*FROZEN, "oracle") else ("soft",):
         rag.config = replace(rag.config, mode=mode)
         rag.index(test.documents)
         figures[mode] = measure(rag, test, size) | {"train_seconds": seconds, "steps": steps}
@@ -188,7 +227,9 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
         drawn = Random(f"{split} {seed}").sample(pool, len(pool))
         chosen, others = [cut(article, size.paragraphs) for article in drawn[:count]], drawn[count:]
         for bare in (False, True):
-            data[f"{split} {'bare' if bare else 'full'}"] = printed(chosen, others, questions, base, out / "pdf", bare)
+            data[f"{split} {'bare' if bare else 'full'}"] = printed(
+                chosen, others, questions, size.share, base, out / "pdf", bare
+            )
     return data
 
 
@@ -260,9 +301,9 @@ def show(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> None:
     print(f"{'':24}" + "".join(f"{name.replace('boilerplate', 'boiler'):>20}" for name in SHOWN))
     for arm in ARMS:
         seeds = [cells[arm] for cells in results.values() if arm in cells]
-        for mode in ("soft", "hard") if seeds and arm in FROZEN else ("soft",) * bool(seeds):
+        for mode in ("soft", "hard") if seeds and arm in (*FROZEN, "oracle") else ("soft",) * bool(seeds):
             means = [np.mean([cell[mode].get(name, np.nan) for cell in seeds]) for name in SHOWN]
-            label = f"{arm} {mode if arm in FROZEN else ''} ({len(seeds)})"
+            label = f"{arm} {mode if arm in (*FROZEN, 'oracle') else ''} ({len(seeds)})"
             print(f"{label:24}" + "".join(f"{value:20.3f}" for value in means))
 
 

@@ -9,7 +9,7 @@ Lengths are in points, the origin is the top left of the page and y grows downwa
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -55,7 +55,12 @@ def joined(lines: Sequence[Line]) -> str:
 
 
 def render(
-    article: Article, path: str | Path, seed: int, style: str | None = None, others: Sequence[Article] = ()
+    article: Article,
+    path: str | Path,
+    seed: int,
+    style: str | None = None,
+    others: Sequence[Article] = (),
+    share: float | None = None,
 ) -> list[Line]:
     """Prints an article with everything that real documents put around and between its text.
 
@@ -65,11 +70,13 @@ def render(
         seed: fixes layout, fonts, phrases and order; see `UNSEEN`.
         style: "journal" (two columns), "report" (one) or "magazine" (one and a sidebar); None: the seed chooses.
         others: articles that sidebars name and quote; without any they name made-up topics.
+        share: of all lines, those that aren't text, as aimed at; None: the seed chooses, from .22 to .4.
 
     Returns:
         Every printed line, in the order in which the file writes them.
     """
     look = look_of(seed, style)
+    look = look if share is None else replace(look, share=share)
     pages = len(Sheet(article, look, seed, others, 1).lay().pages)
     return _draw(Sheet(article, look, seed, others, pages).lay(), path)
 

@@ -57,14 +57,21 @@ class Corpus:
         """Number of lines."""
         return int(self.first_line[-1])
 
-    def propose(self, extractor: Extractor, overlap: float, cuts: Bool[np.ndarray, " lines"] | None = None) -> None:
+    def propose(
+        self,
+        extractor: Extractor,
+        overlap: float,
+        cuts: Bool[np.ndarray, " lines"] | None = None,
+        kept: Bool[np.ndarray, " lines"] | None = None,
+    ) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
         self.passages, spans = [], []
         tokens = np.diff(self.retriever_lines.offsets)
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
             here = slice(first, first + len(document))
-            for passage in extractor.propose(document, None if cuts is None else cuts[here], tokens[here]):
+            own = [None if mask is None else mask[here] for mask in (cuts, kept)]
+            for passage in extractor.propose(document, own[0], tokens[here], own[1]):
                 self.passages.append(passage)
                 spans.append((j, first + passage.start, first + passage.stop, READINGS.index(passage.reading)))
         self.spans = Spans(torch.tensor(spans).reshape(-1, 4), overlap)

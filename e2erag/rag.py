@@ -254,7 +254,8 @@ class RAG:
         if self.config.mode == "hard":
             gates = model.gates(corpus, "hard")
             cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.cut_threshold
-            corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy())
+            kept = gates.retrieve[: len(corpus)] == 0
+            corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy(), kept.cpu().numpy())
             corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
             if not corpus.passages:
                 raise RuntimeError(
@@ -398,6 +399,12 @@ class RAG:
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
         return self.model(corpus, index, asked, answers, k, mode, noise, negligible)
+
+    def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
+        """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""
+        corpus, _ = self._ready()
+        tokens = torch.from_numpy(np.diff(corpus.generator_lines.offsets[: len(corpus) + 1])).to(gates.read)
+        return tokens @ gates.read[: len(corpus)].exp() / tokens.sum()
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":
         """Train all three stages on −log p(y|x) of these questions over what is indexed; see `e2erag.train.fit`."""

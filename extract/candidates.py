@@ -94,6 +94,7 @@ def propose(
     tokens: Int[np.ndarray, " units"] | None = None,
     max_tokens: int | None = None,
     max_per_page: int | None = None,
+    kept: Bool[np.ndarray, " units"] | None = None,
 ) -> list[Passage]:
     """Overlapping spans of a document, none twice, ordered by (start, stop, reading); every line is in at least one.
 
@@ -108,6 +109,8 @@ def propose(
         max_tokens: of a passage, what it carries included. A longer window, block or table is split at lines, a
             longer section or page isn't proposed; a single longer line stays.
         max_per_page: of candidates that begin on a page: where there are more, its smallest windows are thinned.
+        kept: lines that are not dropped. Only they count: a window of eight lines spans eight of them, however many
+            dropped ones stand between, and a line that is dropped needn't be in any passage.
     """
     if not sizes or min(sizes) < 1:
         raise ValueError(f"sizes must be window lengths of at least one line, got {tuple(sizes)}")
@@ -117,10 +120,10 @@ def propose(
     texts = document.texts
     if tokens is None:
         tokens = np.asarray([-(-len(text) // 4) for text in texts], np.int64)
-    total = np.concatenate([[0], np.cumsum(tokens)])
+    total = np.concatenate([[0], np.cumsum(tokens if kept is None else np.where(kept, tokens, 0))])
     bound = None if max_tokens is None else max(max_tokens - int(tokens[list(named)].sum()), max_tokens // 2)
     spans: set[tuple[int, int, int]] = set()
-    for whole, reading, start, stop in _spans(document, sizes, cuts, kinds):
+    for whole, reading, start, stop in _spans(document, sizes, cuts, kinds, kept):
         if whole and bound is not None and total[stop] - total[start] > bound:
             continue
         for a, b in _split(start, stop, cuts):
@@ -160,15 +163,20 @@ def _pages(document: Document) -> Iterator[tuple[int, Page]]:
 
 
 def _spans(
-    document: Document, sizes: Sequence[int], cuts: Bool[np.ndarray, " units"] | None, kinds: Sequence[Kind]
+    document: Document,
+    sizes: Sequence[int],
+    cuts: Bool[np.ndarray, " units"] | None,
+    kinds: Sequence[Kind],
+    kept: Bool[np.ndarray, " units"] | None,
 ) -> Iterator[tuple[bool, int, int, int]]:
     """Whether it counts only as a whole, the reading's number, start and stop."""
     heads: list[int] = []
     for first, page in _pages(document):
         n = len(page.units)
         for start, stop in _split(first, first + n, cuts):  # windows begin anew at a cut
-            for size in sizes:
-                yield from ((False, 0, a, b) for a, b in _windows(start, stop, size))
+            here = np.arange(start, stop) if kept is None else start + np.flatnonzero(kept[start:stop])
+            for size in sizes if len(here) else ():
+                yield from ((False, 0, int(here[a]), int(here[b - 1]) + 1) for a, b in _windows(len(here), size))
         starts = [first + i for i in block_starts(page)]
         if "block" in kinds:
             yield from ((False, 0, a, b) for a, b in pairwise([*starts, first + n]))
@@ -182,12 +190,12 @@ def _spans(
         yield from ((True, 0, a, b) for a, b in pairwise([*heads, len(document)]))
 
 
-def _windows(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    last = max(stop - size, start)
+def _windows(lines: int, size: int) -> Iterator[tuple[int, int]]:
+    last = max(lines - size, 0)
     stride = max(size // 2, 1)
-    for at in range(start, last + stride, stride):
+    for at in range(0, last + stride, stride):
         at = min(at, last)  # the last window ends with the page
-        yield at, min(at + size, stop)
+        yield at, min(at + size, lines)
 
 
 def block_starts(page: Page) -> list[int]:

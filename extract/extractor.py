@@ -38,8 +38,7 @@ class ExtractorConfig:
         max_tokens: of a candidate, with what it carries, as the retriever's tokenizer counts.
         max_per_page: candidates that begin on a page; where there are more, the smallest windows are thinned.
         identity_lines: first lines of a document that may travel with its passages.
-        open_logit: where keep gates start; σ(3) = .95, so that at step 0 everything is kept.
-        carry_logit: where carry gates start.
+        open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`).
         threshold: a line is kept in hard mode when σ(logit) exceeds it.
         cut_threshold: a gap is cut in hard mode when σ(cut) exceeds it. High, because the windows across a cut are
             gone then, while a milder score already ranks them down through the prior.
@@ -57,8 +56,7 @@ class ExtractorConfig:
     max_tokens: int = 254
     max_per_page: int = 256
     identity_lines: int = 6
-    open_logit: float = 3.0
-    carry_logit: float = 3.0
+    open_logit: float = 1.5
     threshold: float = 0.5
     cut_threshold: float = 0.9
     cut_logit: float = -2.0
@@ -98,11 +96,14 @@ class Extractor(nn.Module):
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.page = PageEncoder(c.hidden, c.layers)
-        self.heads = nn.Linear(c.hidden, len(Extraction._fields))
+        # While it learns (`train()`): mean 0 and spread 1 over the lines; afterwards with the last step's figures.
+        self.norm = nn.BatchNorm1d(c.hidden, momentum=1.0, affine=False)
+        # What is worth reading is mostly worth finding: the last head is common to both keep gates.
+        self.heads = nn.Linear(c.hidden, len(Extraction._fields) + 1)
         # Open and neutral: every gate starts at its opening logit, every score at zero.
         nn.init.zeros_(self.heads.weight)
-        scores = [0.0] * (len(Extraction._fields) - 4)
-        self.heads.bias.data = torch.tensor([c.open_logit, c.open_logit, c.carry_logit, c.cut_logit, *scores])
+        starts = dict.fromkeys(Extraction._fields, 0.0) | dict.fromkeys(("retrieve", "read", "carry"), c.open_logit)
+        self.heads.bias.data = torch.tensor([*(starts | {"cut": c.cut_logit}).values(), 0.0])
         if c.chunk is not None:
             self.requires_grad_(False)
 
@@ -127,13 +128,20 @@ class Extractor(nn.Module):
     ) -> Extraction:
         """Gate logits and scores per line; a line sees the lines of its own page.
 
+        Lines have much in common, and a step that moves what they have in common moves every gate, long before it
+        parts them. So the heads see each feature normalised over all lines (Ioffe & Szegedy 2015), and what is common
+        is left to their bias. Out of training the figures are fixed, and no document depends on another.
+
         Args:
             layout: `layout_features` of the documents, one after the other.
             text: a text feature per line, at any scale (it is normalised here).
             page: a number that changes wherever a page ends, so that no line sees across.
         """
         h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
-        out = Extraction(*self.heads(self.page(h, page)).unbind(-1))
+        h = self.norm(self.page(h, page)) if len(h) > 1 or not self.training else h
+        *own, common = self.heads(h).unbind(-1)
+        out = Extraction(*own)
+        out = out._replace(retrieve=out.retrieve + common, read=out.read + common)
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
         return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))
@@ -146,23 +154,25 @@ class Extractor(nn.Module):
     ) -> Float[Tensor, " units"]:
         """log w of each line, at most 0.
 
-        "soft" is log σ(logit / T); "hard" is 0 or `CLOSED`; "sample" draws a binary concrete gate of temperature T
-        (Maddison et al. 2017; Louizos et al. 2018). T, the buffer `temperature`, is annealed by a run: the colder
-        the gates, the less a threshold changes afterwards.
+        "soft" is w = min(1, σ(logit / T) / σ(open_logit / T)): a sigmoid stretched so that a gate is exactly 1 where it
+        starts, and from there on (the upper end of a hard concrete gate, Louizos et al. 2018). The slope passes as if
+        there were no bound: what would be more open than open tells it from what would not. "hard" is 0 or `CLOSED`.
+        "sample" is the same with binary concrete noise of temperature T on the logit (Maddison et al. 2017). T, the
+        buffer `temperature`, is annealed by a run: the colder the gates, the less a threshold changes afterwards.
         """
         if self.config.chunk is not None:
             return torch.zeros_like(logits)
         if mode == "hard":
             return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
-        if mode == "soft":
-            return F.logsigmoid(logits / self.temperature).clamp_min(CLOSED)
-        # Drawn on the CPU, so that a seed means the same on every device.
-        noise = (
-            torch.rand(logits.shape, generator=generator, dtype=logits.dtype).to(logits.device).clamp(1e-6, 1 - 1e-6)
-        )
-        soft = F.logsigmoid((logits + noise.log() - (-noise).log1p()) / self.temperature).clamp_min(CLOSED)
-        if self.config.straight_through:
-            return torch.where(soft > np.log(0.5), 0.0, CLOSED) + (soft - soft.detach())
+        if mode == "sample":
+            # Drawn on the CPU, so that a seed means the same on every device.
+            noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype).clamp(1e-6, 1 - 1e-6)
+            logits = logits + torch.logit(noise).to(logits.device)
+        opening = F.logsigmoid(self.config.open_logit / self.temperature.to(logits.dtype))
+        soft = (F.logsigmoid(logits / self.temperature) - opening).clamp_min(CLOSED)
+        soft = soft - soft.detach().clamp_min(0.0)
+        if mode == "sample" and self.config.straight_through:
+            return torch.where(logits > 0, 0.0, CLOSED) + (soft - soft.detach())
         return soft
 
     def log_prior(self, extraction: Extraction, spans: Int[Tensor, "passages 3"]) -> Float[Tensor, " passages"]:
@@ -199,9 +209,11 @@ class Extractor(nn.Module):
         document: Document,
         cuts: Bool[np.ndarray, " units"] | None = None,
         tokens: Int[np.ndarray, " units"] | None = None,
+        kept: Bool[np.ndarray, " units"] | None = None,
     ) -> list[Passage]:
-        """The candidate passages of a document; with `cuts`, none runs across a cut; see `propose`."""
+        """The candidate passages of a document; with `cuts`, none runs across a cut, and with `kept`, windows count
+        kept lines alone; see `propose`."""
         c = self.config
         if c.chunk is not None:
             return chunks(document, *c.chunk, tokens)
-        return propose(document, c.sizes, c.identity_lines, cuts, c.kinds, tokens, c.max_tokens, c.max_per_page)
+        return propose(document, c.sizes, c.identity_lines, cuts, c.kinds, tokens, c.max_tokens, c.max_per_page, kept)

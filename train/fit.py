@@ -41,6 +41,8 @@ class FitConfig:
         refresh_every: steps between two encodings of the whole index.
         keep_rate, cut_rate, gate_weight: of the lines to keep and the gaps to cut, and how much keeping to these rates
             weighs against the loss (`gate_divergence`).
+        token_price: what it costs, in nats per question, to read every token of the corpus' lines rather than none: a
+            line stays open where, over the questions that meet it, it explains more of the answers than that.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates at the first and the last step; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
@@ -61,9 +63,10 @@ class FitConfig:
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()
     refresh_every: int = 4
-    keep_rate: float = 0.9
+    keep_rate: float = 0.8
     cut_rate: float = 0.1
-    gate_weight: float = 0.3
+    gate_weight: float = 0.1
+    token_price: float = 0.2
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -167,9 +170,11 @@ def _frozen(model: Joint, stages: Sequence[str]) -> Iterator[None]:
     held = [p for name in stages for p in model.get_submodule(name).parameters() if p.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)
+    model.extractor.train("extractor" not in stages)
     try:
         yield
     finally:
+        model.extractor.eval()
         for parameter in held:
             parameter.requires_grad_(True)
 

@@ -42,8 +42,9 @@ class TrainModule(L.LightningModule):
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
-        self._note(loss=loss, divergence=divergence, **health(terms))
-        return loss + self.config.gate_weight * divergence
+        tokens = self.rag.reading_share(terms.gates)
+        self._note(loss=loss, divergence=divergence, tokens_kept=tokens, **health(terms))
+        return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
 
     def _note(self, **values: Tensor | float) -> None:
         """Log, and keep in `history` for the run's result."""
@@ -96,20 +97,22 @@ class TrainModule(L.LightningModule):
         self._note(**norms)
 
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
+        # Warm for the first half: a gate that is cold before it has moved has no slope left to move on.
         warm, cold = self.config.gate_temperature
-        share = min(self.global_step / self.steps, 1.0)
+        share = min(max(2 * self.global_step / self.steps - 1, 0.0), 1.0)
         self.model.extractor.temperature.fill_(warm + (cold - warm) * share)
 
 
 def gate_divergence(extraction: Extraction, keep_rate: float, cut_rate: float) -> Float[Tensor, ""]:
     """What keeps the extractor from dropping everything, and its cuts countable.
 
-    Mean KL(w ‖ keep_rate) over the lines' two keep gates, plus KL(mean c ‖ cut_rate) over the gaps: p(z|x) says which
-    gaps to cut rather than others, but not how many (adding a constant to all cut scores changes hardly anything), so
-    without the second term the threshold of hard mode would mean nothing.
+    KL(mean w ‖ keep_rate) for each of the two keep gates, plus KL(mean c ‖ cut_rate) over the gaps. Of the means, so
+    that lines compete for what may stay and none is held open for itself. p(z|x) says which gaps to cut rather than
+    others, but not how many (adding a constant to all cut scores changes hardly anything), so without its term the
+    threshold of hard mode would mean nothing.
     """
-    keep = torch.sigmoid(torch.cat([extraction.retrieve, extraction.read]))
-    return _kl(keep, keep_rate).mean() + _kl(torch.sigmoid(extraction.cut).mean(), cut_rate)
+    rates = ((extraction.retrieve, keep_rate), (extraction.read, keep_rate), (extraction.cut, cut_rate))
+    return torch.stack([_kl(torch.sigmoid(logits).mean(), rate) for logits, rate in rates]).sum()
 
 
 def _kl(p: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:

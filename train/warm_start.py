@@ -67,6 +67,7 @@ def warm_start(
     lines, targets = _targets(corpus, _rows(labels), kept, dropped)
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=rate)
     losses = []
+    extractor.train()
     for _ in range(steps):
         extraction = rag.model.gates(corpus, "soft").extraction
         logits = torch.stack([extraction.retrieve, extraction.read])[:, lines]
@@ -75,6 +76,7 @@ def warm_start(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+    extractor.eval()
     rag._reindex(corpus)
     return losses
 

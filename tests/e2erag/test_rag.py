@@ -15,7 +15,7 @@ from pypdf import PdfWriter
 
 from e2erag import RAG, QuestionError, RAGConfig, read_questions
 from e2erag.artefact import ManifestError
-from e2erag.extract import ExtractorConfig, ReadError
+from e2erag.extract import ReadError
 from e2erag.testing import tiny_document, tiny_rag
 
 QUESTIONS = ["how old was the pilot in accident NYC08 ?", "who made the engine ?", "seats 2 ?"]
@@ -253,17 +253,11 @@ def test_answer_and_answers_are_both_read(tmp_path: Path) -> None:
     assert [row.answers for row in rows] == [("b",), ("b", "c"), ("4",)]
 
 
-def test_soft_and_hard_agree_while_every_gate_is_open() -> None:
-    """At step 0 hard gates are open, so hard reads the whole text; soft turns every line down alike, by log σ(3)."""
+def test_soft_and_hard_agree_at_step_zero() -> None:
+    """Every gate starts at exactly one, so both read and index the whole text as it is."""
     documents = [tiny_document([["the pilot was 85", "seats 4"]])]
-    hard = tiny_rag(config=RAGConfig(k=1, precision="float32"))
-    soft = tiny_rag(
-        extractor=ExtractorConfig(
-            text_dim=32, hidden=16, sizes=(2, 4), identity_lines=1, open_logit=30.0, carry_logit=30.0
-        ),
-        config=RAGConfig(k=1, mode="soft", precision="float32"),
-    )
+    hard, soft = (tiny_rag(config=RAGConfig(k=1, mode=mode, precision="float32")) for mode in ("hard", "soft"))
     for system in (hard, soft):
         system.index(documents)
-    torch.testing.assert_close(hard.index_.vectors, soft.index_.vectors, atol=1e-5, rtol=0)
+    torch.testing.assert_close(hard.index_.vectors, soft.index_.vectors, atol=1e-6, rtol=0)
     assert hard.ask("seats ?").text == soft.ask("seats ?").text

@@ -195,3 +195,25 @@ def test_padding_on_either_side() -> None:
     rows = [np.array([5]), np.array([6, 7])]
     assert pad(rows, 0).tolist() == [[5, 0], [6, 7]]
     assert pad(rows, 0, left=True).tolist() == [[0, 5], [6, 7]]
+
+
+def test_windows_count_kept_lines_alone() -> None:
+    """Two of six lines dropped: windows of two span two kept ones, over what was dropped between them."""
+    kept = np.array([True, False, False, True, True, False])
+    spans = [(p.start, p.stop) for p in propose(tiny_document([["a"] * 6]), (2,), kept=kept)]
+    assert spans == [(0, 4), (3, 5)]
+    assert propose(tiny_document([["a"] * 3]), (2,), kept=np.zeros(3, bool)) == []
+
+
+@given(pages=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_dropping_lines_gives_the_windows_of_the_page_without_them(pages: list[int], seed: int) -> None:
+    """What is kept of each window is a window of the document that was printed without the dropped lines."""
+    lines = [[f"{i}.{j}" for j in range(n)] for i, n in enumerate(pages)]
+    kept = np.random.default_rng(seed).random(sum(pages)) < 0.6
+    mask = iter(kept)
+    bare = [page for page in ([line for line in page if next(mask)] for page in lines) if page]
+    whole = tiny_document(lines)
+    left = [[u.text for u, k in zip(p.units, kept[p.start : p.stop], strict=True) if k]
+            for p in propose(whole, (2, 4), kept=kept)]  # fmt: skip
+    assert left == [[u.text for u in p.units] for p in (propose(tiny_document(bare), (2, 4)) if bare else [])]

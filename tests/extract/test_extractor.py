@@ -21,7 +21,7 @@ def trained() -> Extractor:
     """An extractor whose heads say something."""
     extractor = Extractor(CONFIG)
     torch.nn.init.normal_(extractor.heads.weight)
-    return extractor
+    return extractor.eval()
 
 
 def test_it_starts_open_and_neutral() -> None:
@@ -53,20 +53,61 @@ def test_hard_gates_are_one_or_shut() -> None:
     assert extractor.log_gates(torch.tensor([-1.0, 2.0]), "hard").tolist() == [CLOSED, 0.0]
 
 
-def test_soft_gates_are_the_log_of_a_sigmoid() -> None:
-    """log σ(logit / T), so that a gradient never meets a zero; colder is closer to hard."""
-    logits, extractor = torch.tensor([-1.0, 2.0]), Extractor(CONFIG)
-    torch.testing.assert_close(extractor.log_gates(logits, "soft"), torch.sigmoid(logits).log())
-    extractor.temperature.fill_(0.5)
-    torch.testing.assert_close(extractor.log_gates(logits, "soft"), torch.sigmoid(2 * logits).log())
+def test_soft_gates_are_a_sigmoid_stretched_to_one_where_gates_start() -> None:
+    """w = σ(logit / T) / σ(open / T), at most 1, exactly 1 at the opening logit; colder is closer to hard."""
+    start = CONFIG.open_logit
+    logits, extractor = torch.tensor([-1.0, start - 0.5, start, start + 3]), Extractor(CONFIG)
+    for temperature in (1.0, 0.5):
+        extractor.temperature.fill_(temperature)
+        gates = extractor.log_gates(logits, "soft")
+        expected = torch.sigmoid(logits / temperature) / torch.sigmoid(torch.tensor(start / temperature))
+        torch.testing.assert_close(gates[:2].exp(), expected[:2])
+        assert gates[2:].tolist() == [0.0, 0.0]
+
+
+def test_an_open_gate_keeps_its_slope() -> None:
+    """The value stops at one and the slope does not: a line can close again, and more than open counts as open."""
+    logits = torch.tensor([0.0, 2.0, 4.0], requires_grad=True)
+    gates = Extractor(CONFIG).log_gates(logits, "soft")
+    gates.sum().backward()
+    assert (gates <= 0).all()
+    assert gates[1:].tolist() == [0.0, 0.0]
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.sigmoid(-logits.detach()))
+
+
+def test_while_it_learns_what_lines_have_in_common_moves_only_the_bias() -> None:
+    """In training, features have mean 0 over all lines: heads' weights part the lines and leave their mean logit."""
+    extractor, seen = trained().train(), inputs(400)
+    out = extractor(*seen)
+    starts = extractor.heads.bias.detach()
+    torch.testing.assert_close(out.carry.mean(), starts[2], atol=1e-5, rtol=0)
+    assert out.carry.std() > 0.1
+    extractor.eval()  # with the figures of the last step
+    torch.testing.assert_close(extractor(*seen).carry, out.carry, atol=1e-2, rtol=1e-2)
 
 
 def test_sampled_gates_are_open_as_often_as_their_sigmoid_says() -> None:
-    """Binary concrete: P(w > ½) = σ(logit) at every temperature."""
+    """Binary concrete: P(σ((logit + noise) / T) > ½) = σ(logit) at every temperature."""
     extractor = Extractor(CONFIG)
     extractor.temperature.fill_(0.3)
     gates = extractor.log_gates(torch.full((20_000,), 1.0), "sample", torch.Generator().manual_seed(0))
-    assert (gates.exp() > 0.5).float().mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)
+    half = 0.5 / torch.sigmoid(torch.tensor(CONFIG.open_logit / 0.3))
+    share = (gates.exp() > half).float().mean().item()
+    assert share == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)
+
+
+def test_what_is_worth_reading_is_worth_finding() -> None:
+    """A slope on the reading gates alone moves the retrieval gates too: the keep gates have a common part."""
+    extractor, seen = Extractor(CONFIG), inputs(6)
+    before = extractor(*seen)
+    before.read.sum().backward()
+    with torch.no_grad():
+        for p in extractor.heads.parameters():
+            p.sub_(p.grad, alpha=0.1)
+    after = extractor(*seen)
+    assert (after.retrieve < before.retrieve).all()
+    assert (after.carry == before.carry).all()
 
 
 def test_straight_through_is_hard_forward_and_has_a_slope() -> None:

@@ -134,9 +134,31 @@ def test_the_index_is_refreshed_while_training(rag: RAG, monkeypatch: pytest.Mon
 
 
 def test_gates_grow_colder_over_a_run(rag: RAG) -> None:
-    """The temperature of the gates' noise falls from the first value towards the second."""
-    quick(rag, epochs=4, gate_temperature=(1.0, 0.2))
-    assert 0.2 < rag.model.extractor.temperature.item() < 0.4
+    """The gates' temperature stays for half of the run and falls towards the second value from there."""
+    quick(rag, epochs=4, gate_temperature=(1.0, 0.2))  # eight steps, of which the last is at 7/8
+    assert rag.model.extractor.temperature.item() == pytest.approx(1.0 - 0.8 * 0.75)
+
+
+def test_a_run_leaves_the_extractor_as_it_is_used(rag: RAG) -> None:
+    """In training its features are normalised over all lines; afterwards one document doesn't depend on another."""
+    quick(rag, epochs=2)
+    assert not rag.model.extractor.training
+    assert rag.model.extractor.norm.running_mean.any()
+    fresh = tiny_rag()
+    fresh.index(rag.corpus.documents)
+    quick(fresh, freeze=("extractor",))
+    assert not fresh.model.extractor.norm.running_mean.any()
+
+
+def test_a_token_price_closes_reading_gates(rag: RAG) -> None:
+    """At a price no line is worth, what is read falls; without one it doesn't fall as far."""
+    kept = []
+    for price in (0.0, 50.0):
+        system = tiny_rag()
+        system.index(rag.corpus.documents)
+        run = quick(system, epochs=6, token_price=price, gate_weight=0.0, freeze=("retriever", "generator"))
+        kept.append(run.history[-1]["tokens_kept"])
+    assert kept[1] < kept[0] - 0.01
 
 
 @pytest.mark.parametrize("objective", ["marginal", "rag_sequence"])

@@ -1,0 +1,94 @@
+"""What does the answer's loss say of each line, before anything has learned? By the line's role, for each path alone.
+
+    python benchmarks/gate_signal.py [--quick] [--json FILE] [--questions 120] [--seed 100]
+
+Every gate is open. For every line of the passages read, the slope of −log p(y|x) in its log w is summed by the role
+that the line was printed for: positive where turning the line down helps. The retrieval gates' slopes go through the
+passages' embeddings, the reading gates' through the reader's attention; `signal` is mean over standard error, over
+batches of four. Same print and same passages as `extractor_learns.py`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from extractor_learns import TEXT, Print, Size, prepare
+from squad_pdf import FOLDER
+
+from e2erag import RAG
+from e2erag.artefact import write_file
+from e2erag.corpus import Gates
+from e2erag.extract import ExtractorConfig
+from e2erag.train import marginal
+
+BATCH = 4
+
+
+def slopes(rag: RAG, data: Print, count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """d(−log p)/d(log w) per batch, path (finding, reading) and line; and how often each line was read."""
+    corpus, whole = rag.corpus, rag.model.gates
+    assert corpus is not None
+    leaves: list[torch.Tensor] = []
+
+    def gates(*inputs: object) -> Gates:
+        found = whole(*inputs)  # type: ignore[arg-type]
+        leaves[:] = [torch.zeros(2 * len(corpus), requires_grad=True) for _ in range(2)]
+        return Gates(*leaves, found.extraction)
+
+    rag.model.gates = gates  # type: ignore[method-assign]
+    rows, read = [], np.zeros(len(corpus))
+    for start in range(0, count, BATCH):
+        asked = [question for question, _ in data.questions[start : start + BATCH]]
+        terms = rag.terms(asked, k, "soft", negligible=0.02)
+        marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).sum().backward()
+        rows.append([leaf.grad[: len(corpus)].numpy() for leaf in leaves if leaf.grad is not None])
+        for passage in terms.ids[terms.ids >= 0].tolist():
+            read[corpus.lines(passage)[0]] += 1
+    return np.asarray(rows), read
+
+
+def table(values: np.ndarray, read: np.ndarray, roles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Per role: lines read per question, and per path the slope per question and its signal."""
+    kinds = np.asarray(roles)
+    groups = {"all text": np.isin(kinds, TEXT), "all boilerplate": ~np.isin(kinds, TEXT)}
+    groups |= {role: kinds == role for role in sorted(set(roles))}
+    out = {}
+    for name, chosen in groups.items():
+        out[name] = {"lines": read[chosen].sum() / (BATCH * len(values))}
+        for path, per_line in zip(("finding", "reading"), values.transpose(1, 0, 2), strict=True):
+            sums = per_line[:, chosen].sum(1) / BATCH
+            error = sums.std(ddof=1) / len(sums) ** 0.5
+            out[name] |= {path: sums.mean(), f"{path} signal": sums.mean() / max(error, 1e-12)}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few questions: only that it runs")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--questions", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
+    parser.add_argument("--out", type=Path, default=Path("runs/gate_signal"))
+    options = parser.parse_args()
+    size = Size(articles=(2, 2), paragraphs=4, questions=(12, 12)) if options.quick else Size()
+    (options.out / "pdf").mkdir(parents=True, exist_ok=True)
+    data = prepare(options.seed, size, options.folder, options.out)["train full"]
+    windows = ExtractorConfig(identity_lines=0, sizes=size.sizes, kinds=())
+    rag = RAG.from_pretrained(seed=options.seed, extractor=windows)
+    rag.model.requires_grad_(False)
+    rag.index(data.documents)
+    figures = table(*slopes(rag, data, min(options.questions, len(data.questions)), size.k), data.roles)
+    names = list(next(iter(figures.values())))
+    print(f"{'per question':18}" + "".join(f"{name:>16}" for name in names))
+    for role, row in figures.items():
+        print(f"{role:18}" + "".join(f"{row[name]:16.3f}" for name in names))
+    if options.json:
+        write_file(options.json, json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
