@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,6 +35,7 @@ MEMORY = 2 << 30
 FEW_FILES, FEW_BYTES = 8, 4_000_000
 
 AHEAD = 4  # files per worker that are begun before the first of them is taken
+WAKE = 0.2  # seconds; how soon Ctrl-C is seen at the latest
 
 _PASSES = "OCR failed on it"  # for want of memory, say, which is none of the file's
 
@@ -193,6 +194,8 @@ class _Job:
         return found
 
     def end(self, path: Path, digest: str, answer: "Future[Answer]") -> _Found:
+        while not wait([answer], WAKE).done:  # a Ctrl-C just before an endless wait would be seen at its end only
+            pass
         packed, reason, lasting = answer.result()
         found = ReadError(path, reason) if reason else unpack(packed, str(path))
         if lasting:

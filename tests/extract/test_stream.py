@@ -195,14 +195,14 @@ def test_nothing_is_left_over(folder: Path) -> None:
     assert (children(), descriptors()) == (before, open_before)
 
 
-SCRIPT = """
+SCRIPT = r"""
 import os, sys
 from e2erag.extract import stream
 from e2erag.extract.worker import Worker
 start = Worker._start
 def started(self):
     process = start(self)
-    print(process.pid, flush=True)
+    os.write(1, b"%d\n" % process.pid)  # whole, whichever thread comes first
     return process
 Worker._start = started
 for found in stream(sys.argv[1:], workers=2, engine="pypdf"):
