@@ -43,15 +43,8 @@ from e2erag.train import FitConfig, marginal
 
 FIXED = (64, 128, 256)
 ARMS = (
-    "printed",
-    "clean",
-    "oracle",
-    *(f"fixed-{n}" for n in FIXED),
-    "extractor",
-    "retriever",
-    "retriever-clean",
-    "both",
-)
+    "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED), "extractor", "retriever", "retriever-clean", "both",
+)  # fmt: skip
 GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
@@ -61,6 +54,8 @@ FROZEN = {
     "retriever-clean": ("extractor", "generator"),
     "both": ("generator",),
 }
+GATED = (*FROZEN, "oracle")
+"""Arms whose gates needn't all be open, so that soft and hard differ."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +88,11 @@ class Size:
     keep_rate: float = 0.8
     token_price: float = 0.2
     lr_extractor: float = 6e-3
+
+    @property
+    def windows(self) -> ExtractorConfig:
+        """Windows and nothing else, and no line that travels with them."""
+        return ExtractorConfig(identity_lines=0, sizes=self.sizes, kinds=())
 
 
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), read=4, k=2)
@@ -154,7 +154,7 @@ def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
         for start in range(0, min(size.read, len(asked)), 8):
             terms = rag.terms(asked[start : min(start + 8, size.read)], size.k, mode)
             losses += marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).tolist()
-    tokens = np.diff(corpus.retriever_lines.offsets)
+    tokens = corpus.retriever_lines.sizes
     lines = [corpus.lines(i) for i in range(len(corpus.passages))]
     kept = [gates.kept(gates.retrieve, *each) if mode == "hard" else each[0] for each in lines]
     figures = {
@@ -190,14 +190,14 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, di
     """Train what the arm trains, and measure on unseen articles with soft and with hard gates."""
     bare = arm in ("clean", "retriever-clean")
     train, test = (data[f"{split} {'bare' if bare else 'full'}"] for split in ("train", "test"))
-    windows = ExtractorConfig(identity_lines=0, sizes=size.sizes, kinds=())
-    rag = RAG.from_pretrained(seed=seed, extractor=windows, retrieval=RetrieverConfig(prior_weight=size.prior_weight))
+    rag = RAG.from_pretrained(
+        seed=seed, extractor=size.windows, retrieval=RetrieverConfig(prior_weight=size.prior_weight)
+    )
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
     elif arm == "oracle":
-        config = rag.model.extractor.config
-        rag.model.extractor = Labelled(config, torch.tensor([role in TEXT for role in test.roles]))
+        rag.model.extractor = Labelled(rag.model.extractor.config, torch.tensor([role in TEXT for role in test.roles]))
     seconds = steps = 0.0
     if arm in FROZEN:
         rag.index(train.documents)
@@ -209,7 +209,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, di
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)
     figures = {}
-    for mode in ("soft", "hard") if arm in (*FROZEN, "oracle") else ("soft",):
+    for mode in ("soft", "hard") if arm in GATED else ("soft",):
         rag.config = replace(rag.config, mode=mode)
         rag.index(test.documents)
         figures[mode] = measure(rag, test, size) | {"train_seconds": seconds, "steps": steps}
@@ -301,9 +301,9 @@ def show(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> None:
     print(f"{'':24}" + "".join(f"{name.replace('boilerplate', 'boiler'):>20}" for name in SHOWN))
     for arm in ARMS:
         seeds = [cells[arm] for cells in results.values() if arm in cells]
-        for mode in ("soft", "hard") if seeds and arm in (*FROZEN, "oracle") else ("soft",) * bool(seeds):
+        for mode in ("soft", "hard") if seeds and arm in GATED else ("soft",) * bool(seeds):
             means = [np.mean([cell[mode].get(name, np.nan) for cell in seeds]) for name in SHOWN]
-            label = f"{arm} {mode if arm in (*FROZEN, 'oracle') else ''} ({len(seeds)})"
+            label = f"{arm} {mode if arm in GATED else ''} ({len(seeds)})"
             print(f"{label:24}" + "".join(f"{value:20.3f}" for value in means))
 
 

@@ -21,7 +21,6 @@ from squad_pdf import FOLDER
 from e2erag import RAG
 from e2erag.artefact import write_file
 from e2erag.corpus import Gates
-from e2erag.extract import ExtractorConfig
 from e2erag.train import marginal
 
 BATCH = 4
@@ -77,8 +76,7 @@ def main() -> None:
     size = Size(articles=(2, 2), paragraphs=4, questions=(12, 12)) if options.quick else Size()
     (options.out / "pdf").mkdir(parents=True, exist_ok=True)
     data = prepare(options.seed, size, options.folder, options.out)["train full"]
-    windows = ExtractorConfig(identity_lines=0, sizes=size.sizes, kinds=())
-    rag = RAG.from_pretrained(seed=options.seed, extractor=windows)
+    rag = RAG.from_pretrained(seed=options.seed, extractor=size.windows)
     rag.model.requires_grad_(False)
     rag.index(data.documents)
     figures = table(*slopes(rag, data, min(options.questions, len(data.questions)), size.k), data.roles)

@@ -66,7 +66,7 @@ class Corpus:
     ) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
         self.passages, spans = [], []
-        tokens = np.diff(self.retriever_lines.offsets)
+        tokens = self.retriever_lines.sizes
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
             here = slice(first, first + len(document))

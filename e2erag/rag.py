@@ -403,7 +403,7 @@ class RAG:
     def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
         """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""
         corpus, _ = self._ready()
-        tokens = torch.from_numpy(np.diff(corpus.generator_lines.offsets[: len(corpus) + 1])).to(gates.read)
+        tokens = torch.from_numpy(corpus.generator_lines.sizes[: len(corpus)]).to(gates.read)
         return tokens @ gates.read[: len(corpus)].exp() / tokens.sum()
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":

@@ -101,7 +101,7 @@ def saved(rag: RAG) -> Saved:
     """Lines, tokens and candidates that hard gates leave of what is indexed."""
     corpus = _ready(rag)
     _, kept = _gates(rag, corpus)
-    tokens = np.diff(corpus.retriever_lines.offsets)[: len(corpus)]
+    tokens = corpus.retriever_lines.sizes[: len(corpus)]
     begins = corpus.page.numpy()[corpus.spans.spans[:, 1].numpy()]
     count = np.bincount(begins, minlength=int(corpus.page.max()) + 1)
     return Saved(

@@ -5,6 +5,8 @@ index. It is taught by the answer's loss alone, along three paths: the retrieval
 embedding, the span prior through p(z|x), the reading gates through the generator's attention.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -96,7 +98,7 @@ class Extractor(nn.Module):
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.page = PageEncoder(c.hidden, c.layers)
-        # While it learns (`train()`): mean 0 and spread 1 over the lines; afterwards with the last step's figures.
+        # Of figures that are the last step's (momentum 1), for every step sees all lines; see `learning`.
         self.norm = nn.BatchNorm1d(c.hidden, momentum=1.0, affine=False)
         # What is worth reading is mostly worth finding: the last head is common to both keep gates.
         self.heads = nn.Linear(c.hidden, len(Extraction._fields) + 1)
@@ -120,6 +122,15 @@ class Extractor(nn.Module):
             return self.propose(*inputs, **named)
         return super().__call__(*inputs, **named)
 
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """In here features are normalised over the lines at hand; afterwards with the last step's figures."""
+        self.train()
+        try:
+            yield
+        finally:
+            self.eval()
+
     def forward(
         self,
         layout: Float[Tensor, "units features"],
@@ -138,7 +149,9 @@ class Extractor(nn.Module):
             page: a number that changes wherever a page ends, so that no line sees across.
         """
         h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
-        h = self.norm(self.page(h, page)) if len(h) > 1 or not self.training else h
+        h = self.page(h, page)
+        if len(h) > 1 or not self.training:  # one line has no spread
+            h = self.norm(h)
         *own, common = self.heads(h).unbind(-1)
         out = Extraction(*own)
         out = out._replace(retrieve=out.retrieve + common, read=out.read + common)

@@ -5,6 +5,7 @@ tokenizer again, a token always knows its line, and dropping a line is leaving i
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,18 @@ class LineTokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @cached_property
+    def sizes(self) -> Int[np.ndarray, " lines"]:
+        """Tokens of each line."""
+        return np.diff(self.offsets)
+
     def gather(
         self, lines: Int[np.ndarray, " lines"], limit: int | None = None
     ) -> tuple[Int[np.ndarray, " tokens"], Int[np.ndarray, " tokens"]]:
         """Tokens of the given lines in that order, and for each token its position in `lines`.
 
         Cut after `limit` tokens: what doesn't fit is lost from the end."""
-        sizes = self.offsets[lines + 1] - self.offsets[lines]
+        sizes = self.sizes[lines]
         owner = np.repeat(np.arange(len(lines)), sizes)
         begin = np.cumsum(sizes) - sizes
         where = self.offsets[lines][owner] + np.arange(len(owner)) - begin[owner]

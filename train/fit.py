@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,10 +41,10 @@ class FitConfig:
         refresh_every: steps between two encodings of the whole index.
         keep_rate, cut_rate, gate_weight: of the lines to keep and the gaps to cut, and how much keeping to these rates
             weighs against the loss (`gate_divergence`).
-        token_price: what it costs, in nats per question, to read every token of the corpus' lines rather than none: a
-            line stays open where, over the questions that meet it, it explains more of the answers than that.
+        token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
+            gates let through is charged in proportion, whatever a question has found.
         gates: "soft", or "sample" for binary concrete noise on top.
-        gate_temperature: of the gates at the first and the last step; colder is harder.
+        gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
         clip: largest gradient norm per stage.
         seed: of shuffling and gate noise.
@@ -138,7 +138,8 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     logger = _logger(folder, config)
     order = torch.Generator().manual_seed(config.seed)
     loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
-    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), _quiet():
+    learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning()
+    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(loader))
         home = rag.model.device
         trainer = L.Trainer(
@@ -170,11 +171,9 @@ def _frozen(model: Joint, stages: Sequence[str]) -> Iterator[None]:
     held = [p for name in stages for p in model.get_submodule(name).parameters() if p.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)
-    model.extractor.train("extractor" not in stages)
     try:
         yield
     finally:
-        model.extractor.eval()
         for parameter in held:
             parameter.requires_grad_(True)
 

@@ -106,13 +106,13 @@ class TrainModule(L.LightningModule):
 def gate_divergence(extraction: Extraction, keep_rate: float, cut_rate: float) -> Float[Tensor, ""]:
     """What keeps the extractor from dropping everything, and its cuts countable.
 
-    KL(mean w ‖ keep_rate) for each of the two keep gates, plus KL(mean c ‖ cut_rate) over the gaps. Of the means, so
-    that lines compete for what may stay and none is held open for itself. p(z|x) says which gaps to cut rather than
-    others, but not how many (adding a constant to all cut scores changes hardly anything), so without its term the
-    threshold of hard mode would mean nothing.
+    KL(mean σ(logit) ‖ rate) over the lines, for each of the two keep gates and for the cuts. Of the means, so that
+    lines compete for what may stay and none is held open for itself. p(z|x) says which gaps to cut rather than others,
+    but not how many (adding a constant to all cut scores changes hardly anything), so without its term the threshold
+    of hard mode would mean nothing.
     """
-    rates = ((extraction.retrieve, keep_rate), (extraction.read, keep_rate), (extraction.cut, cut_rate))
-    return torch.stack([_kl(torch.sigmoid(logits).mean(), rate) for logits, rate in rates]).sum()
+    keep = torch.sigmoid(torch.stack([extraction.retrieve, extraction.read])).mean(1)
+    return _kl(keep, keep_rate).sum() + _kl(torch.sigmoid(extraction.cut).mean(), cut_rate)
 
 
 def _kl(p: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:

@@ -67,16 +67,15 @@ def warm_start(
     lines, targets = _targets(corpus, _rows(labels), kept, dropped)
     optimizer = torch.optim.AdamW(extractor.parameters(), lr=rate)
     losses = []
-    extractor.train()
-    for _ in range(steps):
-        extraction = rag.model.gates(corpus, "soft").extraction
-        logits = torch.stack([extraction.retrieve, extraction.read])[:, lines]
-        loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits).expand_as(logits))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    extractor.eval()
+    with extractor.learning():
+        for _ in range(steps):
+            extraction = rag.model.gates(corpus, "soft").extraction
+            logits = torch.stack([extraction.retrieve, extraction.read])[:, lines]
+            loss = F.binary_cross_entropy_with_logits(logits, targets.to(logits).expand_as(logits))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
     rag._reindex(corpus)
     return losses
 

@@ -48,7 +48,10 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file in hex, read in blocks of 1 MiB so that a large file needs no memory."""
+    """The SHA-256 of a file in hex, read in blocks of 1 MiB so that a large file needs no memory.
+
+    `e2erag.artefact` has the same once more: a stage doesn't import what stands above it, and that file loads alone.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -87,6 +87,15 @@ def test_while_it_learns_what_lines_have_in_common_moves_only_the_bias() -> None
     torch.testing.assert_close(extractor(*seen).carry, out.carry, atol=1e-2, rtol=1e-2)
 
 
+def test_a_single_line_is_judged_while_learning_too() -> None:
+    """It has no spread to be normalised by, and has seen its page all the same."""
+    extractor, seen = trained(), inputs(1, pages=1)
+    expected = extractor(*seen)  # figures of no step yet: mean 0, spread 1
+    with extractor.learning():
+        torch.testing.assert_close(torch.stack(extractor(*seen)), torch.stack(expected), atol=1e-3, rtol=1e-3)
+    assert not extractor.training
+
+
 def test_sampled_gates_are_open_as_often_as_their_sigmoid_says() -> None:
     """Binary concrete: P(σ((logit + noise) / T) > ½) = σ(logit) at every temperature."""
     extractor = Extractor(CONFIG)
