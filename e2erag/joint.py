@@ -67,8 +67,8 @@ class Joint(nn.Module):
 
     def gates(self, corpus: Corpus, mode: GateMode, noise: torch.Generator | None = None) -> Gates:
         """What the extractor says of every line. A few thousand multiplications a line: fresh in every step."""
-        device = self.extractor.heads.weight.device
-        kind = self.extractor.heads.weight.dtype
+        device = self.extractor.gates.weight.device
+        kind = self.extractor.gates.weight.dtype
         out = self.extractor(corpus.layout.to(device, kind), corpus.text.to(device, kind), corpus.page.to(device))
         retrieve, read, carry = (
             self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)

@@ -100,12 +100,14 @@ class Extractor(nn.Module):
         self.page = PageEncoder(c.hidden, c.layers)
         # Of figures that are the last step's (momentum 1), for every step sees all lines; see `learning`.
         self.norm = nn.BatchNorm1d(c.hidden, momentum=1.0, affine=False)
-        # What is worth reading is mostly worth finding: the last head is common to both keep gates.
-        self.heads = nn.Linear(c.hidden, len(Extraction._fields) + 1)
+        # retrieve, read, carry; and what is common to finding and reading, for what is worth one is mostly worth both.
+        self.gates = nn.Linear(c.hidden, 4)
+        self.scores = nn.Linear(c.hidden, 4)  # cut, span, rows, sentences
         # Open and neutral: every gate starts at its opening logit, every score at zero.
-        nn.init.zeros_(self.heads.weight)
-        starts = dict.fromkeys(Extraction._fields, 0.0) | dict.fromkeys(("retrieve", "read", "carry"), c.open_logit)
-        self.heads.bias.data = torch.tensor([*(starts | {"cut": c.cut_logit}).values(), 0.0])
+        for head in (self.gates, self.scores):
+            nn.init.zeros_(head.weight)
+        self.gates.bias.data = torch.tensor([c.open_logit] * 3 + [0.0])
+        self.scores.bias.data = torch.tensor([c.cut_logit, 0.0, 0.0, 0.0])
         if c.chunk is not None:
             self.requires_grad_(False)
 
@@ -140,8 +142,9 @@ class Extractor(nn.Module):
         """Gate logits and scores per line; a line sees the lines of its own page.
 
         Lines have much in common, and a step that moves what they have in common moves every gate, long before it
-        parts them. So the heads see each feature normalised over all lines (Ioffe & Szegedy 2015), and what is common
-        is left to their bias. Out of training the figures are fixed, and no document depends on another.
+        parts them. So the gates see each feature normalised over all lines (Ioffe & Szegedy 2015), and what is common
+        is left to their bias. Out of training the figures are fixed, and no document depends on another. Scores need
+        none of it: a constant in them cancels in p(z|x).
 
         Args:
             layout: `layout_features` of the documents, one after the other.
@@ -150,11 +153,9 @@ class Extractor(nn.Module):
         """
         h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
         h = self.page(h, page)
-        if len(h) > 1 or not self.training:  # one line has no spread
-            h = self.norm(h)
-        *own, common = self.heads(h).unbind(-1)
-        out = Extraction(*own)
-        out = out._replace(retrieve=out.retrieve + common, read=out.read + common)
+        alone = self.training and len(h) < 2  # one line has no spread
+        retrieve, read, carry, common = self.gates(h if alone else self.norm(h)).unbind(-1)
+        out = Extraction(retrieve + common, read + common, carry, *self.scores(h).unbind(-1))
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
         return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))

@@ -81,7 +81,7 @@ def test_a_page_is_drawn_with_kept_lines_green_and_dropped_lines_red(tmp_path: P
     rag.index([path])
     counts = []
     for bias in (8.0, -8.0):
-        rag.model.extractor.heads.bias.data[:3] = bias
+        rag.model.extractor.gates.bias.data[:3] = bias
         picture = Image.open(draw_page(rag, path.name, 1, tmp_path / "page.png")).convert("RGB")
         pixels = list(zip(*[iter(picture.resize((306, 396)).tobytes())] * 3, strict=True))
         counts.append([sum(_near(pixel, colour) for pixel in pixels) for colour in (KEPT, DROPPED)])

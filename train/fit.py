@@ -65,7 +65,7 @@ class FitConfig:
     refresh_every: int = 4
     keep_rate: float = 0.8
     cut_rate: float = 0.1
-    gate_weight: float = 0.1
+    gate_weight: float = 0.3
     token_price: float = 0.2
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)

@@ -72,12 +72,13 @@ def test_the_reader_is_given_the_reading_that_was_found(rag: RAG) -> None:
 
 def test_the_answer_teaches_how_to_read_a_table(rag: RAG) -> None:
     """Scores of both readings get a gradient, which has them compete."""
-    nn.init.normal_(rag.model.extractor.heads.weight, std=0.1)
+    for head in (rag.model.extractor.gates, rag.model.extractor.scores):
+        nn.init.normal_(head.weight, std=0.1)
     rag.config = replace(rag.config, overlap=1.0)  # else a reading that repeats what is found has no part in Z
     rag.index(rag.corpus.documents)
     terms = rag.terms([Question("who made the engine ?", ("lycoming",))], 3, "soft")
     marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
-    rows, sentences = rag.model.extractor.heads.weight.grad[-2:].norm(dim=1)
+    rows, sentences = rag.model.extractor.scores.weight.grad[-2:].norm(dim=1)
     assert rows > 1e-7
     assert sentences > 1e-7
 
@@ -89,7 +90,8 @@ def test_the_order_of_documents_does_not_matter() -> None:
     for order in (documents, documents[::-1]):
         torch.manual_seed(0)
         system = tiny_rag(config=RAGConfig(k=3, mode="soft", precision="float32"))
-        nn.init.normal_(system.model.extractor.heads.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+        for head in (system.model.extractor.gates, system.model.extractor.scores):
+            nn.init.normal_(head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
         system.index(order)
         rows = system.index_.vectors
         seen.append(

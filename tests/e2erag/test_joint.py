@@ -32,9 +32,10 @@ def ten_passages(k: int) -> RAG:
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
         config=RAGConfig(k=k, mode="soft", precision="float32"),
     )
-    nn.init.normal_(system.model.extractor.heads.weight, std=0.2)
+    for head in (system.model.extractor.gates, system.model.extractor.scores):
+        nn.init.normal_(head.weight, std=0.2)
     with torch.no_grad():
-        system.model.extractor.heads.bias[:3] -= 4.0  # below the bound w ≤ 1, where the slope is the derivative
+        system.model.extractor.gates.bias[:3] -= 4.0  # below the bound w ≤ 1, where the slope is the derivative
     in_double(system.model)
     system.index([tiny_document(TEN)])
     assert len(system.corpus.passages) == 10
@@ -120,13 +121,11 @@ def gradients(system: RAG, objective: Callable[..., Tensor] = marginal, k: int =
         stage: sum(p.grad.norm().item() for p in system.model.get_submodule(stage).parameters() if p.grad is not None)
         for stage in ("extractor", "retriever.query", "retriever.passage", "generator")
     }
-    return norms | dict(
-        zip(
-            ("retrieve", "read", "carry", "cut", "span"),  # rows and sentences: of tables, of which there's none here
-            system.model.extractor.heads.weight.grad.norm(dim=1).tolist(),
-            strict=False,
-        )
-    )
+    heads = {"gates": ("retrieve", "read", "carry"), "scores": ("cut", "span")}  # of tables there's none here
+    for head, names in heads.items():
+        slope = getattr(system.model.extractor, head).weight.grad
+        norms |= {name: 0.0 if slope is None else slope[i].norm().item() for i, name in enumerate(names)}
+    return norms
 
 
 @pytest.mark.parametrize("objective", [marginal, rag_sequence])
@@ -177,7 +176,8 @@ def test_with_all_paths_cut_the_extractor_learns_nothing(rag: RAG, monkeypatch: 
     only("none", rag, monkeypatch)
     terms = rag.terms(ASKED, 3, "soft")
     marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
-    assert rag.model.extractor.heads.bias.grad is None
+    assert rag.model.extractor.gates.bias.grad is None
+    assert rag.model.extractor.scores.bias.grad is None
 
 
 def test_the_retrievers_gradient_changes_when_only_the_generator_changes(rag: RAG) -> None:

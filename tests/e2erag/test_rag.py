@@ -82,7 +82,7 @@ def test_a_file_indexed_twice_counts_once(rag: RAG) -> None:
 
 def test_gates_that_are_all_shut_are_told_and_change_nothing(rag: RAG) -> None:
     """Hard mode would have nothing to index: the error says what to do, and the old index still answers."""
-    rag.model.extractor.heads.bias.data[0] = -5.0
+    rag.model.extractor.gates.bias.data[0] = -5.0
     documents, index = rag.corpus.documents, rag.index_
     with pytest.raises(RuntimeError, match="every line's retrieval gate is shut"):
         rag.index(documents)
@@ -91,7 +91,7 @@ def test_gates_that_are_all_shut_are_told_and_change_nothing(rag: RAG) -> None:
 
 def test_training_that_shuts_every_gate_leaves_a_system_that_answers(rag: RAG) -> None:
     """The run ends with the error, and the trained weights answer in the soft mode they were trained in."""
-    rag.model.extractor.heads.bias.data[0] = -9.0
+    rag.model.extractor.gates.bias.data[0] = -9.0
     with pytest.raises(RuntimeError, match="every line's retrieval gate is shut"):
         rag.fit([{"question": QUESTIONS[0], "answer": "85"}], epochs=1, progress=False)
     assert rag.config.mode == "soft"
@@ -148,8 +148,10 @@ def test_a_folder_that_is_no_system_is_refused(tmp_path: Path) -> None:
 def test_an_index_saved_with_closed_gates_loads_as_it_was(tmp_path: Path) -> None:
     """Gates and cuts decide which passages exist; the loaded system has the same ones."""
     system = tiny_rag()
-    torch.nn.init.normal_(system.model.extractor.heads.weight, std=4.0)
-    system.model.extractor.heads.bias.data.zero_()
+    for head in (system.model.extractor.gates, system.model.extractor.scores):
+        torch.nn.init.normal_(head.weight, std=4.0)
+        head.bias.data.zero_()
+    system.model.extractor.scores.bias.data[0] = 4.0
     system.index([tiny_document([["the pilot was 85", "seats 4", "page 1", "damage none"]] * 3)])
     extraction = system.model.gates(system.corpus, "hard").extraction
     assert (extraction.retrieve < 0).any()

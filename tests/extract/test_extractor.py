@@ -20,7 +20,8 @@ def inputs(lines: int, pages: int = 2) -> tuple[torch.Tensor, torch.Tensor, torc
 def trained() -> Extractor:
     """An extractor whose heads say something."""
     extractor = Extractor(CONFIG)
-    torch.nn.init.normal_(extractor.heads.weight)
+    for head in (extractor.gates, extractor.scores):
+        torch.nn.init.normal_(head.weight)
     return extractor.eval()
 
 
@@ -80,7 +81,7 @@ def test_while_it_learns_what_lines_have_in_common_moves_only_the_bias() -> None
     """In training, features have mean 0 over all lines: heads' weights part the lines and leave their mean logit."""
     extractor, seen = trained().train(), inputs(400)
     out = extractor(*seen)
-    starts = extractor.heads.bias.detach()
+    starts = extractor.gates.bias.detach()
     torch.testing.assert_close(out.carry.mean(), starts[2], atol=1e-5, rtol=0)
     assert out.carry.std() > 0.1
     extractor.eval()  # with the figures of the last step
@@ -112,7 +113,7 @@ def test_what_is_worth_reading_is_worth_finding() -> None:
     before = extractor(*seen)
     before.read.sum().backward()
     with torch.no_grad():
-        for p in extractor.heads.parameters():
+        for p in extractor.gates.parameters():
             p.sub_(p.grad, alpha=0.1)
     after = extractor(*seen)
     assert (after.retrieve < before.retrieve).all()
