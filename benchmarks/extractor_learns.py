@@ -1,13 +1,19 @@
 """Does the extractor learn from answers alone what of a page to keep? SQuAD articles printed as realistic PDFs.
 
     python benchmarks/extractor_learns.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
+                                          [--corpus squad | reports]
 
-Every seed prints other articles, as journal papers, reports and web pages, with running heads, footers, page numbers,
-sidebars and notices. A system over all-MiniLM-L6-v2 and SmolLM2-135M-Instruct is trained on −log p(y|x) of some of them
-(at most 500 questions) and measured on unseen ones, whose boilerplate is partly of kinds that training never showed.
+**squad**: every seed prints other articles, as journal papers, reports and web pages, with running heads, footers, page
+numbers, sidebars and notices. A system over all-MiniLM-L6-v2 and SmolLM2-135M-Instruct is trained on −log p(y|x) of
+some of them (at most 500 questions) and measured on unseen ones, whose boilerplate is partly of kinds that training
+never showed.
 
 Candidates are windows of eight lines and nothing else, so that what is measured is what to keep: with blocks and
 windows of several sizes beside them there are candidates without boilerplate anyway. Half of the lines aren't text.
+
+The reader is first taught the form of answers in every arm alike, on questions about clean articles that nothing else
+uses: an untrained one spends some twenty nats an answer on wanting to say a sentence, and what it read shows in little
+of that. They count among the 500.
 
 Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `oracle`
 (nothing trained, gates set by hand: boilerplate shut, text open), `fixed-N` (fixed chunks of N tokens), `extractor`
@@ -15,6 +21,9 @@ Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles p
 `both`. Share of the distance closed:
 
     (arm − printed) / (clean − printed)     and for `both`     (both − retriever) / (retriever-clean − retriever)
+
+**reports**: the ten accident reports of examples/ntsb, of which every seed draws six to learn from and four to test on;
+candidates of every granularity, the prior on. They have no clean print, so what is told is what training moved.
 
 A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again.
 """
@@ -35,9 +44,10 @@ from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, rend
 from torch import Tensor
 
 from e2erag import RAG
-from e2erag.artefact import write_file
+from e2erag.artefact import write_file, write_folder
 from e2erag.extract import Document, Extraction, Extractor, ExtractorConfig, read
-from e2erag.questions import Question
+from e2erag.questions import Question, read_questions
+from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
 
@@ -45,6 +55,8 @@ FIXED = (64, 128, 256)
 ARMS = (
     "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED), "extractor", "retriever", "retriever-clean", "both",
 )  # fmt: skip
+CLEAN = ("clean", "oracle", "retriever-clean")
+"""Arms that need to know what is boilerplate."""
 GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
@@ -54,6 +66,11 @@ FROZEN = {
     "retriever-clean": ("extractor", "generator"),
     "both": ("generator",),
 }
+NTSB = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
+TAUGHT = ("extractor", "retriever")
+"""Frozen while the reader is taught."""
+FORM, FORM_LOOK = 4, 500_000
+"""Articles that teach the reader, and the seed of how they look."""
 GATED = (*FROZEN, "oracle")
 """Arms whose gates needn't all be open, so that soft and hard differ."""
 
@@ -63,9 +80,11 @@ class Size:
     """How much of everything.
 
     Attributes:
+        corpus: "squad" or "reports".
         articles: to learn from, and unseen ones to test on.
         paragraphs: of each article.
         questions: to learn from, and to test on.
+        form: questions that teach the reader the form of answers, beforehand.
         read: test questions whose answers' likelihood is measured.
         share: of the printed lines, those that aren't text.
         sizes: of the windows, in lines.
@@ -74,10 +93,12 @@ class Size:
         epochs, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
     """
 
-    articles: tuple[int, int] = (8, 8)
+    corpus: str = "squad"
+    articles: tuple[int, int] = (8, 24)
     paragraphs: int = 12
-    questions: tuple[int, int] = (240, 400)
-    read: int = 64
+    questions: tuple[int, int] = (384, 1200)
+    form: int = 96
+    read: int = 128
     share: float = 0.5
     sizes: tuple[int, ...] = (8,)
     k: int = 2
@@ -86,16 +107,23 @@ class Size:
     refresh_every: int = 20
     gate_weight: float = 0.1
     keep_rate: float = 0.8
-    token_price: float = 0.2
+    token_price: float = 0.5
     lr_extractor: float = 6e-3
 
     @property
-    def windows(self) -> ExtractorConfig:
-        """Windows and nothing else, and no line that travels with them."""
+    def candidates(self) -> ExtractorConfig:
+        """For articles windows and nothing else, and no line that travels with them."""
+        if self.corpus == "reports":
+            return ExtractorConfig(sizes=self.sizes)
         return ExtractorConfig(identity_lines=0, sizes=self.sizes, kinds=())
 
 
-QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), read=4, k=2)
+REPORTS = Size(
+    corpus="reports", articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
+    refresh_every=4, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
+)  # fmt: skip
+"""What `make demo` does, the number of questions aside: as many as there are."""
+QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
 
 
 @dataclass(frozen=True)
@@ -167,11 +195,12 @@ def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
     }
     text = np.asarray([role in TEXT for role in data.roles])
     for name in GATES:
-        values = torch.sigmoid(getattr(gates.extraction, name) / rag.model.extractor.temperature).cpu().numpy()
-        for kind, chosen in (("text", values[text]), ("boilerplate", values[~text])):
-            if len(chosen):
-                figures[f"{name}_{kind}"] = float(chosen.mean())
-                figures[f"{name}_{kind}_dropped"] = float((chosen <= rag.model.extractor.config.threshold).mean())
+        logits = getattr(gates.extraction, name)
+        soft, hard = (rag.model.extractor.log_gates(logits, mode).exp().cpu().numpy() for mode in ("soft", "hard"))
+        for kind, chosen in (("text", text), ("boilerplate", ~text)):
+            if chosen.any():
+                figures[f"{name}_{kind}"] = float(soft[chosen].mean())
+                figures[f"{name}_{kind}_dropped"] = float(1 - hard[chosen].mean())
     return figures
 
 
@@ -186,13 +215,32 @@ class Labelled(Extractor):
         return super().forward(layout, text, page)._replace(retrieve=self.logits, read=self.logits)
 
 
-def run(arm: str, seed: int, size: Size, data: dict[str, Print]) -> dict[str, dict[str, float]]:
+def system(seed: int, size: Size, reader: Path | None) -> RAG:
+    """Pretrained models and an extractor of which nothing has learned yet; `reader` knows the form of answers."""
+    return RAG.from_pretrained(
+        seed=seed,
+        generator=reader or GENERATOR,
+        extractor=size.candidates,
+        retrieval=RetrieverConfig(prior_weight=size.prior_weight),
+    )
+
+
+def teach(seed: int, size: Size, form: Print, folder: Path) -> Path:
+    """The folder of a reader that has learned the form of answers, from clean articles with its other stages frozen."""
+    if not folder.is_dir():
+        rag = system(seed, size, None)
+        rag.index(form.documents)
+        rag.fit([question for question, _ in form.questions], k=size.k, epochs=1, freeze=TAUGHT, seed=seed)
+        with write_folder(folder) as new:
+            rag.model.generator.save(new)
+    return folder
+
+
+def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -> dict[str, dict[str, float]]:
     """Train what the arm trains, and measure on unseen articles with soft and with hard gates."""
     bare = arm in ("clean", "retriever-clean")
     train, test = (data[f"{split} {'bare' if bare else 'full'}"] for split in ("train", "test"))
-    rag = RAG.from_pretrained(
-        seed=seed, extractor=size.windows, retrieval=RetrieverConfig(prior_weight=size.prior_weight)
-    )
+    rag = system(seed, size, reader)
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
@@ -230,6 +278,23 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
             data[f"{split} {'bare' if bare else 'full'}"] = printed(
                 chosen, others, questions, size.share, base, out / "pdf", bare
             )
+        if split == "train":
+            rest = [cut(article, size.paragraphs) for article in others[:FORM]]
+            data["form"] = printed(rest, others, size.form, size.share, FORM_LOOK + seed, out / "pdf", bare=True)
+    return data | reports(seed, size) if size.corpus == "reports" else data
+
+
+def reports(seed: int, size: Size) -> dict[str, Print]:
+    """Accident reports and the questions asked of them; a page stands for a paragraph, and every line is text."""
+    asked = [question for name in ("train", "test") for question in read_questions(NTSB / f"{name}.jsonl")]
+    files = Random(f"reports {seed}").sample(sorted(NTSB.glob("*.pdf")), sum(size.articles))
+    data, (first, _) = {}, size.articles
+    for split, chosen, count in zip(("train", "test"), (files[:first], files[first:]), size.questions, strict=True):
+        documents = [read(path) for path in chosen]
+        pages = [f"{d.name} {unit.page}" for d in documents for page in d.pages for unit in page.units]
+        names = {path.name for path in chosen}
+        questions = [(question, f"{question.file} {question.page}") for question in asked if question.file in names]
+        data[f"{split} full"] = Print(documents, ["text"] * len(pages), pages, questions[:count])
     return data
 
 
@@ -309,6 +374,7 @@ def show(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", choices=("squad", "reports"), default="squad")
     parser.add_argument("--quick", action="store_true", help="a few questions and one seed: only that it runs")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -317,11 +383,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/extractor_learns"))
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help=f"changes to {Size()}")
     options = parser.parse_args()
-    size = QUICK if options.quick else Size()
+    size = REPORTS if options.corpus == "reports" else Size()
+    if options.quick:
+        size = replace(QUICK, corpus=options.corpus)
     for change in options.set:
         name, value = change.split("=", 1)
         size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
-    seeds, arms = options.seeds, options.arms
+    seeds = options.seeds
+    arms = [arm for arm in options.arms if size.corpus == "squad" or arm not in CLEAN]
     if options.quick:
         seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor") if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
@@ -336,7 +405,8 @@ def main() -> None:
             if not cell.is_file():
                 data = data or prepare(seed, size, options.folder, out)
                 start = perf_counter()
-                done = run(arm, seed, size, data)
+                reader = teach(seed, size, data["form"], out / f"reader-{seed}")
+                done = run(arm, seed, size, data, reader)
                 write_file(cell, json.dumps(done, indent=2))
                 print(f"seed {seed}, {arm}: {perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
             results[seed][arm] = json.loads(cell.read_text(encoding="utf-8"))

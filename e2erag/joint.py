@@ -32,6 +32,7 @@ class Terms(NamedTuple):
         closed_book_logp: log p(y|x,∅).
         ids: the passages' numbers, −1 where there was none.
         gates: of every line of the corpus.
+        staleness: 1 − cosine of the stored vectors and the fresh ones, mean over the passages found.
     """
 
     prior_logp: Float[Tensor, "questions k"]
@@ -39,6 +40,7 @@ class Terms(NamedTuple):
     closed_book_logp: Float[Tensor, " questions"]
     ids: Int[Tensor, "questions k"]
     gates: Gates
+    staleness: Float[Tensor, ""]
 
 
 class Joint(nn.Module):
@@ -176,7 +178,9 @@ class Joint(nn.Module):
         scores = stored.index_copy(1, unique.to(q.device), q @ passages.T)
         prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
         answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
-        return Terms(prior, answer, closed, hits, gates)
+        stored_vectors = index.vectors[unique, :-1].to(passages)
+        stale = 1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean()
+        return Terms(prior, answer, closed, hits, gates, stale)
 
     def read(
         self,

@@ -1,6 +1,8 @@
 """What happens beside the steps: the index is refreshed, and progress is shown."""
 
 import sys
+import warnings
+from collections import Counter
 from typing import Any
 
 import lightning as L
@@ -17,6 +19,52 @@ class Refresh(L.Callback):
         step = trainer.global_step
         if step and step % self.every == 0:
             module.rag.refresh()
+
+
+class CollapseGuard(L.Callback):
+    """Warns, once a kind, when training has looked collapsed for `PATIENCE` steps on end; "stop" also ends the run."""
+
+    PATIENCE = 10
+
+    def __init__(self, stop: bool) -> None:
+        self.stop = stop
+        self.streak: Counter[str] = Counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        seen = symptoms(module.history[-1], len(batch))
+        self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
+        for symptom, steps in self.streak.items():
+            if steps == self.PATIENCE:
+                warnings.warn(f"step {trainer.global_step}: for {steps} steps, {symptom}", stacklevel=2)
+                trainer.should_stop = trainer.should_stop or self.stop
+
+
+def symptoms(row: dict[str, float], questions: int) -> list[str]:
+    """What a step's figures say is wrong, and what to do about it."""
+    found = []
+    if questions > 1 and row["distinct"] <= 1.1 / questions:
+        found.append(
+            "every question of a batch found the same passages (`distinct`): the retriever is collapsing. Lower "
+            "lr_retriever and lr_extractor, or refresh the index more often (refresh_every)"
+        )
+    if row["entropy"] < 1e-3 and row["utility"] <= 0:
+        found.append(
+            "p(z|x) is all on one passage that doesn't help (`entropy`, `utility`): raise the retriever's temperature, "
+            "lower its learning rate, or look whether the answers stand in the documents at all (`answer_found`)"
+        )
+    for gate, aim in (("gate_retrieve", "finding"), ("gate_read", "reading")):
+        if row[gate] < 0.05:
+            found.append(
+                f"nearly every line is dropped for {aim} (`{gate}`): raise gate_weight or keep_rate, or lower "
+                "token_price"
+            )
+    for name, value in row.items():
+        if name.startswith("gradient_") and value == 0:
+            stage = name.removeprefix("gradient_")
+            found.append(
+                f"no gradient reaches the {stage} (`{name}`): freeze it, or look whether anything is found and read"
+            )
+    return found
 
 
 class Progress(L.Callback):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,7 +21,8 @@ from e2erag.extract import GateMode
 from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
-from e2erag.train.callbacks import Progress, Refresh
+from e2erag.train.callbacks import CollapseGuard, Progress, Refresh
+from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import OBJECTIVES
 
@@ -47,8 +48,9 @@ class FitConfig:
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
         clip: largest gradient norm per stage.
+        collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
         seed: of shuffling and gate noise.
-        folder: where `metrics.csv` and `config.json` go; None writes nothing.
+        folder: where `metrics.csv`, `config.json` and the dashboard `report.png` go; None writes nothing.
         progress: whether to show a bar.
     """
 
@@ -71,6 +73,7 @@ class FitConfig:
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
     clip: float = 1.0
+    collapse: Literal["warn", "stop", "ignore"] = "warn"
     seed: int = 0
     folder: str | None = None
     progress: bool = True
@@ -83,6 +86,8 @@ class FitConfig:
             raise ValueError(f"freeze takes stages out of {', '.join(STAGES)}, got {', '.join(unknown)}")
         if self.gates not in ("soft", "sample"):
             raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
+        if self.collapse not in ("warn", "stop", "ignore"):
+            raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
         for name in ("epochs", "batch_size", "k", "refresh_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -149,6 +154,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             logger=logger,
             callbacks=[
                 Refresh(config.refresh_every),
+                *([CollapseGuard(config.collapse == "stop")] if config.collapse != "ignore" else []),
                 *([Progress(len(rows) * config.epochs)] if config.progress else []),
             ],
             enable_progress_bar=False,
@@ -162,6 +168,8 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         finally:
             rag.to(home)  # Lightning leaves a model on the CPU
         seconds = perf_counter() - start
+    if folder is not None:
+        draw_run(module.history, folder / "report.png")
     return Run(trainer.global_step, seconds, module.history, folder)
 
 

@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from e2erag.extract import Extraction
-from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
-from e2erag.retriever import log_tail
-from e2erag.train.objectives import OBJECTIVES, joint_logp
+from e2erag.train.health import answer_found, health
+from e2erag.train.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from e2erag.train.fit import FitConfig
@@ -43,7 +42,13 @@ class TrainModule(L.LightningModule):
             raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         tokens = self.rag.reading_share(terms.gates)
-        self._note(loss=loss, divergence=divergence, tokens_kept=tokens, **health(terms))
+        self._note(
+            loss=loss,
+            divergence=divergence,
+            tokens_kept=tokens,
+            answer_found=answer_found(self.rag, batch, terms.ids),
+            **health(terms, self.model.extractor),
+        )
         return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
 
     def _note(self, **values: Tensor | float) -> None:
@@ -119,27 +124,3 @@ def _kl(p: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
     """KL(Bernoulli(p) ‖ Bernoulli(rate))."""
     p = p.clamp(1e-6, 1 - 1e-6)
     return p * (p.log() - math.log(rate)) + (1 - p) * ((1 - p).log() - math.log(1 - rate))
-
-
-@torch.no_grad()
-def health(terms: Terms) -> dict[str, Tensor | float]:
-    """What shows collapse or starvation, per step.
-
-    entropy: of p(z|x) over the K found and the tail, in nats. distinct: share of different passages in the batch
-    (1/questions when every question gets the same ones). mass: P_K. gate_*, cut: means over all lines.
-    """
-    prior = terms.prior_logp
-    logp = torch.cat([prior, log_tail(prior)[:, None]], 1)
-    posterior = joint_logp(prior, terms.answer_logp, terms.closed_book_logp).softmax(1)
-    found = terms.ids[terms.ids >= 0]
-    out = terms.gates.extraction
-    return {
-        "entropy": -(logp.exp() * logp.clamp_min(-1e4)).sum(1).mean(),
-        "mass": prior.exp().sum(1).mean(),
-        "posterior_found": 1 - posterior[:, -1].mean(),
-        "distinct": found.unique().numel() / max(found.numel(), 1),
-        "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
-        "gate_read": torch.sigmoid(out.read).mean(),
-        "gate_carry": torch.sigmoid(out.carry).mean(),
-        "cut": torch.sigmoid(out.cut).mean(),
-    }

@@ -1,0 +1,121 @@
+"""The figures of a step against sums written out, and what a collapse is told."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from e2erag import RAG
+from e2erag.corpus import Gates
+from e2erag.extract import Extraction, Extractor, ExtractorConfig
+from e2erag.joint import Terms
+from e2erag.questions import Question
+from e2erag.testing import tiny_document, tiny_rag
+from e2erag.train.callbacks import symptoms
+from e2erag.train.dashboard import running_mean
+from e2erag.train.health import answer_found, health
+
+HEALTHY = {
+    "distinct": 0.8, "entropy": 1.0, "utility": 0.5, "gate_retrieve": 0.9, "gate_read": 0.9, "gradient_extractor": 0.1,
+    "gradient_retriever": 0.1, "gradient_generator": 0.1,
+}  # fmt: skip
+ROWS = [{"question": "how old was the pilot ?", "answers": ["85"]}, {"question": "seats ?", "answers": ["4"]}]
+
+
+def one_question() -> Terms:
+    """Passages of probability .5 and .3 explain the answer with .8 and .1, none with .05; a third was not found."""
+    line = torch.tensor([0.0, 4.0])
+    out = Extraction(line, line, line, line, line, line, line)
+    return Terms(
+        torch.tensor([[0.5, 0.3, 0.0]]).log(),
+        torch.tensor([[0.8, 0.1, 0.0]]).log(),
+        torch.tensor([0.05]).log(),
+        torch.tensor([[4, 2, -1]]),
+        Gates(line, line, out),
+        torch.tensor(0.25),
+    )
+
+
+def test_the_figures_are_the_sums_they_say_they_are() -> None:
+    """Prior (.5, .3, tail .2); joint (.4, .03, .01); renormalised over the K (.625, .375)."""
+    row = {name: float(value) for name, value in health(one_question(), Extractor(ExtractorConfig())).items()}
+    likelihood = 0.4 + 0.03 + 0.01
+
+    def entropy(*p: float) -> float:
+        return -sum(x * math.log(x) for x in p)
+
+    assert row["entropy"] == pytest.approx(entropy(0.5, 0.3, 0.2), rel=1e-5)
+    assert row["posterior_entropy"] == pytest.approx(
+        entropy(0.4 / likelihood, 0.03 / likelihood, 0.01 / likelihood), rel=1e-5
+    )
+    assert row["effective"] == pytest.approx(math.exp(entropy(0.625, 0.375)), rel=1e-5)
+    assert row["mass"] == pytest.approx(0.8, rel=1e-5)
+    assert row["posterior_found"] == pytest.approx(0.43 / likelihood, rel=1e-5)
+    assert row["spread"] == pytest.approx(np.std(np.log([0.5, 0.3])), rel=1e-5)
+    assert row["utility"] == pytest.approx(math.log(likelihood / 0.05), rel=1e-5)
+    assert (row["distinct"], row["staleness"]) == (1, 0.25)
+    soft = 0.5 / torch.sigmoid(torch.tensor(1.5)).item()  # the first line's gate, which hard mode shuts
+    assert row["gate_gap"] == pytest.approx(soft / 2, rel=1e-5)
+
+
+def test_answers_are_looked_for_in_what_was_found(rag: RAG) -> None:
+    """One of two questions' passages holds its answer, in other letters."""
+    rag.index([tiny_document([["The Pilot was OLD", "seats 4"], ["engine lycoming", "damage none"]])])
+    ids = torch.tensor([list(range(len(rag.corpus.passages)))] * 2)
+    asked = [Question("who ?", ("the pilot",)), Question("who ?", ("continental",))]
+    assert answer_found(rag, asked, ids) == 0.5
+    assert answer_found(rag, asked, torch.full((2, 1), -1)) == 0
+
+
+def test_a_fresh_index_is_not_stale_and_one_of_other_weights_is(rag: RAG) -> None:
+    """1 − cosine between what is stored and what the present weights give, of the passages found."""
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    asked = [Question(row["question"], tuple(row["answers"])) for row in ROWS]
+    assert rag.terms(asked, 2, "soft").staleness.item() == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        for parameter in rag.model.retriever.passage.transformer.encoder.parameters():
+            parameter.mul_(1.5)
+    moved = rag.terms(asked, 2, "soft").staleness.item()
+    assert moved > 1e-3
+    rag.refresh()
+    assert rag.terms(asked, 2, "soft").staleness.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"distinct": 0.25}, "the retriever is collapsing"),
+        ({"entropy": 1e-5, "utility": -0.1}, "raise the retriever's temperature"),
+        ({"gate_read": 0.01}, "dropped for reading"),
+        ({"gate_retrieve": 0.01}, "dropped for finding"),
+        ({"gradient_retriever": 0.0}, "no gradient reaches the retriever"),
+    ],
+)
+def test_every_symptom_is_told_with_what_to_do(change: dict[str, float], told: str) -> None:
+    """A healthy step has none; one figure that is off has exactly its own."""
+    assert symptoms(HEALTHY, questions=4) == []
+    (found,) = symptoms(HEALTHY | change, questions=4)
+    assert told in found
+
+
+@pytest.mark.parametrize(("collapse", "steps", "times"), [("warn", 12, 1), ("stop", 10, 1), ("ignore", 12, 0)])
+def test_a_run_that_reads_nothing_is_told_so_once_and_stopped_if_asked(collapse: str, steps: int, times: int) -> None:
+    """Reading gates shut from the start; told after ten steps."""
+    rag = tiny_rag()
+    rag.model.extractor.gates.bias.data[1] = -5.0
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = rag.fit(
+            ROWS, epochs=12, batch_size=2, k=2, progress=False, freeze=("extractor", "retriever"), collapse=collapse
+        )
+    told = [str(one.message) for one in caught if "dropped for reading" in str(one.message)]
+    assert (run.steps, len(told)) == (steps, times)
+
+
+def test_a_running_mean_leaves_out_what_is_missing() -> None:
+    """Over a tenth of twenty values, so two."""
+    values = np.asarray([1.0, 3.0, np.nan, 5.0] + [0.0] * 16)
+    np.testing.assert_allclose(running_mean(values)[:5], [1, 2, 3, 5, 2.5])

@@ -1,0 +1,83 @@
+"""What shows that training is healthy, or that it collapses or starves: figures of one step."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from e2erag.extract import Extractor
+from e2erag.joint import Terms
+from e2erag.questions import Question
+from e2erag.rag import RAG
+from e2erag.retriever import log_tail
+from e2erag.train.objectives import joint_logp
+
+FIGURES = {
+    "loss": "the objective, nats per question",
+    "answer_found": "questions whose answer stands in a passage found",
+    "utility": "log p(y|x) − log p(y|x,∅), nats: what retrieval is worth",
+    "entropy": "entropy of p(z|x), K found and tail, nats",
+    "posterior_entropy": "entropy of p(z|x,y), nats",
+    "effective": "effective passages, exp of the entropy over the K",
+    "mass": "P_K, probability of the K found",
+    "posterior_found": "posterior of the K found; the rest is closed book",
+    "spread": "standard deviation of s over the K",
+    "distinct": "different passages in a batch, share",
+    "staleness": "1 − cosine of stored and fresh vectors",
+    "gate_retrieve": "gate for finding, mean",
+    "gate_read": "gate for reading, mean",
+    "gate_gap": "|soft − hard| gate for reading, mean",
+    "cut": "cut, mean",
+    "tokens_kept": "tokens that reading gates let through, share",
+    "gradient_extractor": "gradient norm, extractor",
+    "gradient_retriever": "gradient norm, retriever",
+    "gradient_generator": "gradient norm, generator",
+}
+"""What a run logs per step, in the order in which to look at it."""
+
+
+@torch.no_grad()
+def health(terms: Terms, extractor: Extractor) -> dict[str, Tensor | float]:
+    """Figures of one step, means over its questions (gates: over all lines); `FIGURES` says what each is."""
+    prior = terms.prior_logp
+    tail = log_tail(prior)[:, None]
+    joint = joint_logp(prior, terms.answer_logp, terms.closed_book_logp)
+    posterior = joint.log_softmax(1)
+    found = prior > -torch.inf
+    several = found.sum(1).clamp_min(1)
+    score = prior.masked_fill(~found, 0.0)  # up to log Z, which is common to the K
+    mean = score.sum(1, keepdim=True) / several[:, None]
+    ids = terms.ids[terms.ids >= 0]
+    out = terms.gates.extraction
+    soft, hard = (extractor.log_gates(out.read, mode).exp() for mode in ("soft", "hard"))
+    return {
+        "entropy": _entropy(torch.cat([prior, tail], 1)).mean(),
+        "posterior_entropy": _entropy(posterior).mean(),
+        "effective": _entropy(prior.log_softmax(1)).exp().mean(),
+        "mass": prior.exp().sum(1).mean(),
+        "posterior_found": 1 - posterior[:, -1].exp().mean(),
+        "spread": ((score - mean).square() * found).sum(1).div(several).sqrt().mean(),
+        "utility": (joint.logsumexp(1) - terms.closed_book_logp).mean(),
+        "distinct": ids.unique().numel() / max(ids.numel(), 1),
+        "staleness": terms.staleness,
+        "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
+        "gate_read": torch.sigmoid(out.read).mean(),
+        "gate_carry": torch.sigmoid(out.carry).mean(),
+        "gate_gap": (soft - hard).abs().mean(),
+        "cut": torch.sigmoid(out.cut).mean(),
+    }
+
+
+def answer_found(rag: RAG, questions: Sequence[Question], ids: Int[Tensor, "questions k"]) -> float:
+    """Share of the questions of which an answer occurs, letter for letter but for case, in a passage found."""
+    hits = 0
+    for question, found in zip(questions, ids.tolist(), strict=True):
+        texts = [rag.passage(i).text.casefold() for i in found if i >= 0]
+        hits += any(answer.casefold() in text for answer in question.answers for text in texts)
+    return hits / len(questions)
+
+
+def _entropy(logp: Tensor) -> Tensor:
+    """−Σ p log p over the last axis, in nats."""
+    return -(logp.exp() * logp.clamp_min(-1e4)).sum(-1)
