@@ -1,11 +1,12 @@
 """What does the answer's loss say of each line, before anything has learned? By the line's role, for each path alone.
 
-    python benchmarks/gate_signal.py [--quick] [--json FILE] [--questions 120] [--seed 100]
+    python benchmarks/gate_signal.py [--quick] [--json FILE] [--questions 120] [--seed 100] [--untaught]
 
 Every gate is open. For every line of the passages read, the slope of −log p(y|x) in its log w is summed by the role
 that the line was printed for: positive where turning the line down helps. The retrieval gates' slopes go through the
 passages' embeddings, the reading gates' through the reader's attention; `signal` is mean over standard error, over
-batches of four. Same print and same passages as `extractor_learns.py`.
+batches of four. Same print, same passages and same reader as `extractor_learns.py`; `--untaught` takes one that hasn't
+learned the form of answers.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from extractor_learns import TEXT, Print, Size, prepare
+from extractor_learns import TEXT, Print, Size, prepare, system, teach
 from squad_pdf import FOLDER
 
 from e2erag import RAG
@@ -56,11 +57,11 @@ def table(values: np.ndarray, read: np.ndarray, roles: Sequence[str]) -> dict[st
     groups |= {role: kinds == role for role in sorted(set(roles))}
     out = {}
     for name, chosen in groups.items():
-        out[name] = {"lines": read[chosen].sum() / (BATCH * len(values))}
+        out[name] = {"lines": float(read[chosen].sum() / (BATCH * len(values)))}
         for path, per_line in zip(("finding", "reading"), values.transpose(1, 0, 2), strict=True):
             sums = per_line[:, chosen].sum(1) / BATCH
             error = sums.std(ddof=1) / len(sums) ** 0.5
-            out[name] |= {path: sums.mean(), f"{path} signal": sums.mean() / max(error, 1e-12)}
+            out[name] |= {path: float(sums.mean()), f"{path} signal": float(sums.mean() / max(error, 1e-12))}
     return out
 
 
@@ -70,13 +71,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--questions", type=int, default=120)
     parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--untaught", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
     parser.add_argument("--out", type=Path, default=Path("runs/gate_signal"))
     options = parser.parse_args()
-    size = Size(articles=(2, 2), paragraphs=4, questions=(12, 12)) if options.quick else Size()
+    size = Size(articles=(2, 2), paragraphs=4, questions=(12, 12), form=4) if options.quick else Size()
     (options.out / "pdf").mkdir(parents=True, exist_ok=True)
-    data = prepare(options.seed, size, options.folder, options.out)["train full"]
-    rag = RAG.from_pretrained(seed=options.seed, extractor=size.windows)
+    prints = prepare(options.seed, size, options.folder, options.out)
+    reader = options.out / f"reader-{options.seed}-{size.form}"
+    rag = system(options.seed, size, None if options.untaught else teach(options.seed, size, prints["form"], reader))
+    data = prints["train full"]
     rag.model.requires_grad_(False)
     rag.index(data.documents)
     figures = table(*slopes(rag, data, min(options.questions, len(data.questions)), size.k), data.roles)
