@@ -1,5 +1,6 @@
 """Questions and passages as vectors, the index, and p(z | x) over the whole corpus."""
 
+from e2erag.retriever.approximate import FaissIndex, choose
 from e2erag.retriever.encoder import Encoder
 from e2erag.retriever.exact import ExactIndex
 from e2erag.retriever.index import Hits, Index, Source, Without
@@ -13,6 +14,7 @@ __all__ = [
     "OVERFETCH",
     "Encoder",
     "ExactIndex",
+    "FaissIndex",
     "Hits",
     "Index",
     "Retriever",
@@ -22,6 +24,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Without",
+    "choose",
     "log_prob",
     "log_prob_found",
     "log_tail",

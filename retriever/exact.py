@@ -33,7 +33,7 @@ class ExactIndex(StoredIndex):
 
     def search(self, queries: Queries, k: int, prior: Float[Tensor, " passages"] | None = None) -> Hits:
         check_queries(self, queries, k)
-        queries, prior = _as_scored(queries.detach(), prior)
+        queries, prior = as_scored(queries.detach(), prior)
         rows, dead = self._rows(queries.device)
         hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior.detach(), dead)
         return Hits(hits.ids.cpu(), hits.scores.cpu(), hits.sums)
@@ -45,7 +45,7 @@ class ExactIndex(StoredIndex):
         without: Without | None = None,
         prior: Float[Tensor, " passages"] | None = None,
     ) -> Float[Tensor, " questions"]:
-        queries, prior = _as_scored(queries, prior)
+        queries, prior = as_scored(queries, prior)
         rows, dead = self._rows(queries.device)
         if without is not None:
             without = Without(without.rows.to(queries.device), without.mask.to(queries.device))
@@ -58,7 +58,7 @@ class ExactIndex(StoredIndex):
         return self._elsewhere, self.store.dead.to(device)
 
 
-def _as_scored(queries: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def as_scored(queries: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Queries in float32 or wider; where the prior is given apart, with 0 for the stored one."""
     queries = queries.to(torch.promote_types(queries.dtype, torch.float32))
     return (queries, None) if prior is None else (F.pad(queries[:, :-1], (0, 1)), prior)

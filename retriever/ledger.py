@@ -24,6 +24,9 @@ CREATE TABLE part (version INTEGER, start INTEGER, stop INTEGER, sha256 TEXT);
 CREATE TABLE structure (version INTEGER, kind TEXT, file TEXT, rows INTEGER, sha256 TEXT, PRIMARY KEY (version, kind));
 """
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class StoreError(ValueError):
     """A folder isn't the index that was expected there. The text names the rule, what came and the way out."""
@@ -88,27 +91,25 @@ class Ledger:
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Errors of the disk with what they mean here."""
-        where = self.path.parent if self.path else "memory"
         try:
             yield
+        except sqlite3.OperationalError as error:
+            raise self._refused(error, errno.ENOSPC if "full" in str(error) else errno.EACCES) from error
         except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError):
-                raise StoreError(
-                    f"{self.path} can't be read as an index' ledger ({error}): fetch the folder afresh or build it anew"
-                ) from error
-            full = "full" in str(error)
-            raise OSError(
-                errno.ENOSPC if full else errno.EACCES,
-                f"an index must be writable, and this one isn't ({error}); what was there before stays as it was: "
-                + ("make room" if full else "check the folder's permissions, or save to another one"),
-                str(where),
+            raise StoreError(
+                f"{self.path} can't be read as an index' ledger ({error}): fetch the folder afresh or build it anew"
             ) from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or "make room" in str(error):
-                raise
-            raise OSError(
-                error.errno, f"no space left ({error}); what was there before stays as it was: make room", str(where)
-            ) from error
+            if error.errno in _REFUSED and "stays as it was" not in str(error):
+                raise self._refused(error, error.errno) from error
+            raise
+
+    def _refused(self, error: Exception, number: int) -> OSError:
+        way_out = "make room" if number in _FULL else "check the folder's permissions, or save to another one"
+        text = (
+            f"an index must be writable, and this one isn't ({error}); what was there before stays as it was: {way_out}"
+        )
+        return OSError(number, text, str(self.path.parent if self.path else "memory"))
 
     # ------------------------------------------------------------------------------------------------ versions
 
@@ -146,6 +147,14 @@ class Ledger:
         """Names of the files that some version needs."""
         rows = {f"rows-{number}.bin" for (number,) in self.ask("SELECT id FROM version")}
         return rows | {file for (file,) in self.ask("SELECT file FROM structure")}
+
+    def structures(self, version: Version, kind: str | None) -> list[tuple[str, str, str]]:
+        """Kind, file and SHA-256 of the search structures beside a version's rows; all, or those of one kind."""
+        query = "SELECT kind, file, sha256 FROM structure WHERE version = ? AND (? IS NULL OR kind = ?)"
+        return self.ask(query, version.id, kind, kind)
+
+    def put_structure(self, version: Version, kind: str, file: str, rows: int, sha256: str) -> None:
+        self.ask("INSERT OR REPLACE INTO structure VALUES (?, ?, ?, ?, ?)", version.id, kind, file, rows, sha256)
 
     # ------------------------------------------------------------------------------------------------ documents
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +134,14 @@ class Store:
 
     def sources(self) -> Iterator[tuple[Source, slice]]:
         """Documents in the order of their rows, and where these stand."""
-        return self.ledger.sources(self.version) if self.version else iter(())
+        listed = False
+        for each in self.ledger.sources(self.version) if self.version else ():
+            listed = True
+            yield each
+        if len(self) and not listed:  # all at once, in the transaction that put a newer version in its place
+            raise StoreError(
+                f"a newer version has taken this one's place in {self.folder}: call reload() to see its documents"
+            )
 
     def verify(self) -> None:
         """Read every row and compare it with the hash taken when it was written."""
@@ -143,6 +151,44 @@ class Store:
                     f"rows {start} to {stop} in {self.folder} have changed since they were written: fetch the folder "
                     "afresh or build it anew"
                 )
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """A copy of some rows, read past the mapping: what is read once isn't kept in memory."""
+        if self.folder is None:
+            return self.rows[start:stop]
+        assert self.version is not None  # else there are no rows to read
+        width = self.rows.shape[1] * self.rows.element_size()
+        data = np.fromfile(self._file(self.version), np.uint8, (stop - start) * width, offset=start * width)
+        return torch.from_numpy(data).view(self.rows.dtype).view(stop - start, self.rows.shape[1])
+
+    def structure(self, kind: str | None) -> tuple[str, Path] | None:
+        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared."""
+        assert self.folder is not None  # a structure stands beside rows on a disk
+        assert self.version is not None
+        found = self.ledger.structures(self.version, kind)
+        if not found:
+            return None
+        name, file, sha256 = found[0]
+        if _sha256_of(self.folder / file) != sha256:
+            raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
+        return name, self.folder / file
+
+    def put_structure(self, kind: str, rows: int, write: Callable[[Path], None]) -> None:
+        """Store a search structure over the first `rows` rows: written aside, flushed, renamed, and then stated."""
+        assert self.folder is not None  # a structure stands beside rows on a disk
+        assert self.version is not None
+        path = self.folder / f"{kind}-{self.version.id}.faiss"
+        partial = path.with_suffix(f".faiss-{os.getpid()}")
+        with self.ledger.explained():
+            try:
+                write(partial)
+                sha256 = _sha256_of(partial)
+                _flush(partial)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        with self.ledger.transaction():
+            self.ledger.put_structure(self.ledger.still(self.version), kind, path.name, rows, sha256)
 
     def _map(self, version: Version | None) -> Tensor:
         if version is None or version.dtype is None or version.dim is None:
@@ -290,10 +336,14 @@ class Store:
             return
         descriptor = os.open(self._file(version), os.O_RDWR | os.O_CREAT, 0o644)
         with open(descriptor, "r+b") as file:
-            file.seek(version.rows * data.shape[1] * data.element_size())
-            file.write(_bytes(data))
-            file.flush()
-            os.fsync(descriptor)
+            counted = file.seek(version.rows * data.shape[1] * data.element_size())
+            try:
+                file.write(_bytes(data))
+                file.flush()
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, counted)  # what doesn't count shall not fill the disk
+                raise
 
     def _as_stored(self, version: Version, rows: Tensor) -> Tensor:
         """In the version's dtype, if that can hold them."""
@@ -427,8 +477,16 @@ def _sha256(rows: Tensor) -> str:
     return hashlib.sha256(_bytes(rows)).hexdigest()
 
 
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from e2erag.retriever import ExactIndex, Index, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, Index, Source, Store, StoreError
+from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
 
 DIM = 8
 KINDS: dict[str, Callable[[Path | None], Index]] = {
     "exact in memory": lambda folder: ExactIndex(Store()),
     "exact in a folder": lambda folder: ExactIndex(Store(folder)),
     "exact, float16": lambda folder: ExactIndex(Store(folder, torch.float16)),
+    **{name: lambda folder, name=name: FaissIndex(Store(folder), name) for name in KINDS_OF_FAISS},
 }
 
 
@@ -41,17 +43,21 @@ def index(kind: str, tmp_path: Path) -> Index:
 
 def everything(index: Index) -> list[list[float]]:
     """What is alive, in order."""
-    query = torch.randn(1, DIM, generator=torch.Generator().manual_seed(1))
-    ids = index.search(query, len(index)).ids[0]
-    return index.vectors[ids[ids >= 0].sort().values].tolist()
+    alive = torch.ones(len(index.vectors), dtype=torch.bool)
+    alive[index.store.dead] = False
+    assert alive.sum() == len(index)
+    return index.vectors[alive].tolist()
 
 
 def test_every_passage_finds_itself(index: Index) -> None:
-    """A row, scaled so that it is its own best match, comes first and says its score."""
+    """The best row comes first, and what stands as its score is its score. A product quantiser with two centroids, all
+    that a hundred rows can teach, keeps the second half of this only."""
     rows = index.vectors.float()
-    hits = index.search(torch.nn.functional.normalize(rows), 1)
-    scores = torch.nn.functional.normalize(rows) @ rows.T
-    torch.testing.assert_close(hits.scores[:, 0], scores.max(1).values, atol=1e-4, rtol=1e-4)
+    hits = index.search(rows, 1)
+    scores = rows @ rows.T
+    torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids), atol=1e-4, rtol=1e-4)
+    if getattr(index, "kind", None) != "PQ":
+        torch.testing.assert_close(hits.scores[:, 0], scores.max(1).values, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_added_is_found_and_costs_nothing_twice(index: Index) -> None:
@@ -79,7 +85,9 @@ def test_an_update_replaces_and_a_delete_forgets(index: Index) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_after_any_changes_a_search_is_one_over_what_is_alive(
     kind: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -98,6 +106,11 @@ def test_after_any_changes_a_search_is_one_over_what_is_alive(
     queries = torch.randn(3, DIM, generator=torch.Generator().manual_seed(step))
     hits = index.search(queries, len(rows) + 3)
     assert hits.ids.shape[1] == len(rows) == len(index)
+    assert not torch.isin(hits.ids, index.store.dead).any()
+    for ids, scores, query in zip(hits.ids, hits.scores, queries, strict=True):
+        found = ids[ids >= 0]
+        assert len(found.unique()) == len(found) > 0
+        torch.testing.assert_close(scores[ids >= 0], index.vectors[found].float() @ query)
     if index.exact:
         torch.testing.assert_close(hits.scores, (queries @ rows.T).sort(dim=1, descending=True).values)
         torch.testing.assert_close(index.log_z(queries, hits), (queries @ rows.T).logsumexp(1))
@@ -112,7 +125,10 @@ def test_saved_and_loaded_it_is_the_same(index: Index, tmp_path: Path) -> None:
     assert everything(loaded) == everything(index)
     assert len(loaded.vectors) == 100
     queries = torch.randn(2, DIM)
-    assert torch.equal(loaded.search(queries, 7).scores, index.search(queries, 7).scores)
+    if index.exact:
+        assert torch.equal(loaded.search(queries, 7).scores, index.search(queries, 7).scores)
+    else:
+        assert loaded.search(queries, 7).scores.isfinite().any()
     assert loaded.add([document("a", 30)[0]], lambda sources: pytest.fail("was encoded again")) == 0
     assert loaded.add([document("d", 2)[0]], document("d", 2)[1]) == 2
     assert everything(type(index).load(tmp_path / "saved")) == everything(index) + document("d", 2)[1].tolist()
