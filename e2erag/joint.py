@@ -20,7 +20,7 @@ from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
-from e2erag.retriever import Index, Retriever, log_prob_found, log_tail
+from e2erag.retriever import OVERFETCH, Index, Retriever, log_prob, log_tail
 
 
 class Terms(NamedTuple):
@@ -170,13 +170,12 @@ class Joint(nn.Module):
         gates = self.gates(corpus, mode, noise)
         # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
         log_prior = self.log_prior(corpus, gates)
-        stored = self.retriever.with_prior(index.scores(q), index.vectors, log_prior)
-        hits = index.found(stored.detach(), corpus.spans, k)
+        weighted = self.retriever.config.prior_weight * log_prior
+        found = index.search(q, OVERFETCH * k, weighted)
+        hits = corpus.spans.distinct(found, k).ids
         unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, log_prior, mode)
-        # What is encoded afresh for one question serves the others too: their Z gets its fresh scores and gradient.
-        scores = stored.index_copy(1, unique.to(q.device), q @ passages.T)
-        prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
+        prior = log_prob(index, q, found, hits, corpus.spans, unique, passages, weighted)
         answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         stale = 1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean()

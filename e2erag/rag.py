@@ -24,7 +24,7 @@ from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
 from e2erag.questions import Question
-from e2erag.retriever import OVERFETCH, Encoder, Index, Retriever, RetrieverConfig, log_prob_found
+from e2erag.retriever import OVERFETCH, Encoder, ExactIndex, Index, Retriever, RetrieverConfig, Source, log_prob
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -177,7 +177,8 @@ class RAG:
                 with open(new / "documents.jsonl", "w", encoding="utf-8") as file:
                     for document in self.corpus.documents:
                         file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
-                save_file({"vectors": self.index_.vectors, "spans": self.corpus.spans.spans}, new / "index.safetensors")
+                save_file({"spans": self.corpus.spans.spans}, new / "spans.safetensors")
+                self.index_.save(new / "index")
 
     @classmethod
     def _load(cls, folder: Path, device: torch.device) -> "RAG":
@@ -194,15 +195,15 @@ class RAG:
         if (folder / "documents.jsonl").exists():
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
-            stored = load_file(folder / "index.safetensors")
+            spans = load_file(folder / "spans.safetensors")["spans"]
             rag.corpus = rag._lay_out(documents)
             rag._propose(rag.corpus)
-            if not torch.equal(rag.corpus.spans.spans, stored["spans"]):
+            if not torch.equal(rag.corpus.spans.spans, spans):
                 raise ManifestError(
                     f"{folder}: the saved index doesn't fit the passages that this version proposes: "
                     "load the models with their folders and call index() again"
                 )
-            rag.index_ = Index(stored["vectors"])
+            rag.index_ = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
         return rag
 
     # ---------------------------------------------------------------------------------------------- indexing
@@ -282,7 +283,10 @@ class RAG:
     def _encode(self, corpus: Corpus) -> Index:
         model, every = self.model, torch.arange(len(corpus.passages))
         gates = model.gates(corpus, self.config.mode)
-        return Index(model.encode(corpus, every, gates, model.log_prior(corpus, gates), self.config.mode))
+        rows = model.encode(corpus, every, gates, model.log_prior(corpus, gates), self.config.mode)
+        count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
+        named = zip(corpus.documents, count, strict=True)
+        return ExactIndex.of(rows, [Source(document.sha256, document.sha256, n) for document, n in named])
 
     # ---------------------------------------------------------------------------------------------- answering
 
@@ -292,10 +296,11 @@ class RAG:
         corpus, index = self._ready()
         with self.model.autocast():
             q = self.model.retriever.encode_questions(list(questions))
-        scores = index.scores(q)
         k = k or self.config.k
-        ids = corpus.spans.distinct(index.search(q, OVERFETCH * k), k).ids
-        return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)).cpu())
+        found = index.search(q, OVERFETCH * k)
+        ids = corpus.spans.distinct(found, k).ids
+        rows = ids[ids >= 0].unique()
+        return Found(ids, log_prob(index, q, found, ids, corpus.spans, rows, index.vectors[rows]).cpu())
 
     def passage(self, number: int) -> Passage:
         """A candidate passage by its number, as `search` gives it."""

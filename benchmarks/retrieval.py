@@ -1,0 +1,254 @@
+"""Search, log Z and stores against bare torch and bare faiss, in one run.
+
+    python benchmarks/retrieval.py [--quick] [--json figures.json] [--plot cost.png]
+
+Each ratio is the median over interleaved rounds of ours / bare, on the same rows, queries and number of threads. Rows
+are unit vectors around N/20 centres (texts come in topics; rows without structure have no neighbours worth the name),
+with a last component for the prior. Figures:
+
+    search_ratio        exact search / bare torch (product and topk), the worst over sizes
+    logz_ratio          exact search with log Z / the same
+    faiss_ratio         FaissIndex.search / bare faiss on the same structure, the worst over the uncompressed kinds
+    peak_over_vectors   what a streaming build and an exact search add to a process' peak memory / the stored vectors
+    encode_ratio        where benchmarks/encoding.py is there
+"""
+
+import argparse
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from e2erag.retriever import ExactIndex, FaissIndex, Source, Store
+from e2erag.retriever.approximate import KINDS
+
+DIM, QUESTIONS, K = 384, 32, 16
+BATCH = 8192
+
+
+def rows(n: int, start: int = 0, topics: int | None = None) -> torch.Tensor:
+    """Rows start … start + n of one corpus, the same whenever they are asked for."""
+    centres = torch.randn((topics or n) // 20, DIM, generator=torch.Generator().manual_seed(0))
+    g = torch.Generator().manual_seed(1 + start)
+    unit = torch.nn.functional.normalize(
+        centres[torch.randint(len(centres), (n,), generator=g)] + torch.randn(n, DIM, generator=g), dim=1
+    )
+    return torch.cat([unit, -torch.rand(n, 1, generator=g)], 1)
+
+
+def asked(corpus: torch.Tensor) -> torch.Tensor:
+    """Questions near some of the rows, at temperature .05."""
+    g = torch.Generator().manual_seed(2)
+    near = corpus[torch.randint(len(corpus), (QUESTIONS,), generator=g), :-1].float()
+    unit = torch.nn.functional.normalize(near + 0.5 * torch.randn(QUESTIONS, DIM, generator=g) / DIM**0.5, dim=1)
+    return torch.cat([20 * unit, torch.ones(QUESTIONS, 1)], 1)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def against(bare: Callable[[], Any], ours: Sequence[Callable[[], Any]], rounds: int) -> tuple[float, list[float]]:
+    """Seconds of the bare way, and of each of ours the median ratio to the bare round beside it."""
+    for work in (bare, *ours):
+        work()
+    table = [[seconds(work) for work in (bare, *ours)] for _ in range(rounds)]
+    return statistics.median(row[0] for row in table), [
+        statistics.median(row[i] / row[0] for row in table) for i in range(1, len(ours) + 1)
+    ]
+
+
+def exact(sizes: Sequence[int], rounds: int) -> dict[str, float]:
+    """Search and log Z against bare torch, by size."""
+    print(f"\nexact search, {QUESTIONS} questions, K = {K}, {torch.get_num_threads()} threads")
+    print(f"{'rows':>10} {'bare ms':>9} {'search':>7} {'+ log Z':>8} {'+ gradient':>11} {'float16':>8}")
+    worst = {"search_ratio": 0.0, "logz_ratio": 0.0}
+    for n in sizes:
+        corpus = rows(n)
+        queries, index = asked(corpus), ExactIndex.of(corpus)
+        half = Store(dtype=torch.float16)
+        half.add([Source("a", "", n)], corpus)
+        narrow, learned = ExactIndex(half), queries.clone().requires_grad_()
+        bare, ratios = against(
+            lambda corpus=corpus, queries=queries: (queries @ corpus.T).topk(K),
+            [
+                lambda index=index, queries=queries: index.search(queries, K),
+                lambda index=index, queries=queries: index.log_z(queries, index.search(queries, K)),
+                lambda index=index, learned=learned: index.log_z(learned, index.search(learned, K)).sum().backward(),
+                lambda index=narrow, queries=queries: index.search(queries, K),
+            ],
+            rounds,
+        )
+        print(f"{n:>10,} {1000 * bare:>9.1f} {ratios[0]:>7.2f} {ratios[1]:>8.2f} {ratios[2]:>11.2f} {ratios[3]:>8.2f}")
+        worst = {
+            "search_ratio": max(worst["search_ratio"], ratios[0]),
+            "logz_ratio": max(worst["logz_ratio"], ratios[1]),
+        }
+    return worst
+
+
+def approximate(n: int, kinds: Sequence[str], rounds: int) -> dict[str, float]:
+    """Every kind of faiss: its cost to build, recall, error of log Z, and search against the bare structure."""
+    print(f"\nfaiss, {n:,} rows")
+    print(f"{'kind':>6} {'build s':>8} {'MB':>7} {'recall@10':>10} {'log Z error':>12} {'bare ms':>8} {'ratio':>6}")
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        for start in range(0, n, 10 * BATCH):
+            size = min(10 * BATCH, n - start)
+            store.add([Source(str(start), "", size)], rows(size, start, n))
+        queries, true = asked(store.rows), ExactIndex(store)
+        best = true.search(queries, 10)
+        log_z = true.log_z(queries, best)
+        for kind in kinds:
+            index = FaissIndex(store, kind)
+            built = seconds(lambda index=index: index.search(queries, 10))
+            found = index.search(queries, 10)
+            recall = (found.ids[:, :, None] == best.ids[:, None]).any(1).float().mean()
+            error = (index.log_z(queries, index.search(queries, 6 * K)) - log_z).abs().mean()
+            structure = index.faiss
+            padded = np.pad(queries.numpy(), ((0, 0), (0, structure.d - queries.shape[1])))
+            bare, (ratio,) = against(
+                lambda structure=structure, padded=padded: structure.search(padded, 10),
+                [lambda index=index: index.search(queries, 10)],
+                rounds,
+            )
+            (file,) = Path(folder).glob(f"{kind}-*.faiss")
+            print(
+                f"{kind:>6} {built:>8.1f} {file.stat().st_size / 1e6:>7.0f} {recall:>10.3f} {error:>12.3f} "
+                f"{1000 * bare:>8.2f} {ratio:>6.2f}"
+            )
+            if not KINDS[kind].compressed:
+                ratios.append(ratio)
+    return {"faiss_ratio": max(ratios)}
+
+
+def batches(n: int) -> list[list[Source]]:
+    """Documents of 64 passages, a batch of them at a time."""
+    return [
+        [Source(f"{start + i}", "x", min(64, n - start - i)) for i in range(0, min(BATCH, n - start), 64)]
+        for start in range(0, n, BATCH)
+    ]
+
+
+def made(n: int) -> Callable[[Sequence[Source]], torch.Tensor]:
+    """What stands for an encoder: rows of a corpus of n."""
+    return lambda new: rows(sum(source.passages for source in new), int(new[0].name), n)
+
+
+def changes(n: int) -> tuple[float, float, float, float]:
+    """Seconds to build a corpus of n rows, to add and to delete a document of 64, and to search."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = ExactIndex(Store(folder, torch.float16))
+        build = seconds(lambda: index.store.build(batches(n), made(n), {"made of": "rows"}))
+        new = [rows(64, n + i, n) for i in range(5)]
+        add = [seconds(lambda i=i: index.add([Source(f"new {i}", "x", 64)], new[i])) for i in range(5)]
+        delete = [seconds(lambda i=i: index.delete([f"new {i}"])) for i in range(5)]
+        queries = asked(index.vectors)
+        index.search(queries, K)
+        search = [seconds(lambda: index.search(queries, K)) for _ in range(3)]
+    return build, statistics.median(add), statistics.median(delete), statistics.median(search)
+
+
+def cost(sizes: Sequence[int], plot: Path | None) -> None:
+    """What a build, one more document, and a search cost, by the corpus' size."""
+    print("\nstore in a folder, float16")
+    print(f"{'rows':>10} {'build s':>8} {'rows/s':>10} {'add ms':>7} {'delete ms':>10} {'search ms':>10}")
+    table = []
+    for n in sizes:
+        build, add, delete, search = changes(n)
+        table.append((n, build, add, delete, search))
+        print(
+            f"{n:>10,} {build:>8.2f} {n / build:>10,.0f} {1e3 * add:>7.1f} {1e3 * delete:>10.1f} {1e3 * search:>10.1f}"
+        )
+    if plot is not None:
+        from matplotlib import pyplot
+
+        n, *columns = zip(*table, strict=True)
+        for name, column in zip(
+            ("build", "add 64 rows", "delete 64 rows", f"search, {QUESTIONS} questions"), columns, strict=True
+        ):
+            pyplot.loglog(n, column, marker="o", label=name)
+        pyplot.xlabel("rows")
+        pyplot.ylabel("seconds")
+        pyplot.legend()
+        pyplot.savefig(plot, dpi=100, bbox_inches="tight")
+
+
+def peak(n: int) -> dict[str, float]:
+    """The peak memory that building and searching add, in a fresh process, over the stored vectors."""
+    vectors, added = 4 * (DIM + 1) * n, []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in ("build", "search"):
+            command = [sys.executable, __file__, "--peak", step, str(n), folder]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            added.append(int(run.stdout.split()[-1]) / vectors)
+            print(
+                f"peak memory that {step} of {n:,} float32 rows ({vectors / 1e6:,.0f} MB) adds: {added[-1]:.2f} × them"
+            )
+    return {"peak_over_vectors": max(added)}
+
+
+def peak_of(step: str, n: int, folder: str) -> None:
+    """Print the bytes that a step adds to this process' peak; a mapped file's pages count once they are read."""
+    ExactIndex.of(rows(1000)).search(asked(rows(1000)), K)  # libraries allocate what is theirs at first use
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before = status("VmRSS")
+    if step == "build":
+        Store(folder).build(batches(n), made(n), {"made of": "rows"})
+    else:
+        index = ExactIndex.load(folder)
+        queries = asked(index.vectors)
+        index.log_z(queries, index.search(queries, K))
+    print(status("VmHWM") - before)
+
+
+def status(entry: str) -> int:
+    """An entry of this process' status, in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
+    return 1024 * int(line.split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="up to 10⁵ rows: under two minutes")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--plot", type=Path, help="draw cost over size (needs matplotlib)")
+    parser.add_argument("--threads", type=int, help="of torch and faiss; all if not given")
+    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)  # a step in its own process
+    args = parser.parse_args()
+    if args.peak:
+        return peak_of(args.peak[0], int(args.peak[1]), args.peak[2])
+    if args.threads:
+        import faiss
+
+        torch.set_num_threads(args.threads)
+        faiss.omp_set_num_threads(args.threads)
+    sizes = [10**4, 10**5] if args.quick else [10**4, 10**5, 10**6]
+    rounds = 7 if args.quick else 15
+    figures = exact(sizes, rounds)
+    figures |= approximate(
+        2 * 10**4 if args.quick else 10**5, ["Flat", "IVF", "SQ"] if args.quick else list(KINDS), rounds
+    )
+    cost(sizes, args.plot)
+    figures |= peak(10**5 if args.quick else 10**6)
+    if (Path(__file__).parent / "encoding.py").exists():
+        figures |= importlib.import_module("encoding").figures(quick=args.quick)
+    print("\n" + json.dumps(figures, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Approximate search through faiss, and an estimate of log Z."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from e2erag.retriever.exact import as_scored
+from e2erag.retriever.index import Hits, Queries, Without, check_queries
+from e2erag.retriever.store import Store, StoredIndex
+
+SAMPLE = 4096
+"""Rows drawn for the part of Z that a search doesn't see."""
+RESCORED = 4
+"""Rows fetched per row wanted where faiss' own scores are those of compressed rows."""
+_TRAINED_ON = 64  # rows per centroid; faiss warns below 39
+_ADDED = 1 << 16  # rows given to faiss at a time
+
+
+class Kind(NamedTuple):
+    """A structure of faiss.
+
+    Attributes:
+        bytes: per row, given the rows' components.
+        recall: share of the exact ten best that are found, over 10⁵ rows (`benchmarks/retrieval.py` measures it).
+        compressed: whether rows lose precision in it; then what was found is scored anew from the stored rows.
+    """
+
+    bytes: Callable[[int], float]
+    recall: float
+    compressed: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "Flat": Kind(lambda dim: 4 * dim, 1.0),
+    "HNSW": Kind(lambda dim: 4 * dim + 272, 0.9),  # 64 neighbours of 4 bytes on the ground floor, 16 above it
+    "IVF": Kind(lambda dim: 4 * dim + 8, 0.9),
+    "SQ": Kind(lambda dim: dim + 8, 0.9, True),
+    "PQ": Kind(lambda dim: -(-dim // 4) + 8, 0.9, True),
+}
+
+
+def choose(rows: int, dim: int, memory: float | None = None) -> tuple[str, str]:
+    """The kind for a corpus of this size, and the reason as a text.
+
+    Up to 50,000 rows Flat, which needs no training and misses nothing; up to a million HNSW, the quickest to search and
+    the slowest to build; then IVF. Where that doesn't fit into memory, a byte a component (SQ), then one for four (PQ).
+
+    Args:
+        memory: bytes that the structure may take; half of the machine's if not given.
+    """
+    room = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    wanted = ["Flat"] if rows <= 50_000 else (["HNSW"] if rows <= 1_000_000 else []) + ["IVF", "SQ", "PQ"]
+    name = next((kind for kind in wanted if rows * KINDS[kind].bytes(dim) <= room), wanted[-1])
+    need, recall = rows * KINDS[name].bytes(dim), KINDS[name].recall
+    return name, (
+        f"{rows:,} rows of {dim}: {name}, {need / 1e6:,.1f} MB of {room / 1e6:,.0f}, expected recall@10 {recall}"
+        + ("" if need <= room else ": it doesn't fit, so shard the corpus over machines")
+    )
+
+
+class FaissIndex(StoredIndex):
+    """Search through faiss over a store in a folder.
+
+    The rows stay on the disk, and memory holds faiss' structure alone. It is built from the rows, block by block, when
+    first needed, lies beside them, and follows what is added; deleted rows are passed by. Its centroids are those of
+    the rows at the time it was built: build anew when the corpus has grown several times over.
+
+    Equal scores are ordered by row; which of them are among the K at its very edge is faiss' choice.
+    """
+
+    exact = False
+
+    def __init__(self, store: Store, kind: str | None = None, report: Callable[[str], object] = print) -> None:
+        """
+        Args:
+            kind: Flat, HNSW, IVF, SQ or PQ; by size (`choose`) if not given, which is reported.
+        """
+        if store.folder is None:
+            raise ValueError(
+                "faiss' structure stands beside rows on a disk: give the Store a folder, or use ExactIndex"
+            )
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        super().__init__(store)
+        self.kind, self.report = kind, report
+        self._built: int | None = None
+        self.faiss: Any = None  # faiss' own type hints lack most of what is called
+
+    def search(self, queries: Queries, k: int, prior: Float[Tensor, " passages"] | None = None) -> Hits:
+        check_queries(self, queries, k)
+        self._follow()
+        kind = KINDS[self._name]
+        k = min(k, len(self))
+        anew = kind.compressed or prior is not None
+        x = np.ascontiguousarray(queries.detach().cpu().float().numpy())
+        fetched = min(k * RESCORED, len(self)) if anew else k
+        scores, ids = self.faiss.search(_padded(x, self.faiss.d), fetched, params=self._params())
+        found = Hits(torch.from_numpy(ids), torch.from_numpy(scores).masked_fill(torch.from_numpy(ids) < 0, -torch.inf))
+        if anew:
+            found = found._replace(scores=self._scores(queries.detach(), found.ids, prior).cpu())
+        best = _ordered(found)
+        return Hits(best.ids[:, :k], best.scores[:, :k])
+
+    def log_z(
+        self,
+        queries: Queries,
+        hits: Hits,
+        without: Without | None = None,
+        prior: Float[Tensor, " passages"] | None = None,
+    ) -> Float[Tensor, " questions"]:
+        """An estimate: what was found counts exactly, the rest as Σ exp(s_z − log(S·Q(z))) over S rows drawn with
+        Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased, and with p_max the largest p(z|x) not found and
+        P the mass not found, its standard error is at most √(N/S · p_max · P) of Z."""
+        n = len(self.vectors)
+        drawn = torch.randint(n, (SAMPLE,))
+        scores, base = as_scored(queries, prior)
+        rest = scores @ self.vectors[drawn].to(scores).T
+        if base is not None:
+            rest = rest + base[drawn.to(base.device)].to(rest)
+        seen = torch.stack([torch.isin(drawn, ids) for ids in hits.ids]) | torch.isin(drawn, self.store.dead)
+        found, missing = self._scores(queries, hits.ids, prior), hits.ids < 0
+        if without is not None:
+            seen |= _left_out(without, drawn.expand(len(queries), -1))
+            missing = missing | _left_out(without, hits.ids)
+        rest = rest.masked_fill(seen.to(rest.device), -torch.inf) + math.log(n / SAMPLE)
+        return torch.cat([found.masked_fill(missing.to(found.device), -torch.inf), rest], 1).logsumexp(1)
+
+    def save(self, folder: str | Path) -> None:
+        """Rows first, then the structure: copied where rows keep their numbers, built where they don't."""
+        super().save(folder)
+        target = FaissIndex(Store.open(folder, verify=False), self.kind, self.report)
+        self._follow()
+        if not len(self.store.dead):
+            target._name, target.faiss = self._name, self.faiss
+            target._write()
+        else:
+            target._follow()
+
+    # ------------------------------------------------------------------------------------------------ the structure
+
+    def _follow(self) -> None:
+        """Bring the structure to what the store holds."""
+        version = self.store.version
+        assert version is not None  # a search has checked that there are rows
+        if self._built != version.id:
+            self._load_or_build(version.id)
+        self._add(self.faiss.ntotal)
+
+    def _load_or_build(self, version: int) -> None:
+        rows, dim = self.vectors.shape
+        stored = self.store.structure(self.kind)
+        if stored is not None:
+            self._name, path = stored
+            self.faiss = faiss.read_index(str(path))
+        else:
+            self._name = self.kind or choose(rows, dim)[0]
+            if self.kind is None:
+                self.report(choose(rows, dim)[1])
+            self.faiss = self._trained(self._name, rows, dim)
+            self._add(0)
+            self._write()
+        self._built = version
+
+    def _trained(self, name: str, rows: int, dim: int) -> Any:
+        index: Any
+        lists = max(1, min(int(4 * math.sqrt(rows)), rows // 39))
+        if name == "HNSW":
+            index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction, index.hnsw.efSearch = 100, 128
+            return index
+        width = -(-dim // 4) * 4 if name == "PQ" else dim
+        bits = max(1, min(8, int(math.log2(max(2, rows / 39)))))
+        spec = {
+            "Flat": "Flat",
+            "IVF": f"IVF{lists},Flat",
+            "SQ": f"IVF{lists},SQ8",
+            "PQ": f"IVF{lists},PQ{width // 4}x{bits}",
+        }
+        index = faiss.index_factory(width, spec[name], faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            # Each centroid 64 rows, at least those that 256 centroids of a PQ need; drawn, since neighbours are alike.
+            some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: _TRAINED_ON * max(lists, 256)]
+            some = some.repeat(2) if rows == 1 else some  # a product quantiser has two centroids at least
+            index.train(_padded(self.vectors[some.sort().values].float().numpy(), width))
+            index.nprobe = max(8, lists // 8)
+        return index
+
+    def _add(self, start: int) -> None:
+        for first in range(start, len(self.vectors), _ADDED):
+            rows = self.store.read(first, min(first + _ADDED, len(self.vectors)))
+            self.faiss.add(_padded(rows.float().numpy(), self.faiss.d))
+
+    def _write(self) -> None:
+        def write(path: Path) -> None:
+            faiss.write_index(self.faiss, str(path))
+
+        self.store.put_structure(self._name, self.faiss.ntotal, write)
+
+    def _params(self) -> Any:
+        dead = self.store.dead
+        if not len(dead):
+            return None
+        alive = faiss.IDSelectorNot(faiss.IDSelectorBatch(dead.numpy()))
+        params: Any = faiss  # whose type hints lack these
+        if self._name == "Flat":
+            return params.SearchParameters(sel=alive)
+        if self._name == "HNSW":
+            return params.SearchParametersHNSW(sel=alive, efSearch=self.faiss.hnsw.efSearch)
+        return params.SearchParametersIVF(sel=alive, nprobe=self.faiss.nprobe)
+
+    def _scores(
+        self, queries: Queries, ids: Int[Tensor, "questions k"], prior: Tensor | None
+    ) -> Float[Tensor, "questions k"]:
+        """s_z of these rows as they are stored, with gradient into queries and prior; −∞ where an id is −1."""
+        queries, prior = as_scored(queries, prior)
+        rows = self.vectors[ids.clamp_min(0)].to(queries)
+        scores = torch.einsum("qd,qkd->qk", queries, rows)
+        if prior is not None:
+            scores = scores + prior[ids.clamp_min(0).to(prior.device)].to(scores)
+        return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
+
+
+def _left_out(without: Without, ids: Int[Tensor, "questions k"]) -> Tensor:
+    """Which of these rows the questions leave out."""
+    if not len(without.rows):
+        return torch.zeros_like(ids, dtype=torch.bool)
+    column = torch.searchsorted(without.rows, ids.contiguous()).clamp_max(len(without.rows) - 1)
+    return without.mask.gather(1, column) & (without.rows[column] == ids)
+
+
+def _ordered(hits: Hits) -> Hits:
+    """Best first, equal scores by row."""
+    by_row = hits.ids.argsort(1)
+    ids, scores = hits.ids.gather(1, by_row), hits.scores.gather(1, by_row)
+    best = scores.argsort(dim=1, descending=True, stable=True)
+    return Hits(ids.gather(1, best), scores.gather(1, best))
+
+
+def _padded(rows: Float[np.ndarray, "rows dim"], width: int) -> Float[np.ndarray, "rows width"]:
+    """Zeros behind the components: a product quantiser takes four of them at a time."""
+    return rows if rows.shape[1] == width else np.pad(rows, ((0, 0), (0, width - rows.shape[1])))

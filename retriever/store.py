@@ -1,0 +1,493 @@
+"""Rows by document, in memory or in a folder that a kill at any moment leaves whole.
+
+A folder holds
+
+    ledger.sqlite   which rows belong to which document, with hashes; every change is one transaction
+    rows-N.bin      the rows of version N, one after the other, as they lie in memory
+
+1. Rows are appended behind the count that the ledger states and flushed to the disk; then the ledger states them. What
+   a killed process wrote behind that count is written over by the next one.
+2. A new version is built beside the one that readers use. What is done of it stays: a build that was killed goes on
+   behind the last batch it finished.
+3. A whole version takes the place of the old one in one transaction. A reader keeps the file that it has mapped.
+4. A deleted document's rows stay, dead, until the next save or build.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from e2erag.retriever.index import Encode, Source
+from e2erag.retriever.ledger import Ledger, StoreError, Version, as_manifest
+
+LEDGER = "ledger.sqlite"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_AT_ONCE = 1 << 16  # rows copied at a time
+_Kind = TypeVar("_Kind", bound="StoredIndex")
+
+
+class Estimate(NamedTuple):
+    """What a build will take.
+
+    Attributes:
+        disk: bytes of the new version; the old one stays beside it until the new one is whole.
+        memory: bytes held at a time: a batch's rows, as encoded and as stored.
+        seconds: of encoding, at the first batch's rate.
+    """
+
+    disk: int
+    memory: int
+    seconds: float
+
+    def __str__(self) -> str:
+        disk, memory = self.disk / 1e6, self.memory / 1e6
+        return f"{disk:,.1f} MB of disk, {memory:,.1f} MB of memory, {self.seconds / 60:,.1f} minutes"
+
+
+class Store:
+    """Rows by document.
+
+    Attributes:
+        version: what of the ledger is seen; None where nothing whole is there yet.
+        rows: every row, dead ones too; mapped from the file where there is a folder.
+        dead: numbers of the rows that no document holds any more, ascending.
+    """
+
+    def __init__(self, folder: str | Path | None = None, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+            folder: where the rows lie; made if it isn't there. None: in memory.
+            dtype: of a new version's rows: float32, float16 or bfloat16.
+        """
+        self.folder, self.dtype = None if folder is None else Path(folder), _name(dtype)
+        self._held: dict[int, Tensor] = {}
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger = Ledger(self.folder and self.folder / LEDGER)
+        self.reload()
+
+    @classmethod
+    def open(cls, folder: str | Path, expect: Mapping[str, object] | None = None, verify: bool = True) -> "Store":
+        """A store that is there.
+
+        Args:
+            expect: manifest entries that must be as given; others aren't looked at.
+            verify: read everything and compare hashes; else sizes only.
+
+        Raises:
+            StoreError: nothing whole is there, it has changed, or it was made with something else.
+        """
+        folder = Path(folder)
+        if not (folder / LEDGER).is_file():
+            raise StoreError(f"{folder} must hold {LEDGER}, and doesn't: check the path, or build the index there")
+        store = cls(folder)
+        if store.version is None:
+            raise StoreError(
+                f"{folder} holds no whole index, only one begun: call build() again, it goes on from there"
+            )
+        for key, value in (expect or {}).items():
+            if (there := store.manifest.get(key)) != value:
+                raise StoreError(
+                    f"the index in {folder} was made with another {key} ({there!r} there, {value!r} here), so new "
+                    "queries don't fit its rows: call build() with this one, or load what it was made with"
+                )
+        if verify:
+            store.verify()
+        return store
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def reload(self) -> None:
+        """See what other processes have written since."""
+        for _ in range(100):
+            with self.ledger.transaction("BEGIN"):
+                version = self.ledger.present()
+                dead = self.ledger.dead(version) if version else torch.arange(0)
+            try:
+                rows = self._map(version)
+                break
+            except FileNotFoundError:  # a newer version has taken its place between the two looks
+                time.sleep(0.01)
+        else:
+            raise StoreError(f"{self.folder} lacks a file that its ledger names: fetch it afresh or build it anew")
+        self.version, self.rows, self.dead = version, rows, dead
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the rows were made with: hashes of weights, tokenizer, prompts, …; and dtype and count."""
+        if self.version is None:
+            return {}
+        return {**json.loads(self.version.manifest), "dtype": self.version.dtype, "count": len(self)}
+
+    def __len__(self) -> int:
+        return len(self.rows) - len(self.dead)
+
+    def sources(self) -> Iterator[tuple[Source, slice]]:
+        """Documents in the order of their rows, and where these stand."""
+        listed = False
+        for each in self.ledger.sources(self.version) if self.version else ():
+            listed = True
+            yield each
+        if len(self) and not listed:  # all at once, in the transaction that put a newer version in its place
+            raise StoreError(
+                f"a newer version has taken this one's place in {self.folder}: call reload() to see its documents"
+            )
+
+    def verify(self) -> None:
+        """Read every row and compare it with the hash taken when it was written."""
+        for start, stop, sha256 in self.ledger.parts(self.version) if self.version else ():
+            if _sha256(self.rows[start:stop]) != sha256:
+                raise StoreError(
+                    f"rows {start} to {stop} in {self.folder} have changed since they were written: fetch the folder "
+                    "afresh or build it anew"
+                )
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """A copy of some rows, read past the mapping: what is read once isn't kept in memory."""
+        if self.folder is None:
+            return self.rows[start:stop]
+        assert self.version is not None  # else there are no rows to read
+        width = self.rows.shape[1] * self.rows.element_size()
+        data = np.fromfile(self._file(self.version), np.uint8, (stop - start) * width, offset=start * width)
+        return torch.from_numpy(data).view(self.rows.dtype).view(stop - start, self.rows.shape[1])
+
+    def structure(self, kind: str | None) -> tuple[str, Path] | None:
+        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared."""
+        assert self.folder is not None  # a structure stands beside rows on a disk
+        assert self.version is not None
+        found = self.ledger.structures(self.version, kind)
+        if not found:
+            return None
+        name, file, sha256 = found[0]
+        if _sha256_of(self.folder / file) != sha256:
+            raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
+        return name, self.folder / file
+
+    def put_structure(self, kind: str, rows: int, write: Callable[[Path], None]) -> None:
+        """Store a search structure over the first `rows` rows: written aside, flushed, renamed, and then stated."""
+        assert self.folder is not None  # a structure stands beside rows on a disk
+        assert self.version is not None
+        path = self.folder / f"{kind}-{self.version.id}.faiss"
+        partial = path.with_suffix(f".faiss-{os.getpid()}")
+        with self.ledger.explained():
+            try:
+                write(partial)
+                sha256 = _sha256_of(partial)
+                _flush(partial)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+        with self.ledger.transaction():
+            self.ledger.put_structure(self.ledger.still(self.version), kind, path.name, rows, sha256)
+
+    def _map(self, version: Version | None) -> Tensor:
+        if version is None or version.dtype is None or version.dim is None:
+            return torch.empty(0, 0)
+        if self.folder is None:
+            return self._held[version.id]
+        path, dtype = self._file(version), DTYPES[version.dtype]
+        if path.stat().st_size < version.rows * version.dim * dtype.itemsize:
+            raise StoreError(f"{path} is shorter than its ledger states: fetch the folder afresh or build it anew")
+        size = version.rows * version.dim
+        return torch.from_file(str(path), shared=False, size=size, dtype=dtype).view(version.rows, version.dim)
+
+    def _file(self, version: Version) -> Path:
+        assert self.folder is not None  # in memory there are no files
+        return self.folder / f"rows-{version.id}.bin"
+
+    # ------------------------------------------------------------------------------------------------ writing
+
+    def add(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
+        """See `Index.add`."""
+        return self._put(self._open_version(), sources, rows, replace=False)
+
+    def update(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
+        """See `Index.update`."""
+        return self._put(self._open_version(), sources, rows, replace=True)
+
+    def delete(self, names: Sequence[str]) -> int:
+        """See `Index.delete`."""
+        version = self._open_version()
+        with self.ledger.transaction():
+            known = self.ledger.known(version, names)
+            for name in names:
+                if name not in known:
+                    raise KeyError(f"{name!r} is not indexed, so it can't be deleted: sources() lists what is")
+            gone = self.ledger.forget(version, known)
+        self.reload()
+        return gone
+
+    def build(
+        self,
+        batches: Iterable[Sequence[Source]],
+        encode: Encode,
+        manifest: Mapping[str, object] | None = None,
+        passages: int | None = None,
+        report: Callable[[str], object] = print,
+    ) -> int:
+        """Write a new version batch by batch, and put it in the place of the old one when it is whole.
+
+        Killed, the same call goes on behind the last batch that was done. Documents that the present version holds with
+        the same content, made with the same manifest, are copied and not encoded.
+
+        Args:
+            batches: documents, a few thousand passages at a time: what memory holds, and what a kill can lose.
+            passages: how many there are in all. Then disk, memory and time are estimated from the first batch and
+                reported, and what the disk has no room for is refused, before anything is written.
+
+        Returns:
+            The passages that were encoded.
+        """
+        version = self.ledger.begin(as_manifest(manifest), self.dtype, resume=True)
+        self._sweep()
+        old = self.version if self.version and self.version[1:3] == (version.manifest, self.dtype) else None
+        encoded = 0
+
+        def rows_of(sources: Sequence[Source]) -> Tensor:
+            nonlocal encoded, passages
+            known = self.ledger.known(old, [source.name for source in sources])
+            wanted = [s for s in sources if not s.content or s.name not in known or known[s.name].content != s.content]
+            start = time.perf_counter()
+            fresh = encode(wanted) if wanted else self.rows[:0]
+            _fit(fresh, wanted)
+            if passages is not None and len(fresh):
+                report(str(self._estimate(passages, fresh, len(fresh) / (time.perf_counter() - start))))
+                passages = None
+            encoded += len(fresh)
+            if len(wanted) == len(sources):
+                return fresh
+            part = dict(zip([s.name for s in wanted], fresh.split([s.passages for s in wanted] or [0]), strict=False))
+            return torch.cat(
+                [part[s.name] if s.name in part else self.rows[slice(*known[s.name][1:])] for s in sources]
+            )
+
+        for sources in batches:
+            self._put(version, sources, rows_of, replace=True)
+        self._publish(version)
+        return encoded
+
+    def save(self, folder: str | Path) -> None:
+        """See `Index.save`."""
+        if self.version is None or not len(self):
+            raise ValueError("an index needs at least one passage, got none: add documents before it is saved")
+        target = Store(folder, self.rows.dtype)
+        version = target.ledger.begin(self.version.manifest, target.dtype, resume=False)
+        target._sweep()
+        for batch in _batches(self.sources()):
+            rows = torch.cat([self.rows[where] for _, where in batch]) if len(batch) > 1 else self.rows[batch[0][1]]
+            target._put(version, [source for source, _ in batch], rows, replace=False)
+        target._publish(version)
+
+    def _open_version(self) -> Version:
+        """The version that readers see, as it is now; an empty one where there is none."""
+        self.reload()
+        return self.version or self.ledger.begin("{}", self.dtype, resume=False, whole=True)
+
+    def _put(self, version: Version, sources: Sequence[Source], rows: Tensor | Encode, replace: bool) -> int:
+        """Append what isn't there with the same content: the whole batch or nothing."""
+        names = _names(sources)
+        known = self.ledger.known(version, names)
+        same = {s.name for s in sources if s.content and s.name in known and known[s.name].content == s.content}
+        stale = {name: there for name, there in known.items() if name not in same}
+        if stale and not replace:
+            raise ValueError(
+                f"{next(iter(stale))!r} is indexed already with other content: call update() to replace it"
+            )
+        new = [source for source in sources if source.name not in same]
+        if not new:
+            return 0
+        given = rows if isinstance(rows, Tensor) else rows(new)
+        _fit(given, sources if isinstance(rows, Tensor) else new)
+        if isinstance(rows, Tensor) and same:
+            parts = given.split([source.passages for source in sources])
+            given = torch.cat([part for s, part in zip(sources, parts, strict=True) if s.name not in same])
+        data = self._as_stored(version, given)
+        with self.ledger.transaction():
+            now = self.ledger.still(version, names, known)
+            self.ledger.forget(version, stale)
+            self._append(now, data)
+            sha256 = "" if self.folder is None else _sha256(data)
+            self.ledger.append(now, new, _name(data.dtype), data.shape[1], sha256)
+        if self.version is None or self.version.id == version.id:
+            self.reload()
+        return len(data)
+
+    def _append(self, version: Version, data: Tensor) -> None:
+        """Behind the rows that count, flushed, before the ledger states them."""
+        if version.dim not in (None, data.shape[1]):
+            raise ValueError(
+                f"rows must have the stored {version.dim} components, got {data.shape[1]}: another encoder?"
+            )
+        if self.folder is None:
+            held = self._held.get(version.id)
+            self._held[version.id] = (
+                data if held is None or not version.rows else torch.cat([held[: version.rows], data])
+            )
+            return
+        descriptor = os.open(self._file(version), os.O_RDWR | os.O_CREAT, 0o644)
+        with open(descriptor, "r+b") as file:
+            counted = file.seek(version.rows * data.shape[1] * data.element_size())
+            try:
+                file.write(_bytes(data))
+                file.flush()
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, counted)  # what doesn't count shall not fill the disk
+                raise
+
+    def _as_stored(self, version: Version, rows: Tensor) -> Tensor:
+        """In the version's dtype, if that can hold them."""
+        data = rows.detach().to("cpu", DTYPES[version.dtype or self.dtype]).contiguous()
+        if not torch.isfinite(data).all():
+            bad = int((~torch.isfinite(data)).any(1).nonzero()[0])
+            raise ValueError(
+                f"rows must be finite in {_name(data.dtype)}; passage {bad} has NaN or infinity: did training diverge?"
+            )
+        return data
+
+    def _publish(self, version: Version) -> None:
+        now = self.ledger.still(version)
+        if not now.rows:
+            raise ValueError("an index needs at least one passage, got none: were any documents read?")
+        if self.folder is not None:
+            _flush(self.folder)  # the new file's name, before it is the one that counts
+        self.ledger.publish(version)
+        self.reload()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove files that no version needs: of those replaced, and what killed processes left."""
+        if self.folder is None:
+            self._held = {
+                number: rows for number, rows in self._held.items() if f"rows-{number}.bin" in self.ledger.files()
+            }
+            return
+        needed = self.ledger.files()
+        for path in [*self.folder.glob("rows-*.bin"), *self.folder.glob("*.faiss*")]:
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+    def _estimate(self, passages: int, sample: Tensor, rate: float) -> Estimate:
+        width, itemsize = sample.shape[1], DTYPES[self.dtype].itemsize
+        memory = sample.numel() * (sample.element_size() + itemsize)
+        estimate = Estimate(passages * width * itemsize, memory, passages / rate)
+        free = shutil.disk_usage(self.folder).free if self.folder else estimate.disk
+        if free < estimate.disk:
+            raise OSError(
+                errno.ENOSPC,
+                f"the index needs {estimate}, and {free / 1e6:,.1f} MB are free; nothing was written: make room, or "
+                "store float16",
+                str(self.folder),
+            )
+        return estimate
+
+
+class StoredIndex:
+    """What an index over a store takes from it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.store.rows
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def add(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
+        return self.store.add(sources, rows)
+
+    def update(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
+        return self.store.update(sources, rows)
+
+    def delete(self, names: Sequence[str]) -> int:
+        return self.store.delete(names)
+
+    def save(self, folder: str | Path) -> None:
+        self.store.save(folder)
+
+    @classmethod
+    def load(
+        cls: type[_Kind], folder: str | Path, expect: Mapping[str, object] | None = None, verify: bool = True
+    ) -> _Kind:
+        return cls(Store.open(folder, expect, verify))
+
+
+def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Source, slice]]]:
+    """Documents in portions of about `_AT_ONCE` rows."""
+    batch: list[tuple[Source, slice]] = []
+    held = 0
+    for each in sources:
+        batch.append(each)
+        held += each[0].passages
+        if held >= _AT_ONCE:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """The documents' names, each once and such as can be stored."""
+    names = [source.name for source in sources]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"a document's name must be text that UTF-8 can write, got {name!r}: rename it") from None
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"each document comes once, and {twice!r} came twice: give every one a name of its own")
+    return names
+
+
+def _fit(rows: Tensor, sources: Sequence[Source]) -> None:
+    """Rows are as many as the documents say."""
+    expected = sum(source.passages for source in sources)
+    if rows.ndim != 2 or len(rows) != expected:
+        raise ValueError(
+            f"{len(sources)} documents of {expected} passages need as many rows, got {tuple(rows.shape)}: does "
+            "encode() give one row per passage, document by document?"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"rows are stored as one of {', '.join(DTYPES)}, got {name}")
+    return name
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    return rows.contiguous().view(torch.uint8).numpy().data.cast("B")
+
+
+def _sha256(rows: Tensor) -> str:
+    return hashlib.sha256(_bytes(rows)).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

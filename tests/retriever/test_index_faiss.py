@@ -1,0 +1,101 @@
+"""Approximate search: how much it finds, and how far its estimate of log Z is from log Z."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError, Without, choose
+from e2erag.retriever.approximate import KINDS, SAMPLE
+
+N, DIM = 12_000, 16
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Rows around 300 centres, as texts are."""
+    g = torch.Generator().manual_seed(0)
+    centres = torch.randn(300, DIM, generator=g)
+    rows = centres[torch.randint(300, (N,), generator=g)] + 0.5 * torch.randn(N, DIM, generator=g)
+    store = Store(tmp_path_factory.mktemp("index"))
+    store.add([Source("a", "a", N)], torch.nn.functional.normalize(rows))
+    return store
+
+
+@pytest.fixture
+def queries(store: Store) -> torch.Tensor:
+    return 8 * torch.nn.functional.normalize(store.rows[::400] + 0.1 * torch.randn(30, DIM))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_finds_most_of_the_ten_best(store: Store, queries: torch.Tensor, kind: str) -> None:
+    """At least nine of ten; and a second index reads the structure that the first one wrote."""
+    index, exact = FaissIndex(store, kind), ExactIndex(store).search(queries, 10).ids
+    found = index.search(queries, 10)
+    recall = (found.ids[:, :, None] == exact[:, None]).any(1).float().mean()
+    assert recall >= 0.9
+    again = FaissIndex(Store.open(store.folder), kind)
+    again._trained = lambda *_: pytest.fail("was built again")  # type: ignore[method-assign]
+    assert torch.equal(again.search(queries, 10).ids, found.ids)
+
+
+def test_the_estimate_of_log_z_keeps_its_bound_and_is_unbiased(store: Store, queries: torch.Tensor) -> None:
+    """Over 200 draws the mean of Ẑ/Z is 1 within four standard errors, and its spread is within √(N/S · p_max · P)."""
+    index, exact = FaissIndex(store, "Flat"), ExactIndex(store)
+    hits = index.search(queries, 10)
+    log_z = exact.log_z(queries, exact.search(queries, 10))
+    p = (queries @ store.rows.T - log_z[:, None]).exp().scatter(1, hits.ids, 0)
+    bound = (N / SAMPLE * p.max(1).values * p.sum(1)).sqrt()
+    assert bound.max() > 1e-3
+    ratio = torch.stack([(index.log_z(queries, hits) - log_z).exp() for _ in range(200)])
+    assert (ratio.std(0) < 1.2 * bound).all()
+    assert ((ratio.mean(0) - 1).abs() < 4 * bound / 200**0.5).all()
+
+
+def test_the_estimate_has_a_gradient_and_leaves_out_what_it_should(store: Store, queries: torch.Tensor) -> None:
+    """With a fresh prior, on average over draws: what the exact index gives, within a few hundredths."""
+    index, exact = FaissIndex(store, "Flat"), ExactIndex(store)
+    prior = torch.randn(N).requires_grad_()
+    queries = queries[:4].clone().requires_grad_()
+    hits = index.search(queries, 10, prior)
+    out = torch.cat([hits.ids[:, :3].flatten(), torch.arange(0, N, 7)]).unique()
+    without = Without(out, torch.rand(4, len(out)) < 0.5)
+    true = exact.log_z(queries, exact.search(queries, 10, prior), without, prior)
+    mean = torch.stack([index.log_z(queries, hits, without, prior) for _ in range(30)]).mean(0)
+    torch.testing.assert_close(mean, true, atol=0.05, rtol=0)
+    for one, other in zip(
+        torch.autograd.grad(mean.sum(), [queries, prior]),
+        torch.autograd.grad(true.sum(), [queries, prior]),
+        strict=True,
+    ):
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), 0) > 0.97
+
+
+def test_the_kind_follows_from_the_size_and_says_so(store: Store, tmp_path: Path) -> None:
+    """By rows, then by what fits into memory; and the index reports it."""
+    giga = 1e9
+    assert [choose(n, 385, 8 * giga)[0] for n in (10_000, 500_000, 2_000_000, 10_000_000, 50_000_000)] == [
+        "Flat", "HNSW", "IVF", "SQ", "PQ",
+    ]  # fmt: skip
+    assert choose(500_000, 385, 8 * giga)[1].startswith(
+        "500,000 rows of 385: HNSW, 906.0 MB of 8,000, expected recall@10"
+    )
+    assert "shard the corpus" in choose(10**9, 385, 8 * giga)[1]
+    store.save(tmp_path / "index")
+    said: list[str] = []
+    FaissIndex(Store.open(tmp_path / "index"), report=said.append).search(torch.ones(1, DIM), 1)
+    assert said == [choose(N, DIM)[1]]
+
+
+def test_a_structure_needs_a_folder_a_known_kind_and_its_hash(store: Store, tmp_path: Path) -> None:
+    """Each with the way out."""
+    with pytest.raises(ValueError, match="give the Store a folder, or use ExactIndex"):
+        FaissIndex(Store())
+    with pytest.raises(ValueError, match="kind must be one of Flat, HNSW, IVF, SQ, PQ, got 'LSH'"):
+        FaissIndex(store, "LSH")
+    FaissIndex(store, "Flat").save(tmp_path / "index")
+    path = tmp_path / "index" / "Flat-1.faiss"
+    content = path.read_bytes()
+    path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    with pytest.raises(StoreError, match=r"Flat-1.faiss has changed since it was written: delete it"):
+        FaissIndex.load(tmp_path / "index").search(torch.ones(1, DIM), 1)

@@ -1,0 +1,200 @@
+"""What every kind of index promises: documents come and go, are saved and loaded, and bad input changes nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from e2erag.retriever import ExactIndex, FaissIndex, Index, Source, Store, StoreError
+from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
+
+DIM = 8
+KINDS: dict[str, Callable[[Path | None], Index]] = {
+    "exact in memory": lambda folder: ExactIndex(Store()),
+    "exact in a folder": lambda folder: ExactIndex(Store(folder)),
+    "exact, float16": lambda folder: ExactIndex(Store(folder, torch.float16)),
+    **{name: lambda folder, name=name: FaissIndex(Store(folder), name) for name in KINDS_OF_FAISS},
+}
+
+
+def document(name: str, passages: int, seed: int = 0) -> tuple[Source, torch.Tensor]:
+    """Rows that float16 can hold."""
+    g = torch.Generator().manual_seed(ord(name[0]) + 1000 * seed)
+    return Source(name, f"{name} {seed}", passages), torch.randn(passages, DIM, generator=g).half().float()
+
+
+def added(index: Index, *documents: tuple[Source, torch.Tensor]) -> Index:
+    index.add([source for source, _ in documents], torch.cat([rows for _, rows in documents]))
+    return index
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def index(kind: str, tmp_path: Path) -> Index:
+    return added(KINDS[kind](tmp_path / "index"), *(document(name, n) for name, n in [("a", 30), ("b", 1), ("c", 70)]))
+
+
+def everything(index: Index) -> list[list[float]]:
+    """What is alive, in order."""
+    alive = torch.ones(len(index.vectors), dtype=torch.bool)
+    alive[index.store.dead] = False
+    assert alive.sum() == len(index)
+    return index.vectors[alive].tolist()
+
+
+def test_every_passage_finds_itself(index: Index) -> None:
+    """The best row comes first, and what stands as its score is its score. A product quantiser with two centroids, all
+    that a hundred rows can teach, keeps the second half of this only."""
+    rows = index.vectors.float()
+    hits = index.search(rows, 1)
+    scores = rows @ rows.T
+    torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids), atol=1e-4, rtol=1e-4)
+    if getattr(index, "kind", None) != "PQ":
+        torch.testing.assert_close(hits.scores[:, 0], scores.max(1).values, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_added_is_found_and_costs_nothing_twice(index: Index) -> None:
+    """The same content again: nothing is encoded. The same name with other content is refused, and nothing changes."""
+    source, _ = document("a", 30)
+    assert index.add([source], lambda sources: pytest.fail("was encoded again")) == 0
+    before = everything(index)
+    other, changed = document("a", 30, seed=1)
+    with pytest.raises(ValueError, match="'a' is indexed already with other content: call update"):
+        index.add([document("d", 2)[0], other], torch.cat([document("d", 2)[1], changed]))
+    assert everything(index) == before
+    assert index.add([source, document("d", 2)[0]], lambda new: document("d", 2)[1]) == 2
+    assert everything(index) == before + document("d", 2)[1].tolist()
+
+
+def test_an_update_replaces_and_a_delete_forgets(index: Index) -> None:
+    """Shorter content in the place of longer; the old rows are never found."""
+    assert index.update([document("a", 5, seed=1)[0]], document("a", 5, seed=1)[1]) == 5
+    assert index.delete(["b"]) == 1
+    assert len(index) == 75
+    assert everything(index) == document("c", 70)[1].tolist() + document("a", 5, seed=1)[1].tolist()
+    with pytest.raises(KeyError, match="'b' is not indexed"):
+        index.delete(["c", "b"])
+    assert len(index) == 75
+
+
+@given(data=st.data())
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_after_any_changes_a_search_is_one_over_what_is_alive(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Documents added, updated and deleted in any order: what is deleted is never found, log Z counts the rest only."""
+    index, alive = KINDS[kind](tmp_path_factory.mktemp("index")), {}
+    for step in range(data.draw(st.integers(1, 8))):
+        name = data.draw(st.sampled_from("abc"))
+        if name in alive and len(alive) > 1 and data.draw(st.booleans()):
+            index.delete([name])
+            del alive[name]
+        else:
+            source, rows = document(name, data.draw(st.integers(1, 90)), seed=step + 1)
+            index.update([source], rows)
+            alive[name] = rows
+    rows = torch.cat(list(alive.values()))
+    queries = torch.randn(3, DIM, generator=torch.Generator().manual_seed(step))
+    hits = index.search(queries, len(rows) + 3)
+    assert hits.ids.shape[1] == len(rows) == len(index)
+    assert not torch.isin(hits.ids, index.store.dead).any()
+    for ids, scores, query in zip(hits.ids, hits.scores, queries, strict=True):
+        found = ids[ids >= 0]
+        assert len(found.unique()) == len(found) > 0
+        torch.testing.assert_close(scores[ids >= 0], index.vectors[found].float() @ query)
+    if index.exact:
+        torch.testing.assert_close(hits.scores, (queries @ rows.T).sort(dim=1, descending=True).values)
+        torch.testing.assert_close(index.log_z(queries, hits), (queries @ rows.T).logsumexp(1))
+    assert sorted(everything(index)) == sorted(rows.tolist())
+
+
+def test_saved_and_loaded_it_is_the_same(index: Index, tmp_path: Path) -> None:
+    """Without the rows that are dead; and what is loaded can be changed."""
+    index.delete(["b"])
+    index.save(tmp_path / "saved")
+    loaded = type(index).load(tmp_path / "saved")
+    assert everything(loaded) == everything(index)
+    assert len(loaded.vectors) == 100
+    queries = torch.randn(2, DIM)
+    if index.exact:
+        assert torch.equal(loaded.search(queries, 7).scores, index.search(queries, 7).scores)
+    else:
+        assert loaded.search(queries, 7).scores.isfinite().any()
+    assert loaded.add([document("a", 30)[0]], lambda sources: pytest.fail("was encoded again")) == 0
+    assert loaded.add([document("d", 2)[0]], document("d", 2)[1]) == 2
+    assert everything(type(index).load(tmp_path / "saved")) == everything(index) + document("d", 2)[1].tolist()
+
+
+def test_a_reader_keeps_the_old_index_while_a_new_one_is_saved_over_it(index: Index, tmp_path: Path) -> None:
+    """Double buffer: before, during and after; whoever opens it later sees the new one."""
+    index.save(tmp_path / "saved")
+    reader = type(index).load(tmp_path / "saved")
+    before = everything(reader)
+    index.update([document("c", 3, seed=1)[0]], document("c", 3, seed=1)[1])
+    index.save(tmp_path / "saved")
+    assert everything(reader) == before
+    assert everything(type(index).load(tmp_path / "saved")) == everything(index) != before
+
+
+def test_a_changed_file_is_refused(index: Index, tmp_path: Path) -> None:
+    """One byte flipped, a file cut short, one missing, a ledger that is none: each is named."""
+    index.save(tmp_path / "saved")
+    path = tmp_path / "saved" / "rows-1.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:77] + bytes([content[77] ^ 1]) + content[78:])
+    with pytest.raises(StoreError, match=r"rows 0 to 101 in .* have changed since they were written"):
+        type(index).load(tmp_path / "saved")
+    path.write_bytes(content[:-1])
+    with pytest.raises(StoreError, match=r"rows-1.bin is shorter than its ledger states"):
+        type(index).load(tmp_path / "saved")
+    path.unlink()
+    with pytest.raises(StoreError, match="lacks a file that its ledger names"):
+        type(index).load(tmp_path / "saved")
+    (tmp_path / "saved" / "ledger.sqlite").write_bytes(b"not a ledger" * 100)
+    with pytest.raises(StoreError, match="can't be read as an index' ledger"):
+        type(index).load(tmp_path / "saved")
+    with pytest.raises(StoreError, match=r"must hold ledger.sqlite, and doesn't"):
+        type(index).load(tmp_path / "nowhere")
+
+
+def test_bad_input_is_refused_and_changes_nothing(index: Index) -> None:
+    """Each with what came and what to do."""
+    before = everything(index)
+    x, rows = document("x", 4)
+    bad = rows.clone()
+    bad[2, 1] = torch.nan
+    for sources, given_, error in [
+        ([x], bad, "passage 2 has NaN or infinity"),
+        ([x], rows[:, :5], "must have the stored 8 components, got 5"),
+        ([x], rows[:3], "1 documents of 4 passages need as many rows"),
+        ([x, x], torch.cat([rows, rows]), "'x' came twice"),
+        ([x._replace(name="caf\udce9")], rows, "must be text that UTF-8 can write"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            index.add(sources, given_)
+    for queries, k, error in [
+        (torch.ones(1, 5), 3, "must have the rows' 8 components, got 5"),
+        (torch.full((1, DIM), torch.nan), 3, "queries must be finite"),
+        (torch.ones(1, DIM), 0, "k must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            index.search(queries, k)
+    assert everything(index) == before
+
+
+def test_an_empty_corpus_is_refused(kind: str, tmp_path: Path) -> None:
+    """Nothing to search, nothing to save."""
+    index = KINDS[kind](tmp_path / "index")
+    with pytest.raises(ValueError, match="at least one passage"):
+        index.search(torch.ones(1, DIM), 1)
+    with pytest.raises(ValueError, match="at least one passage"):
+        index.save(tmp_path / "saved")
