@@ -181,7 +181,7 @@ def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
         rows, _ = rag.model.rows(corpus, [q.question for q in asked], None, found.ids, gates, mode, closed_book=False)
         for start in range(0, min(size.read, len(asked)), 8):
             terms = rag.terms(asked[start : min(start + 8, size.read)], size.k, mode)
-            losses += marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).tolist()
+            losses += marginal(terms).tolist()
     tokens = corpus.retriever_lines.sizes
     lines = [corpus.lines(i) for i in range(len(corpus.passages))]
     kept = [gates.kept(gates.retrieve, *each) if mode == "hard" else each[0] for each in lines]

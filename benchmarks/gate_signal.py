@@ -43,7 +43,7 @@ def slopes(rag: RAG, data: Print, count: int, k: int) -> tuple[np.ndarray, np.nd
     for start in range(0, count, BATCH):
         asked = [question for question, _ in data.questions[start : start + BATCH]]
         terms = rag.terms(asked, k, "soft", negligible=0.02)
-        marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).sum().backward()
+        marginal(terms).sum().backward()
         rows.append([leaf.grad[: len(corpus)].numpy() for leaf in leaves if leaf.grad is not None])
         for passage in terms.ids[terms.ids >= 0].tolist():
             read[corpus.lines(passage)[0]] += 1

@@ -57,6 +57,15 @@ def evaluate(
     return Evaluation(tuple(rows), tuple(answers), np.asarray(scores))
 
 
+def on_gold_page(row: Question, passage: Passage) -> bool:
+    """Whether a passage has lines of its own on the page that a question names."""
+    if row.file is None or row.page is None:
+        return False
+    # A bare name means any file of that name, a path that very file.
+    bare = row.file == Path(row.file).name
+    return row.file == (passage.document.name if bare else passage.document.file) and row.page in passage.pages
+
+
 def _score(row: Question, answer: Answer, found: list[Passage]) -> tuple[float, ...]:
     agreement = squad(
         [{"prediction_text": answer.text, "id": "0"}],
@@ -64,11 +73,6 @@ def _score(row: Question, answer: Answer, found: list[Passage]) -> tuple[float, 
     )
     recall = [float("nan")] * 2
     if row.file is not None and row.page is not None:
-        # A bare name means any file of that name, a path that very file.
-        bare = row.file == Path(row.file).name
-        hit = [
-            row.file == (passage.document.name if bare else passage.document.file) and row.page in passage.pages
-            for passage in found
-        ]
+        hit = [on_gold_page(row, passage) for passage in found]
         recall = [float(any(hit[:1])), float(any(hit))]
     return (*recall, float(agreement["exact_match"]) / 100, float(agreement["f1"]) / 100, float(answer.tokens_read))

@@ -9,7 +9,8 @@ This is where the stages meet; what to make of the terms is an objective's busin
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,21 +24,42 @@ from e2erag.precision import Precision, autocast
 from e2erag.retriever import OVERFETCH, Index, Retriever, log_prob, log_tail
 
 
-class Terms(NamedTuple):
-    """Everything an objective needs, per question and passage found.
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an objective needs, per question and passage found.
 
     Attributes:
         prior_logp: log p(z|x) with Z over the whole corpus; −∞ where fewer than K were found.
         answer_logp: log p(y|x,z), summed over the answer's tokens.
         closed_book_logp: log p(y|x,∅).
+        token_logp: log p(y_t|x,z,y_<t), 0 beyond an answer's end token.
+        length: tokens of each answer, its end token included.
         ids: the passages' numbers, −1 where there was none.
-        gates: of every line of the corpus.
-        staleness: 1 − cosine of the stored vectors and the fresh ones, mean over the passages found.
+        question_rows, passage_rows: vectors whose inner product is s_z.
+        gold: which of the passages may be taken for the right one: those on the page that a question names, all of
+            them where it names none. None: all of every question.
     """
 
     prior_logp: Float[Tensor, "questions k"]
     answer_logp: Float[Tensor, "questions k"]
     closed_book_logp: Float[Tensor, " questions"]
+    token_logp: Float[Tensor, "questions k tokens"] | None = None
+    length: Int[Tensor, " questions"] | None = None
+    ids: Int[Tensor, "questions k"] | None = None
+    question_rows: Float[Tensor, "questions row"] | None = None
+    passage_rows: Float[Tensor, "questions k row"] | None = None
+    gold: Bool[Tensor, "questions k"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(Evidence):
+    """What the joint model has found and read: all of `Evidence`, and besides
+
+    Attributes:
+        gates: of every line of the corpus.
+        staleness: 1 − cosine of the stored vectors and the fresh ones, mean over the passages found.
+    """
+
     ids: Int[Tensor, "questions k"]
     gates: Gates
     staleness: Float[Tensor, ""]
@@ -176,10 +198,22 @@ class Joint(nn.Module):
         unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, log_prior, mode)
         prior = log_prob(index, q, found, hits, corpus.spans, unique, passages, weighted)
-        answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
+        place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
+        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
+        logp = tokens.sum(2)
         stored_vectors = index.vectors[unique, :-1].to(passages)
-        stale = 1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean()
-        return Terms(prior, answer, closed, hits, gates, stale)
+        return Terms(
+            prior_logp=prior,
+            answer_logp=logp[:, :-1],
+            closed_book_logp=logp[:, -1],
+            token_logp=tokens[:, :-1],
+            length=length,
+            ids=hits,
+            question_rows=q,
+            passage_rows=passages[place],
+            gates=gates,
+            staleness=1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean(),
+        )
 
     def read(
         self,
@@ -191,30 +225,34 @@ class Joint(nn.Module):
         mode: GateMode,
         prior_logp: Float[Tensor, "questions k"],
         negligible: float,
-    ) -> tuple[Float[Tensor, "questions k"], Float[Tensor, " questions"]]:
-        """log p(y|x,z) of every passage found and log p(y|x,∅), in one batched pass."""
+    ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
+        """log p of every answer token after every passage found and, last, after none, in one batched pass; and the
+        answers' lengths in tokens."""
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
         bias = None if mode == "hard" else gates.read
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         if negligible > 0 and torch.is_grad_enabled():
             with torch.no_grad(), self.autocast():
-                logp = self.generator.log_likelihood(rows, None if bias is None else bias.detach(), slots)
+                logp = self.generator.token_log_likelihood(rows, None if bias is None else bias.detach(), slots)
             tail = log_tail(prior_logp.detach())[:, None]
-            shares = (torch.cat([prior_logp.detach(), tail], 1) + _seated(logp, seat)).softmax(1)
+            shares = (torch.cat([prior_logp.detach(), tail], 1) + _seated(logp, seat).sum(2)).softmax(1)
             small = (shares < negligible) & (shares < shares.max(1, keepdim=True).values)  # NaN is not small
             wanted = (~small)[seat].nonzero()[:, 0]
             with self.autocast():
-                some = self.generator.log_likelihood(
+                some = self.generator.token_log_likelihood(
                     [rows[i] for i in wanted.tolist()], bias, [slots[i] for i in wanted.tolist()]
                 )
             logp = logp.index_put((wanted,), some)
         else:
             with self.autocast():
-                logp = self.generator.log_likelihood(rows, bias, slots)
-        table = _seated(logp, seat)
-        return table[:, :-1], table[:, -1]
+                logp = self.generator.token_log_likelihood(rows, bias, slots)
+        lengths = torch.tensor([len(row.ids) - row.prompt for row in rows], device=seat.device)
+        return _seated(logp, seat), lengths[seat.sum(1).cumsum(0) - 1]  # a question's last row is the closed book
 
 
-def _seated(logp: Float[Tensor, " rows"], seat: Bool[Tensor, "questions k1"]) -> Float[Tensor, "questions k1"]:
+def _seated(
+    logp: Float[Tensor, "rows tokens"], seat: Bool[Tensor, "questions k1"]
+) -> Float[Tensor, "questions k1 tokens"]:
     """Rows back in the table of questions and passages, −∞ where no passage was found."""
-    return torch.full(seat.shape, -torch.inf, dtype=logp.dtype, device=logp.device).masked_scatter(seat, logp)
+    table = logp.new_full((*seat.shape, logp.shape[1]), -torch.inf)
+    return table.masked_scatter(seat[:, :, None], logp)

@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its accepted answers; `file` (a name) and `page` (from 1) serve evaluation only."""
+    """A question and its accepted answers; `file` (a name) and `page` (from 1) serve evaluation, and
+    training only where the objective is `contrastive`."""
 
     question: str
     answers: tuple[str, ...]

@@ -72,6 +72,17 @@ class Generator(nn.Module):
     ) -> Float[Tensor, " rows"]:
         """log p(answer | prompt) of each row, end token included, summed over tokens, in the order given.
 
+        Arguments as for `token_log_likelihood`."""
+        return self.token_log_likelihood(rows, log_gates, slots).sum(1)
+
+    def token_log_likelihood(
+        self,
+        rows: Sequence[Row],
+        log_gates: Float[Tensor, " slots"] | None = None,
+        slots: Sequence[Int[np.ndarray, " _"] | None] | None = None,
+    ) -> Float[Tensor, "rows tokens"]:
+        """log p of each answer token given the prompt and those before it, in the order given; 0 beyond an answer.
+
         Logits are computed at answer positions only. Rows of similar length go together.
 
         Args:
@@ -80,7 +91,8 @@ class Generator(nn.Module):
             slots: per row, the entry in `log_gates` of each line of its passage; None for a row without a passage.
         """
         if not rows:
-            return torch.zeros(0, device=self.device)
+            return torch.zeros(0, 0, device=self.device)
+        width = max(len(row.ids) - row.prompt for row in rows)
         out, order, held = [], [], 0
         for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
             chosen = [rows[i] for i in batch]
@@ -88,9 +100,9 @@ class Generator(nn.Module):
             held += len(chosen) * max(len(row.ids) for row in chosen)
             if held > self.config.held_tokens and torch.is_grad_enabled():
                 # Hold the graph of one such batch at a time, at the price of a second forward pass.
-                logp = checkpoint(self._batch_log_likelihood, chosen, log_gates, gates, use_reentrant=False)
+                logp = checkpoint(self._batch_log_likelihood, chosen, width, log_gates, gates, use_reentrant=False)
             else:
-                logp = self._batch_log_likelihood(chosen, log_gates, gates)
+                logp = self._batch_log_likelihood(chosen, width, log_gates, gates)
             out.append(logp)
             order.append(batch)
         back = torch.from_numpy(np.argsort(np.concatenate(order))).to(self.device)
@@ -99,9 +111,10 @@ class Generator(nn.Module):
     def _batch_log_likelihood(
         self,
         rows: Sequence[Row],
+        width: int,
         log_gates: Float[Tensor, " slots"] | None,
         slots: Sequence[Int[np.ndarray, " _"] | None] | None,
-    ) -> Float[Tensor, " rows"]:
+    ) -> Float[Tensor, "rows {width}"]:
         ids = torch.from_numpy(pad([row.ids for row in rows], self.pad_id)).to(self.device)
         lengths = torch.tensor([len(row.ids) for row in rows], device=self.device)
         prompts = torch.tensor([row.prompt for row in rows], device=self.device)
@@ -113,7 +126,7 @@ class Generator(nn.Module):
         answer = (column >= prompts[:, None]) & (column < lengths[:, None])
         row, position = answer.nonzero(as_tuple=True)
         logp = self._token_logp(hidden[row, position - 1], ids[row, position])
-        return logp.new_zeros(len(rows)).index_add(0, row, logp)
+        return logp.new_zeros(len(rows), width).index_put((row, position - prompts[row]), logp)
 
     def _token_logp(self, hidden: Float[Tensor, "tokens dim"], ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
         logits = self._logits(hidden)

@@ -24,7 +24,7 @@ from e2erag.rag import RAG
 from e2erag.train.callbacks import CollapseGuard, Progress, Refresh
 from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
-from e2erag.train.objectives import OBJECTIVES
+from e2erag.train.objectives import weights_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class FitConfig:
     """Everything a run is made of.
 
     Attributes:
-        objective: a name in `OBJECTIVES`.
+        objective: a name in `OBJECTIVES`, or several with weights: {"marginal": 1, "pdist": 0.5}.
+        target_temperature, samples, per_token: what `Options` says of them; the temperature is that of the targets.
         epochs, batch_size: passes over the questions, questions per step.
         k: passages read per question while training.
         lr_extractor, lr_retriever, lr_generator: AdamW learning rates, falling linearly to a tenth of themselves.
@@ -54,7 +55,10 @@ class FitConfig:
         progress: whether to show a bar.
     """
 
-    objective: str = "marginal"
+    objective: dict[str, float | int] | str = "marginal"
+    target_temperature: float = 0.1
+    samples: int = 4
+    per_token: bool = False
     epochs: int = 3
     batch_size: int = 4
     k: int = 4
@@ -79,8 +83,11 @@ class FitConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        weights_of(self.objective)
+        if not self.target_temperature > 0:
+            raise ValueError(
+                f"target_temperature must be positive, got {self.target_temperature}: 1 leaves targets as is"
+            )
         unknown = [name for name in self.freeze if name not in STAGES]
         if unknown:
             raise ValueError(f"freeze takes stages out of {', '.join(STAGES)}, got {', '.join(unknown)}")
@@ -88,7 +95,7 @@ class FitConfig:
             raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
         if self.collapse not in ("warn", "stop", "ignore"):
             raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
-        for name in ("epochs", "batch_size", "k", "refresh_every"):
+        for name in ("epochs", "batch_size", "k", "refresh_every", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -121,10 +128,11 @@ class Run:
 
 
 def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | None = None, **changes: Any) -> Run:
-    """Train extractor, retriever and generator together on −log p(y|x) over what `rag` has indexed.
+    """Train extractor, retriever and generator together on answers over what `rag` has indexed: −log p(y|x), or another
+    objective.
 
-    No page or passage label is used. Afterwards the index is rebuilt with the trained weights, in the system's own
-    gate mode.
+    No page or passage label is used, except by `contrastive` where a question has one. Afterwards the index is rebuilt
+    with the trained weights, in the system's own gate mode.
 
     Args:
         questions: a question file, or rows with `question` and `answers`.

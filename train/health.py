@@ -1,6 +1,6 @@
 """What shows that training is healthy, or that it collapses or starves: figures of one step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -11,7 +11,7 @@ from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import log_tail
-from e2erag.train.objectives import joint_logp
+from e2erag.train.objectives import TARGETS, Options, joint_logp
 
 FIGURES = {
     "loss": "the objective, nats per question",
@@ -42,7 +42,7 @@ def health(terms: Terms, extractor: Extractor) -> dict[str, Tensor | float]:
     """Figures of one step, means over its questions (gates: over all lines); `FIGURES` says what each is."""
     prior = terms.prior_logp
     tail = log_tail(prior)[:, None]
-    joint = joint_logp(prior, terms.answer_logp, terms.closed_book_logp)
+    joint = joint_logp(terms)
     posterior = joint.log_softmax(1)
     found = prior > -torch.inf
     several = found.sum(1).clamp_min(1)
@@ -67,6 +67,12 @@ def health(terms: Terms, extractor: Extractor) -> dict[str, Tensor | float]:
         "gate_gap": (soft - hard).abs().mean(),
         "cut": torch.sigmoid(out.cut).mean(),
     }
+
+
+@torch.no_grad()
+def target_entropy(terms: Terms, names: Iterable[str], options: Options) -> dict[str, Tensor]:
+    """Mean entropy in nats of the targets that the objectives of these names have; 0 is one-hot."""
+    return {f"target_entropy_{n}": _entropy(TARGETS[n](terms, options)).mean() for n in names if n in TARGETS}
 
 
 def answer_found(rag: RAG, questions: Sequence[Question], ids: Int[Tensor, "questions k"]) -> float:

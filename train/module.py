@@ -1,18 +1,21 @@
 """The LightningModule: one loss, one learning rate per stage, and what shows that training is healthy."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from e2erag.evaluate import on_gold_page
 from e2erag.extract import Extraction
 from e2erag.questions import Question
 from e2erag.rag import RAG
-from e2erag.train.health import answer_found, health
-from e2erag.train.objectives import OBJECTIVES
+from e2erag.train.health import answer_found, health, target_entropy
+from e2erag.train.objectives import Options, weighted, weights_of
 
 if TYPE_CHECKING:
     from e2erag.train.fit import FitConfig
@@ -30,23 +33,30 @@ class TrainModule(L.LightningModule):
         self.model = rag.model
         self.history: list[dict[str, float]] = []
         self.noise = torch.Generator().manual_seed(config.seed)
+        self.weights = weights_of(config.objective)
+        self.options = Options(config.target_temperature, config.samples, config.per_token, self.noise)
 
     def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
         return batch  # texts; their tokens are made where the model is
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
         terms = self.rag.terms(batch, self.config.k, self.config.gates, self.noise, self.config.negligible)
-        losses = OBJECTIVES[self.config.objective](terms.prior_logp, terms.answer_logp, terms.closed_book_logp)
-        loss = losses.mean()
+        if "contrastive" in self.weights:
+            terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
+        losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
+        loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         tokens = self.rag.reading_share(terms.gates)
+        parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         self._note(
             loss=loss,
+            **parts,
             divergence=divergence,
             tokens_kept=tokens,
             answer_found=answer_found(self.rag, batch, terms.ids),
+            **target_entropy(terms, self.weights, self.options),
             **health(terms, self.model.extractor),
         )
         return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
@@ -124,3 +134,13 @@ def _kl(p: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
     """KL(Bernoulli(p) ‖ Bernoulli(rate))."""
     p = p.clamp(1e-6, 1 - 1e-6)
     return p * (p.log() - math.log(rate)) + (1 - p) * ((1 - p).log() - math.log(1 - rate))
+
+
+def gold(rag: RAG, questions: Sequence[Question], ids: Int[Tensor, "questions k"]) -> Bool[Tensor, "questions k"]:
+    """Which passages found are on the page that a question names; all of them where it names none."""
+    named = [question.file is not None and question.page is not None for question in questions]
+    rows = [
+        [not known or (i >= 0 and on_gold_page(question, rag.passage(i))) for i in found]
+        for question, known, found in zip(questions, named, ids.tolist(), strict=True)
+    ]
+    return torch.tensor(rows, device=rag.model.device)

@@ -1,63 +1,362 @@
-"""Objectives: pure functions from log-probabilities to a loss per question.
+"""Objectives: pure functions from what a step has found and read (`Evidence`) to a loss per question.
 
-Notation: prior_logp = log p(z|x) of the K passages found, with Z over the whole corpus; answer_logp = log p(y|x,z);
-closed_book_logp = log p(y|x,∅). Passages that don't exist have prior_logp = −∞.
+Notation: z ∈ K are the passages found; p(z|x) has its Z over the whole corpus and p_K(z) = p(z|x)/P_K is renormalised
+over the K found, P_K = Σ_{z∈K} p(z|x). sg[·] stops the gradient. T is the number of answer tokens, the end token
+included. Passages that don't exist have log p(z|x) = −∞.
+
+Every objective is per question, so a batch's loss is the mean over its questions and doesn't depend on how the batch is
+cut up; `contrastive` alone compares the questions of a batch, over all ranks. Length is normalised only where an
+objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
+`loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, distributed
 
+from e2erag.joint import Evidence
 from e2erag.retriever import log_tail
 
-Objective = Callable[
-    [Float[Tensor, "questions k"], Float[Tensor, "questions k"], Float[Tensor, " questions"]],
-    Float[Tensor, " questions"],
-]
+
+@dataclass(frozen=True)
+class Options:
+    """What some objectives can be asked for.
+
+    Attributes:
+        temperature: of the targets of `pdist`, `lsr` and `loop`, in nats per answer token. Atlas' default of .01 makes
+            a target one-hot; the logged target entropy tells.
+        samples: passages drawn by `rloo` and `gumbel`.
+        per_token: log p(y|x,·) is divided by T before anything else, and a token objective's sum too. This changes
+            posteriors, not only the scale (JSA-RAG does so): long answers count less.
+        noise: random numbers of `rloo` and `gumbel`; None draws from torch's global generator.
+    """
+
+    temperature: float = 0.1
+    samples: int = 4
+    per_token: bool = False
+    noise: torch.Generator | None = None
 
 
-def marginal(
-    prior_logp: Float[Tensor, "questions k"],
-    answer_logp: Float[Tensor, "questions k"],
-    closed_book_logp: Float[Tensor, " questions"],
-) -> Float[Tensor, " questions"]:
-    """−log[ Σ_{z∈K} p(z|x)·p(y|x,z) + (1 − P_K)·p(y|x,∅) ],  P_K = Σ_{z∈K} p(z|x).
+PLAIN = Options()
+Objective = Callable[[Evidence, Options], Float[Tensor, " questions"]]
+
+
+# ------------------------------------------------------------------------------------------------ likelihoods
+
+
+def marginal(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log[ Σ_{z∈K} p(z|x)·p(y|x,z) + (1 − P_K)·p(y|x,∅) ].
 
     The unread passages are taken to explain the answer as well as no passage does. With that, the gradient is the
     full corpus' own:  d/ds_z = p(z|x) − posterior(z).  Where the gold passage isn't among the K it is small rather
-    than wrong; the retriever then learns little from that question.
+    than wrong; the retriever then learns little from that question. Source: REALM's null document (Guu et al. 2020,
+    §3.4), given the mass of all that wasn't found. Known trouble: the closed book can misjudge the unread passages.
     """
-    return -torch.logsumexp(joint_logp(prior_logp, answer_logp, closed_book_logp), 1)
+    return -joint_logp(e, o).logsumexp(1)
 
 
-def rag_sequence(
-    prior_logp: Float[Tensor, "questions k"],
-    answer_logp: Float[Tensor, "questions k"],
-    closed_book_logp: Float[Tensor, " questions"],
-) -> Float[Tensor, " questions"]:
-    """−log Σ_{z∈K} p_K(z|x)·p(y|x,z) with p_K renormalised over the K found (Lewis et al. 2020, RAG-Sequence).
+def rag_sequence(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log Σ_{z∈K} p_K(z)·p(y|x,z)  (Lewis et al. 2020, RAG-Sequence).
 
     Known trouble: the gradient is loud and wrong where the gold passage isn't among the K, and biased where it is,
     because the mass outside K is taken to be zero. The closed book isn't used.
     """
-    found = prior_logp > -torch.inf
-    prior = prior_logp.masked_fill(~found, -torch.inf).log_softmax(1)
-    terms = torch.where(found, prior + torch.where(found, answer_logp, 0.0), -torch.inf)
-    return -torch.logsumexp(terms, 1)
+    return -(_renormalised(e) + _read(e, o)).logsumexp(1)
 
 
-def joint_logp(
-    prior_logp: Float[Tensor, "questions k"],
-    answer_logp: Float[Tensor, "questions k"],
-    closed_book_logp: Float[Tensor, " questions"],
-) -> Float[Tensor, "questions k+1"]:
+def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−Σ_t log Σ_{z∈K} p_K(z)·p(y_t|x,z,y_<t)  (Lewis et al. 2020, RAG-Token; REALM's code).
+
+    Each token may come from another passage. Known trouble: as `rag_sequence`; and a passage isn't held to what it
+    said before, so the signal for it is weaker. A one-token answer is `rag_sequence`.
+    """
+    total = _token_mixture(e, _renormalised(e), _tokens(e))
+    return total / _length(e) if o.per_token else total
+
+
+def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (Atlas' and EMDR²'s reader term)."""
+    return -(_renormalised(e).detach() + _read(e, o)).logsumexp(1)
+
+
+def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log p(y|x,K) − log Σ_{z∈K} p_K(z)·sg[p(y|x,z)]  (Sachan et al. 2021, the training objective).
+
+    The paper's first term reads all K at once; here passages are read one at a time and it is `reader`. Then the
+    gradient is `rag_sequence`'s and the value twice its. Known trouble: as there.
+    """
+    return reader(e, o) - (_renormalised(e) + _read(e, o).detach()).logsumexp(1)
+
+
+def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """(1/T)·[ −Σ_t log Σ_z sg[p_K(z)]·p(y_t|·) − Σ_t log Σ_z p_K(z)·sg[p(y_t|·)] ], p(y_t|·) = p(y_t|x,z,y_<t).
+
+    What EMDR²'s code does in place of the paper's sum over sequences, the mean over tokens included
+    (`_cross_entropy_forward_step` of its `train_e2eqa.py`). Known trouble: it is `rag_token`, so not the posterior
+    over passages that the paper's text speaks of.
+    """
+    prior, tokens = _renormalised(e), _tokens(e)
+    total = _token_mixture(e, prior.detach(), tokens) + _token_mixture(e, prior, tokens.detach())
+    return total / _length(e)
+
+
+# ------------------------------------------------------------------------------------------------ distillation
+
+
+def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """KL( softmax_z[ log p(y|x,z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, Atlas, perplexity distillation).
+
+    Summed over passages (`batchmean`), so it doesn't shrink with K as Atlas' element mean does. Known trouble: cold
+    targets are one-hot on whatever is best among the K, also where none of them is any good. Teaches the retriever
+    alone.
+    """
+    return _divergence(pdist_target(e, o), _renormalised(e))
+
+
+def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """KL( p_K ‖ softmax_z[ log p(y|x,z) / (T·temperature) ] )  (Shi et al. 2023, REPLUG LSR).
+
+    `pdist` the other way round, the direction of REPLUG's text (its code has pdist's): it drops passages rather than
+    covering them. On log-likelihoods, since probabilities of whole answers underflow to a uniform target. Known
+    trouble: no gradient for a passage whose p_K is nearly 0, however well it explains. Teaches the retriever alone.
+    """
+    return _divergence(_renormalised(e), pdist_target(e, o))
+
+
+def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """KL( softmax_z[ −log p(y|x,K∖z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, Atlas, leave one out).
+
+    p(y|x,K∖z) is the plain mean of p(y|x,z') over the other passages found; Atlas leaves z out of a fusion reader,
+    which doesn't know p(z|x) either. Known trouble: two passages that explain the answer equally cover for each other
+    and neither is missed; with one passage there is nothing to learn. Teaches the retriever alone.
+    """
+    return _divergence(loop_target(e, o), _renormalised(e))
+
+
+def pdist_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
+    """Log target of `pdist` and `lsr`, without gradient."""
+    score = _answer(e).detach() / (_length(e)[:, None] * o.temperature)
+    return score.masked_fill(~_found(e), -torch.inf).log_softmax(1)
+
+
+def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
+    """Log target of `loop`, without gradient."""
+    found, k = _found(e), e.prior_logp.shape[1]
+    others = found[:, None, :] & ~torch.eye(k, dtype=torch.bool, device=found.device)
+    count = others.sum(2)
+    rest = _answer(e).detach()[:, None, :].expand(-1, k, -1).masked_fill(~others, -torch.inf).logsumexp(2)
+    rest = torch.where(count > 0, rest - count.clamp_min(1).log(), 0.0)
+    score = -rest / (_length(e)[:, None] * o.temperature)
+    return score.masked_fill(~found, -torch.inf).log_softmax(1)
+
+
+TARGETS: dict[str, Objective] = {"pdist": pdist_target, "lsr": pdist_target, "loop": loop_target}
+"""Of those that have one: log target, per passage."""
+
+
+# ------------------------------------------------------------------------------------------------ samples
+
+
+def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log (1/m)·Σ_z W_z·p(y|x,z),  W = hard + soft − sg[soft]: straight-through Gumbel top-m, m = `samples`.
+
+    hard marks the m passages drawn from p_K without replacement (the largest log p_K + Gumbel noise); soft sums m
+    rows, softmax of the noisy scores over those not yet taken (Zamani & Bendersky 2024; CLaRa has the same without
+    noise). Known trouble: biased; dL/dW_z of a passage that wasn't drawn is its likelihood over the drawn ones', which
+    has no bound (held at e^30 here): clip gradients.
+    """
+    prior, read, found = _renormalised(e), _read(e, o), _found(e)
+    uniform = torch.rand(prior.shape, generator=o.noise, dtype=torch.float64).clamp_min(1e-300)
+    noisy = prior - torch.log(-torch.log(uniform)).to(prior)
+    rank = noisy.argsort(1, descending=True).argsort(1)[:, None, :]
+    count = found.sum(1, keepdim=True)
+    turn = torch.arange(min(o.samples, prior.shape[1]), device=prior.device)
+    left = noisy[:, None, :].masked_fill(rank < torch.minimum(turn, count - 1)[:, :, None], -torch.inf)
+    soft = (left.softmax(2) * (turn < count)[:, :, None]).sum(1)
+    hard = (rank[:, 0] < len(turn)) & found
+    base = read.masked_fill(~hard, -torch.inf).logsumexp(1, keepdim=True).detach()
+    ratio = (read - base).clamp_max(30.0).exp()
+    mixture = ((hard + soft - soft.detach()) * ratio).sum(1)
+    return -(base[:, 0] + mixture.log() - hard.sum(1).log())
+
+
+def rloo(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """Score function with a leave-one-out baseline (Kool et al. 2019), z_1..z_S drawn from p(z|x), S = `samples`:
+
+        −(1/S)·Σ_s sg[r_s − mean_{s'≠s} r_s']·log p(z_s|x) + sg[r_s]·log p(y|x,z_s),   r_s = p(y|x,z_s) / p(y|x)
+
+    The tail is one of the outcomes, read as closed book, so the gradient's expectation is `marginal`'s; the value
+    reported is `marginal`'s too. Known trouble: variance. One draw in S/p(z|x) finds the passage that explains.
+    """
+    logp = torch.cat([e.prior_logp, log_tail(e.prior_logp)[:, None]], 1)
+    read = torch.cat([_read(e, o), _closed(e, o)[:, None]], 1)
+    total = joint_logp(e, o).logsumexp(1, keepdim=True).detach()
+    share = logp.detach().float().exp().cpu()
+    drawn = torch.multinomial(share, o.samples, replacement=True, generator=o.noise).to(logp.device)
+    chosen, answer = logp.gather(1, drawn), read.gather(1, drawn)
+    reward = (answer.detach() - total).exp()
+    baseline = (reward.sum(1, keepdim=True) - reward) / max(o.samples - 1, 1)
+    surrogate = -((reward - baseline) * chosen + reward * answer).mean(1)
+    return surrogate + (-total[:, 0] - surrogate).detach()
+
+
+def rb(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−Σ_z sg[p(z|x,y)]·log p(z|x)·p(y|x,z), over the K found and the tail: the M step of EM (Dempster et al. 1977).
+
+    `rloo` with its sample replaced by the posterior (Rao–Blackwell), which costs nothing since all K are read anyway.
+    By Fisher's identity the gradient is `marginal`'s; the value is larger by the posterior's entropy. Known trouble:
+    none beside `marginal`'s, so it is here to show what sampling costs.
+    """
+    joint = joint_logp(e, o)
+    posterior = joint.softmax(1).detach()
+    return -(posterior * torch.where(posterior > 0, joint, 0.0)).sum(1)
+
+
+# ------------------------------------------------------------------------------------------------ in the batch
+
+
+def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
+    """−log exp(s(x_i, z_i)) / Σ_j exp(s(x_i, z_j)): one passage z_j per question of the batch, of all ranks (Karpukhin
+    et al. 2020, DPR, eq. 2).
+
+    z_i is the best of the K found by the posterior; of those on the gold page where that is known (`Evidence.gold`).
+    Passages that are also z_i are no negatives. Every rank must have as many questions. Known trouble: the generator's
+    logits only choose z_i, its gradient never arrives (as in DALM); a question of whose gold page nothing was found
+    is left out; a batch of one question has no negatives, so loss 0. Teaches the retriever alone.
+    """
+    if e.question_rows is None or e.passage_rows is None or e.ids is None:
+        raise ValueError("contrastive compares vectors: Evidence needs question_rows, passage_rows and ids")
+    allowed = _found(e) if e.gold is None else _found(e) & e.gold
+    best = joint_logp(e, o)[:, :-1].masked_fill(~allowed, -torch.inf).argmax(1)
+    every = torch.arange(len(best), device=best.device)
+    number = torch.where(allowed.any(1), e.ids.to(best.device)[every, best], -1)
+    rows, numbers = _of_all_ranks(e.passage_rows[every, best]), _of_all_ranks(number)
+    own = every + (distributed.get_rank() * len(best) if _ranks() > 1 else 0)
+    scores = e.question_rows @ rows.T
+    other = torch.arange(len(rows), device=best.device) != own[:, None]
+    unfit = other & ((numbers == number[:, None]) | (numbers < 0))
+    loss = scores.masked_fill(unfit, -torch.inf).logsumexp(1) - scores.gather(1, own[:, None])[:, 0]
+    return torch.where(number >= 0, loss, 0.0)
+
+
+def _ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+class _Gather(torch.autograd.Function):
+    """Every rank's rows, in the order of ranks. Backward: what every rank's loss says of this rank's rows, summed.
+
+    (torch's own differentiable all_gather is deprecated, and what replaces it isn't in the oldest torch we take.)"""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(_ranks())]
+        distributed.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        whole = slope.contiguous()
+        distributed.all_reduce(whole)
+        return whole.chunk(_ranks())[distributed.get_rank()]
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    return _Gather.apply(rows) if _ranks() > 1 else rows
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def joint_logp(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k1"]:
     """log p(z|x)·p(y|x,z) of the K found, and in the last column the tail's log (1 − P_K)·p(y|x,∅)."""
-    found = prior_logp > -torch.inf
-    read = torch.where(found, prior_logp, -torch.inf) + torch.where(found, answer_logp, 0.0)
-    return torch.cat([read, (log_tail(prior_logp) + closed_book_logp)[:, None]], 1)
+    return torch.cat([e.prior_logp + _read(e, o), (log_tail(e.prior_logp) + _closed(e, o))[:, None]], 1)
 
 
-OBJECTIVES: dict[str, Objective] = {"marginal": marginal, "rag_sequence": rag_sequence}
+def _found(e: Evidence) -> Bool[Tensor, "questions k"]:
+    return e.prior_logp > -torch.inf
+
+
+def _renormalised(e: Evidence) -> Float[Tensor, "questions k"]:
+    """log p_K."""
+    return e.prior_logp.masked_fill(~_found(e), -torch.inf).log_softmax(1)
+
+
+def _answer(e: Evidence) -> Float[Tensor, "questions k"]:
+    """log p(y|x,z), 0 where there is no passage."""
+    return torch.where(_found(e), e.answer_logp, 0.0)
+
+
+def _length(e: Evidence) -> Int[Tensor, " questions"]:
+    if e.length is None:
+        raise ValueError("a mean over tokens was asked for: Evidence needs length, the tokens of each answer")
+    return e.length
+
+
+def _read(e: Evidence, o: Options) -> Float[Tensor, "questions k"]:
+    return _answer(e) / _length(e)[:, None] if o.per_token else _answer(e)
+
+
+def _closed(e: Evidence, o: Options) -> Float[Tensor, " questions"]:
+    return e.closed_book_logp / _length(e) if o.per_token else e.closed_book_logp
+
+
+def _tokens(e: Evidence) -> Float[Tensor, "questions k tokens"]:
+    if e.token_logp is None:
+        raise ValueError("a token objective needs Evidence.token_logp: log p(y_t|x,z,y_<t) of every token and passage")
+    return torch.where(_found(e)[:, :, None], e.token_logp, 0.0)
+
+
+def _token_mixture(
+    e: Evidence, prior: Float[Tensor, "questions k"], tokens: Float[Tensor, "questions k tokens"]
+) -> Float[Tensor, " questions"]:
+    """−Σ_t log Σ_z p(z)·p(y_t|x,z,y_<t)."""
+    mixture = (prior[:, :, None] + tokens).logsumexp(1)
+    real = torch.arange(mixture.shape[1], device=mixture.device) < _length(e)[:, None]
+    return -mixture.masked_fill(~real, 0.0).sum(1)
+
+
+def _divergence(p: Float[Tensor, "questions k"], q: Float[Tensor, "questions k"]) -> Float[Tensor, " questions"]:
+    """KL(p ‖ q) of log-probabilities, summed over passages."""
+    return (p.exp() * (p - q).masked_fill(p == -torch.inf, 0.0)).sum(1)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    f.__name__: f
+    for f in (
+        marginal, rag_sequence, rag_token, reader, emdr2, emdr2_token, pdist, lsr, loop, gumbel, rloo, rb, contrastive,
+    )
+}  # fmt: skip
 """By the name that a configuration uses."""
+
+
+def weights_of(named: str | Mapping[str, float | int]) -> dict[str, float]:
+    """A name, or names with weights, checked.
+
+    Raises:
+        ValueError: a name that isn't in `OBJECTIVES`, answered with the nearest one; a weight that isn't positive.
+    """
+    weights = {named: 1.0} if isinstance(named, str) else {name: float(weight) for name, weight in named.items()}
+    for name, weight in weights.items():
+        if name not in OBJECTIVES:
+            near = get_close_matches(str(name), OBJECTIVES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OBJECTIVES)}"
+            raise ValueError(f"there is no objective {name!r}: {hint}")
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"an objective's weight must be positive, got {weight} for {name}: leave it out instead")
+    if not weights:
+        raise ValueError(f"objective names none: take one or several of {', '.join(OBJECTIVES)}")
+    return weights
+
+
+def weighted(
+    named: str | Mapping[str, float | int], e: Evidence, o: Options = PLAIN
+) -> dict[str, Float[Tensor, " questions"]]:
+    """Each objective's loss per question times its weight; their sum is the whole loss."""
+    return {name: weight * OBJECTIVES[name](e, o) for name, weight in weights_of(named).items()}

@@ -77,7 +77,7 @@ def test_the_answer_teaches_how_to_read_a_table(rag: RAG) -> None:
     rag.config = replace(rag.config, overlap=1.0)  # else a reading that repeats what is found has no part in Z
     rag.index(rag.corpus.documents)
     terms = rag.terms([Question("who made the engine ?", ("lycoming",))], 3, "soft")
-    marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    marginal(terms).mean().backward()
     rows, sentences = rag.model.extractor.scores.weight.grad[-2:].norm(dim=1)
     assert rows > 1e-7
     assert sentences > 1e-7

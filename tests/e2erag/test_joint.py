@@ -44,7 +44,7 @@ def ten_passages(k: int) -> RAG:
 
 def loss(system: RAG, questions: list[Question] = ASKED, k: int = 3, **how: object) -> Tensor:
     terms = system.terms(questions, k, "soft", **how)
-    return marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean()
+    return marginal(terms).mean()
 
 
 def brute_force(system: RAG, question: Question, k: int) -> Tensor:
@@ -116,7 +116,7 @@ def gradients(system: RAG, objective: Callable[..., Tensor] = marginal, k: int =
     """Gradient norm per stage, and per output of the extractor."""
     system.model.zero_grad()
     terms = system.terms(ASKED, k, "soft")
-    objective(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    objective(terms).mean().backward()
     norms = {
         stage: sum(p.grad.norm().item() for p in system.model.get_submodule(stage).parameters() if p.grad is not None)
         for stage in ("extractor", "retriever.query", "retriever.passage", "generator")
@@ -175,7 +175,7 @@ def test_with_all_paths_cut_the_extractor_learns_nothing(rag: RAG, monkeypatch: 
     """The counterpart: no fourth way in."""
     only("none", rag, monkeypatch)
     terms = rag.terms(ASKED, 3, "soft")
-    marginal(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).mean().backward()
+    marginal(terms).mean().backward()
     assert rag.model.extractor.gates.bias.grad is None
     assert rag.model.extractor.scores.bias.grad is None
 
@@ -254,7 +254,7 @@ def test_reading_negligible_passages_without_gradient_leaves_the_retriever_exact
     """Same loss, same gradient in retriever and prior; the generator's differs by less than the shares left out."""
     results = []
     terms = rag.terms(ASKED, 3, "soft")
-    shares = joint_logp(terms.prior_logp, terms.answer_logp, terms.closed_book_logp).softmax(1)
+    shares = joint_logp(terms).softmax(1)
     negligible_share = float(shares.min()) * 1.01
     assert 0 < negligible_share < 0.2
     for negligible in (0.0, negligible_share):

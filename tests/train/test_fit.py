@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from e2erag import RAG
+from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.train import FitConfig, Run
+from e2erag.train import OBJECTIVES, FitConfig, Run
 from e2erag.train.health import FIGURES
-from e2erag.train.module import STAGES, TrainModule
+from e2erag.train.module import STAGES, TrainModule, gold
 
 ROWS = [
     {"question": "how old was the pilot in accident NYC08 ?", "answers": ["85"]},
@@ -162,18 +163,58 @@ def test_a_token_price_closes_reading_gates(rag: RAG) -> None:
     assert kept[1] < kept[0] - 0.01
 
 
-@pytest.mark.parametrize("objective", ["marginal", "rag_sequence"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
-    """Both train."""
-    assert quick(rag, objective=objective).steps == 2
+    """Each trains, with a finite loss and a gradient in every stage that it teaches."""
+    (row,) = quick(rag, objective=objective, batch_size=4).history
+    assert all(math.isfinite(value) for value in row.values())
+    assert (row["gradient_retriever"] > 0) == (objective != "reader")
+    assert (row["gradient_generator"] > 0) == (objective not in ("pdist", "lsr", "loop", "contrastive"))
+
+
+def test_objectives_compose_by_weight(rag: RAG) -> None:
+    """The loss is the weighted parts' sum, each logged, with the entropy of the target beside."""
+    (row,) = quick(rag, objective={"marginal": 1, "pdist": 0.5}, batch_size=4).history
+    assert row["loss"] == pytest.approx(row["loss_marginal"] + row["loss_pdist"], rel=1e-5)
+    assert 0 <= row["target_entropy_pdist"] <= math.log(2) + 1e-6
+
+
+@pytest.mark.parametrize("door", ["flag", "flags", "yaml"])
+def test_objectives_come_through_every_door(door: str, tmp_path: Path) -> None:
+    """A name or a mapping, from the command line and from a YAML file, reaches the same configuration."""
+    from jsonargparse import auto_cli
+
+    def fit(settings: FitConfig = FitConfig()) -> FitConfig:  # noqa: B008 - frozen; as the command line has it
+        return settings
+
+    mapping = {"marginal": 1.0, "pdist": 0.5}
+    (tmp_path / "run.yaml").write_text("settings:\n  objective:\n    marginal: 1\n    pdist: 0.5\n")
+    given, expected = {
+        "flag": (["--settings.objective", "emdr2"], "emdr2"),
+        "flags": (["--settings.objective", '{"marginal": 1, "pdist": 0.5}'], mapping),
+        "yaml": (["--config", str(tmp_path / "run.yaml")], mapping),
+    }[door]
+    assert auto_cli(fit, args=given).objective == expected
+
+
+def test_gold_passages_are_those_on_the_page_a_question_names(rag: RAG) -> None:
+    """A known page marks its own passages, an unknown one all that were found."""
+    asked = [Question("seats ?", ("4",), "a.pdf", 2), Question("seats ?", ("4",))]
+    found = rag.search([question.question for question in asked], k=4).ids
+    marked = gold(rag, asked, found)
+    for i, known in zip(found[0].tolist(), marked[0].tolist(), strict=True):
+        assert known == (rag.passage(i).document.name == "a.pdf" and 2 in rag.passage(i).pages)
+    assert marked[1].all()
 
 
 def test_wrong_settings_are_told_the_right_ones(rag: RAG) -> None:
     """A wrong name gets the nearest one; a wrong objective, stage or number the ones there are."""
     with pytest.raises(TypeError, match=r"fit has no setting 'epoch': did you mean epochs\?"):
         quick(rag, epoch=3)
-    with pytest.raises(ValueError, match="objective must be one of marginal, rag_sequence, got 'mle'"):
-        FitConfig(objective="mle")
+    with pytest.raises(ValueError, match=r"there is no objective 'rag_tokens': did you mean rag_token\?"):
+        FitConfig(objective={"rag_tokens": 1.0})
+    with pytest.raises(ValueError, match="target_temperature must be positive, got 0"):
+        FitConfig(target_temperature=0.0)
     with pytest.raises(ValueError, match=r"freeze takes stages out of extractor, .*, got reader"):
         FitConfig(freeze=("reader",))
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):

@@ -29,12 +29,12 @@ def one_question() -> Terms:
     line = torch.tensor([0.0, 4.0])
     out = Extraction(line, line, line, line, line, line, line)
     return Terms(
-        torch.tensor([[0.5, 0.3, 0.0]]).log(),
-        torch.tensor([[0.8, 0.1, 0.0]]).log(),
-        torch.tensor([0.05]).log(),
-        torch.tensor([[4, 2, -1]]),
-        Gates(line, line, out),
-        torch.tensor(0.25),
+        prior_logp=torch.tensor([[0.5, 0.3, 0.0]]).log(),
+        answer_logp=torch.tensor([[0.8, 0.1, 0.0]]).log(),
+        closed_book_logp=torch.tensor([0.05]).log(),
+        ids=torch.tensor([[4, 2, -1]]),
+        gates=Gates(line, line, out),
+        staleness=torch.tensor(0.25),
     )
 
 
