@@ -20,7 +20,7 @@ from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
-from e2erag.retriever import Index, Retriever, log_prob_found, log_tail
+from e2erag.retriever import Index, LineSums, Retriever, log_prob_found, log_tail
 
 
 class Terms(NamedTuple):
@@ -91,19 +91,34 @@ class Joint(nn.Module):
     ) -> Float[Tensor, "passages row"]:
         """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down.
 
+        Where gates act on pooling alone, a shut line is left out of the pooling, and the others have still seen it.
+
         Args:
             log_prior: log π of every candidate, from `log_prior`."""
-        lines = [corpus.lines(i) for i in passages.tolist()]
         with self.autocast():
-            if mode == "hard":
+            if mode == "hard" and self.retriever.config.gates == "attend":
+                lines = [corpus.lines(i) for i in passages.tolist()]
                 kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
                 texts = [corpus.texts(*passage) for passage in zip(passages.tolist(), kept, strict=True)]
-                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts)
+                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts)
             else:
-                slots = [gates.slots(*passage) for passage in lines]
-                texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
-                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts, gates.retrieve, slots)
+                texts, slots = self.gated_lines(corpus, passages, gates)
+                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts, gates.retrieve, slots)
         return self.retriever.passage_rows(vectors, log_prior[passages])
+
+    def gated_lines(
+        self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates
+    ) -> tuple[list[Lines], list[Lines]]:
+        """Per passage all of its lines, as the texts they are read as, and the slots of their gates."""
+        lines = [corpus.lines(i) for i in passages.tolist()]
+        texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
+        return texts, [gates.slots(*passage) for passage in lines]
+
+    def line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
+        """Every passage's lines, encoded once for any gates; `gates` only say where each line's stands."""
+        texts, slots = self.gated_lines(corpus, torch.arange(len(corpus.passages)), gates)
+        with self.autocast():
+            return self.retriever.passage.line_sums(corpus.retriever_lines, texts, slots)
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
         """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""

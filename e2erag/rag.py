@@ -18,13 +18,22 @@ from torch import Tensor
 from e2erag.artefact import ManifestError, check_folder, write_folder
 from e2erag.citation import Citation, cite
 from e2erag.corpus import Corpus, Gates
-from e2erag.extract import Document, Extractor, ExtractorConfig, GateMode, Passage, ReadError, read_many
+from e2erag.extract import (
+    Document,
+    Extractor,
+    ExtractorConfig,
+    GateMode,
+    LineTokens,
+    Passage,
+    ReadError,
+    read_many,
+)
 from e2erag.generator import Generator, GeneratorConfig
 from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
 from e2erag.questions import Question
-from e2erag.retriever import OVERFETCH, Encoder, Index, Retriever, RetrieverConfig, log_prob_found
+from e2erag.retriever import OVERFETCH, Encoder, Index, LineSums, Retriever, RetrieverConfig, log_prob_found
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -105,6 +114,7 @@ class RAG:
         self.model = Joint(extractor, retriever, generator, self.config.precision, self.config.read_carried)
         self.corpus: Corpus | None = None
         self.index_: Index | None = None
+        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
         self.skipped: list[ReadError] = []
         self.model.eval()
 
@@ -282,7 +292,22 @@ class RAG:
     def _encode(self, corpus: Corpus) -> Index:
         model, every = self.model, torch.arange(len(corpus.passages))
         gates = model.gates(corpus, self.config.mode)
-        return Index(model.encode(corpus, every, gates, model.log_prior(corpus, gates), self.config.mode))
+        log_prior = model.log_prior(corpus, gates)
+        if model.retriever.config.gates == "pool":
+            return Index(model.retriever.passage_rows(self._line_sums(corpus, gates).pool(gates.retrieve), log_prior))
+        return Index(model.encode(corpus, every, gates, log_prior, self.config.mode))
+
+    def _line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
+        """Encoded only if the passages or the passage tower's weights are others than last time."""
+        weights = self.model.retriever.passage.fingerprint()
+        if self._sums is not None:
+            lines, spans, then, sums = self._sums
+            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
+                return sums
+        self._sums = None  # not two of them at a time
+        sums = self.model.line_sums(corpus, gates)
+        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
+        return sums
 
     # ---------------------------------------------------------------------------------------------- answering
 

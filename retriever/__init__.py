@@ -2,6 +2,7 @@
 
 from e2erag.retriever.encoder import Encoder
 from e2erag.retriever.index import OVERFETCH, Hits, Index, Spans
+from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Encoder",
     "Hits",
     "Index",
+    "LineSums",
     "Retriever",
     "RetrieverConfig",
     "Spans",

@@ -1,14 +1,19 @@
 """p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
+from e2erag.retriever.lora import add_lora
 
 
 @dataclass(frozen=True)
@@ -17,11 +22,25 @@ class RetrieverConfig:
     temperature: τ, the scale of the inner product; .05 with unit vectors.
     prior_weight: α, how much the extractor's log π counts.
     tied: one model for questions and passages; untied towers start equal and have parameters of their own.
+    gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
+        extractor needs no encoding (`LineSums`); it needs a model with mean pooling.
+    lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
+    token_budget, held_tokens: see `Encoder`.
     """
 
     temperature: float = 0.05
     prior_weight: float = 1.0
     tied: bool = True
+    gates: Literal["attend", "pool"] = "attend"
+    lora: int | None = None
+    token_budget: int = 8192
+    held_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.gates not in ("attend", "pool"):
+            raise ValueError(f"gates act by 'attend' or by 'pool', got {self.gates!r}")
+        if self.token_budget < 1 or self.held_tokens < 0:
+            raise ValueError(f"token_budget is at least 1 and held_tokens at least 0, got {self}")
 
 
 class Retriever(nn.Module):
@@ -29,14 +48,33 @@ class Retriever(nn.Module):
 
     def __init__(self, encoder: Encoder, config: RetrieverConfig | None = None, query: Encoder | None = None) -> None:
         super().__init__()
-        self.config = config or RetrieverConfig()
+        self.config = c = config or RetrieverConfig()
+        if c.gates == "pool" and encoder.pooling != "mean":
+            raise ValueError(
+                f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
+                'use gates="attend", or a model with mean pooling'
+            )
+        if c.lora is not None:
+            add_lora(encoder.transformer, c.lora)
         self.passage = encoder
-        self.query = encoder if self.config.tied else (query or copy.deepcopy(encoder))
+        self.query = encoder if c.tied else (query or copy.deepcopy(encoder))
+        for tower in (self.passage, self.query):
+            tower.token_budget, tower.held_tokens = c.token_budget, c.held_tokens
 
     def encode_questions(self, questions: list[str]) -> Float[Tensor, "questions row"]:
         """[q(x)/τ ; 1], ready for an inner product with `passage_rows`."""
-        q = self.query.encode_text(questions, prompt="query") / self.config.temperature
+        q = self.query.encode_text(questions, role="query") / self.config.temperature
         return torch.cat([q, q.new_ones(len(q), 1)], -1)
+
+    def encode_passages(
+        self,
+        lines: LineTokens,
+        passages: Sequence[Int[np.ndarray, " _"]],
+        log_gates: Float[Tensor, " slots"] | None = None,
+        slots: Sequence[Int[np.ndarray, " _"]] | None = None,
+    ) -> Float[Tensor, "passages dim"]:
+        """d(z; w), with the gates where the configuration wants them; see `Encoder.encode_lines`."""
+        return self.passage.encode_lines(lines, passages, log_gates, slots, attend=self.config.gates == "attend")
 
     def passage_rows(
         self, vectors: Float[Tensor, "passages dim"], log_prior: Float[Tensor, " passages"]
