@@ -36,7 +36,7 @@ class LineSums:
         total = self.sums.new_zeros(self.count, self.sums.shape[1]).index_add(
             0, self.passage, gate[:, None] * self.sums
         )
-        weight = self.sums.new_zeros(self.count).index_add(0, self.passage, gate * self.tokens)
+        weight = total.new_zeros(self.count).index_add(0, self.passage, gate * self.tokens)
         vectors = total / weight.clamp_min(1e-9)[:, None]
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 

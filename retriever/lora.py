@@ -15,9 +15,9 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(transformer: Any, rank: int) -> None:
-    """Adapters of this rank beside every linear layer; what was there no longer learns. At step 0 nothing changes (B = 0).
+    """Adapters of this rank beside every linear layer; what was there no longer learns.
 
-    A model that has adapters already keeps them.
+    At step 0 nothing changes (B = 0). A model that has adapters already keeps them.
 
     Raises:
         ModuleNotFoundError: peft isn't installed.

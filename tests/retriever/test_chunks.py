@@ -29,7 +29,7 @@ def dropping() -> Encoder:
 
 
 def gradient(held: int, gates: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """Two forward passes under dropout, then one backward through both; the loss mixes all passages as a softmax does."""
+    """Two forward passes under dropout, then one backward through both; the loss mixes passages as a softmax does."""
     encoder = dropping()
     encoder.held_tokens = held
     lines, rows = encoder.lines(LINES), passages(20, 4)
