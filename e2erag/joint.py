@@ -20,7 +20,7 @@ from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
-from e2erag.retriever import Index, LineSums, Retriever, log_prob_found, log_tail
+from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob_found, log_tail
 
 
 class Terms(NamedTuple):
@@ -170,6 +170,7 @@ class Joint(nn.Module):
         mode: GateMode = "sample",
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
+        mined: int = 0,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -179,6 +180,8 @@ class Joint(nn.Module):
             noise: random numbers of the gates in "sample" mode.
             negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient. All paths
                 into retriever and extractor's prior stay exact; the reader loses at most this share per passage.
+            mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
+                is over the whole corpus, so whichever passages are read, the sum is the same sum.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -186,16 +189,33 @@ class Joint(nn.Module):
         # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
         log_prior = self.log_prior(corpus, gates)
         stored = self.retriever.with_prior(index.scores(q), index.vectors, log_prior)
+        sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions).to(stored.device)
+        stored = self.retriever.with_bm25(stored, sparse)
         hits = index.found(stored.detach(), corpus.spans, k)
+        if mined:
+            hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, log_prior, mode)
         # What is encoded afresh for one question serves the others too: their Z gets its fresh scores and gradient.
-        scores = stored.index_copy(1, unique.to(q.device), q @ passages.T)
+        fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique.to(q.device)])
+        scores = stored.index_copy(1, unique.to(q.device), fresh)
         prior = log_prob_found(scores, hits, corpus.spans.nested(hits))
         answer, closed = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         stale = 1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean()
         return Terms(prior, answer, closed, hits, gates, stale)
+
+    @staticmethod
+    def mine(
+        corpus: Corpus, questions: Sequence[str], answers: Sequence[str], hits: Int[Tensor, "questions k"], mined: int
+    ) -> Int[Tensor, "questions more"]:
+        """The passages found and, behind them, those that BM25 finds with the answer's help; none repeats another."""
+        k = hits.shape[1]
+        asked = [f"{question} {answer}" for question, answer in zip(questions, answers, strict=True)]
+        best = corpus.bm25.search(asked, OVERFETCH * (k + mined)).ids
+        known = (best[:, :, None] == hits[:, None]).any(2)
+        ids = torch.cat([hits, best.masked_fill(known, -1)], 1)
+        return corpus.spans.distinct(Hits(ids, torch.zeros(ids.shape)), k + mined).ids
 
     def read(
         self,

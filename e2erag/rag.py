@@ -319,7 +319,11 @@ class RAG:
             q = self.model.retriever.encode_questions(list(questions))
         scores = index.scores(q)
         k = k or self.config.k
-        ids = corpus.spans.distinct(index.search(q, OVERFETCH * k), k).ids
+        if self.model.retriever.beta is None:
+            ids = corpus.spans.distinct(index.search(q, OVERFETCH * k), k).ids
+        else:
+            scores = self.model.retriever.with_bm25(scores, corpus.bm25.scores(questions))
+            ids = index.found(scores, corpus.spans, k)
         return Found(ids, log_prob_found(scores, ids, corpus.spans.nested(ids)).cpu())
 
     def passage(self, number: int) -> Passage:
@@ -419,11 +423,12 @@ class RAG:
         mode: GateMode,
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
+        mined: int = 0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible)
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined)
 
     def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
         """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""

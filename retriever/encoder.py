@@ -36,7 +36,8 @@ class Encoder(nn.Module):
     """Tokens of passages (or a question) in, one vector each out.
 
     Attributes:
-        token_budget: tokens of a padded batch; with `held_tokens` it bounds memory.
+        token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
+            activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
             at a time and with the random state that they had, as in GradCache (Gao et al. 2021, "Scaling Deep
             Contrastive Learning Batch Size under Memory Limited Setup"). So however many passages there are, the graph
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
             pass, and the gradient is the same.
     """
 
-    def __init__(self, model: SentenceTransformer, token_budget: int = 8192, held_tokens: int = 16384) -> None:
+    def __init__(self, model: SentenceTransformer, token_budget: int = 2048, held_tokens: int = 16384) -> None:
         super().__init__()
         names = [type(module).__name__ for module in model]
         if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):

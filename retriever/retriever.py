@@ -1,4 +1,6 @@
-"""p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus."""
+"""p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus.
+
+Optionally s_z has a third part, β·BM25(x, z)."""
 
 import copy
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from e2erag.extract.tokens import LineTokens
@@ -25,6 +28,7 @@ class RetrieverConfig:
     gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
         extractor needs no encoding (`LineSums`); it needs a model with mean pooling.
     lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
+    bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
     token_budget, held_tokens: see `Encoder`.
     """
 
@@ -33,7 +37,8 @@ class RetrieverConfig:
     tied: bool = True
     gates: Literal["attend", "pool"] = "attend"
     lora: int | None = None
-    token_budget: int = 8192
+    bm25: float | None = None
+    token_budget: int = 2048
     held_tokens: int = 16384
 
     def __post_init__(self) -> None:
@@ -56,6 +61,7 @@ class Retriever(nn.Module):
             )
         if c.lora is not None:
             add_lora(encoder.transformer, c.lora)
+        self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
         self.passage = encoder
         self.query = encoder if c.tied else (query or copy.deepcopy(encoder))
         for tower in (self.passage, self.query):
@@ -91,15 +97,26 @@ class Retriever(nn.Module):
         """Stored scores with another prior than the one in the index' rows."""
         return scores + (self.config.prior_weight * log_prior - rows[:, -1].to(scores))
 
+    def with_bm25(
+        self, scores: Float[Tensor, "questions passages"], sparse: Float[Tensor, "questions passages"] | None
+    ) -> Float[Tensor, "questions passages"]:
+        """s_z + β·BM25(x, z): the weight of the sparse score learns in the same softmax; without one, s_z."""
+        return scores if self.beta is None or sparse is None else scores + self.beta * sparse.to(scores)
+
     def save(self, folder: Path) -> None:
         self.passage.save(folder / "passage")
+        if self.beta is not None:
+            save_file({"beta": self.beta.detach()}, folder / "bm25.safetensors")
         if not self.config.tied:
             self.query.save(folder / "query")
 
     @classmethod
     def load(cls, folder: Path, config: RetrieverConfig) -> "Retriever":
         query = None if config.tied else Encoder.load(folder / "query")
-        return cls(Encoder.load(folder / "passage"), config, query)
+        retriever = cls(Encoder.load(folder / "passage"), config, query)
+        if retriever.beta is not None:
+            retriever.beta.data = load_file(folder / "bm25.safetensors")["beta"]
+        return retriever
 
 
 def log_prob_found(
