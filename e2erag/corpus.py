@@ -10,7 +10,7 @@ from torch import Tensor
 
 from e2erag.extract import READINGS, Document, Extraction, Extractor, Passage, layout_features, table_texts
 from e2erag.generator import Generator
-from e2erag.retriever import Retriever, Spans
+from e2erag.retriever import BM25, Retriever, Spans
 
 Lines = Int[np.ndarray, " _"]  # line numbers, as many as there are
 
@@ -45,6 +45,7 @@ class Corpus:
             np.cumsum(np.diff(page, prepend=page[:1]).astype(bool) | np.diff(owner, prepend=owner[:1]).astype(bool))
         )
         self.passages: list[Passage] = []
+        self._bm25: BM25 | None = None
         self.look_up(retriever)
 
     def look_up(self, retriever: Retriever) -> None:
@@ -65,7 +66,7 @@ class Corpus:
         kept: Bool[np.ndarray, " lines"] | None = None,
     ) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
-        self.passages, spans = [], []
+        self.passages, self._bm25, spans = [], None, []
         tokens = self.retriever_lines.sizes
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
@@ -87,7 +88,15 @@ class Corpus:
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         keep = [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
         self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
+        self._bm25 = None
         self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
+
+    @property
+    def bm25(self) -> BM25:
+        """Over the candidates' texts as they are printed, gates left aside; built when it is first asked for."""
+        if self._bm25 is None:
+            self._bm25 = BM25([passage.text for passage in self.passages])
+        return self._bm25
 
     def lines(self, passage: int) -> tuple[Lines, int]:
         """A passage's line numbers (carried lines first), and how many of them are carried."""

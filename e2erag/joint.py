@@ -21,7 +21,7 @@ from e2erag.corpus import Corpus, Gates, Lines
 from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
-from e2erag.retriever import OVERFETCH, Index, Retriever, log_prob, log_tail
+from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob, log_tail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +113,34 @@ class Joint(nn.Module):
     ) -> Float[Tensor, "passages row"]:
         """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down.
 
+        Where gates act on pooling alone, a shut line is left out of the pooling, and the others have still seen it.
+
         Args:
             log_prior: log π of every candidate, from `log_prior`."""
-        lines = [corpus.lines(i) for i in passages.tolist()]
         with self.autocast():
-            if mode == "hard":
+            if mode == "hard" and self.retriever.config.gates == "attend":
+                lines = [corpus.lines(i) for i in passages.tolist()]
                 kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
                 texts = [corpus.texts(*passage) for passage in zip(passages.tolist(), kept, strict=True)]
-                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts)
+                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts)
             else:
-                slots = [gates.slots(*passage) for passage in lines]
-                texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
-                vectors = self.retriever.passage.encode_lines(corpus.retriever_lines, texts, gates.retrieve, slots)
+                texts, slots = self.gated_lines(corpus, passages, gates)
+                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts, gates.retrieve, slots)
         return self.retriever.passage_rows(vectors, log_prior[passages])
+
+    def gated_lines(
+        self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates
+    ) -> tuple[list[Lines], list[Lines]]:
+        """Per passage all of its lines, as the texts they are read as, and the slots of their gates."""
+        lines = [corpus.lines(i) for i in passages.tolist()]
+        texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
+        return texts, [gates.slots(*passage) for passage in lines]
+
+    def line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
+        """Every passage's lines, encoded once for any gates; `gates` only say where each line's stands."""
+        texts, slots = self.gated_lines(corpus, torch.arange(len(corpus.passages)), gates)
+        with self.autocast():
+            return self.retriever.passage.line_sums(corpus.retriever_lines, texts, slots)
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
         """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""
@@ -177,6 +192,7 @@ class Joint(nn.Module):
         mode: GateMode = "sample",
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
+        mined: int = 0,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -186,18 +202,24 @@ class Joint(nn.Module):
             noise: random numbers of the gates in "sample" mode.
             negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient. All paths
                 into retriever and extractor's prior stay exact; the reader loses at most this share per passage.
+            mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
+                is over the whole corpus, so whichever passages are read, the sum is the same sum.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
         gates = self.gates(corpus, mode, noise)
         # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
         log_prior = self.log_prior(corpus, gates)
-        weighted = self.retriever.config.prior_weight * log_prior
-        found = index.search(q, OVERFETCH * k, weighted)
+        sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
+        added = self.retriever.with_bm25(self.retriever.config.prior_weight * log_prior, sparse)
+        found = index.search(q, OVERFETCH * k, added)
         hits = corpus.spans.distinct(found, k).ids
+        if mined:
+            hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
         passages = self.encode(corpus, unique, gates, log_prior, mode)
-        prior = log_prob(index, q, found, hits, corpus.spans, unique, passages, weighted)
+        fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
+        prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added)
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
         tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
         logp = tokens.sum(2)
@@ -214,6 +236,18 @@ class Joint(nn.Module):
             gates=gates,
             staleness=1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean(),
         )
+
+    @staticmethod
+    def mine(
+        corpus: Corpus, questions: Sequence[str], answers: Sequence[str], hits: Int[Tensor, "questions k"], mined: int
+    ) -> Int[Tensor, "questions more"]:
+        """The passages found and, behind them, those that BM25 finds with the answer's help; none repeats another."""
+        k = hits.shape[1]
+        asked = [f"{question} {answer}" for question, answer in zip(questions, answers, strict=True)]
+        best = corpus.bm25.search(asked, OVERFETCH * (k + mined)).ids
+        known = (best[:, :, None] == hits[:, None]).any(2)
+        ids = torch.cat([hits, best.masked_fill(known, -1)], 1)
+        return corpus.spans.distinct(Hits(ids, torch.zeros(ids.shape)), k + mined).ids
 
     def read(
         self,

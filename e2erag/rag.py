@@ -18,13 +18,32 @@ from torch import Tensor
 from e2erag.artefact import ManifestError, check_folder, write_folder
 from e2erag.citation import Citation, cite
 from e2erag.corpus import Corpus, Gates
-from e2erag.extract import Document, Extractor, ExtractorConfig, GateMode, Passage, ReadError, read_many
+from e2erag.extract import (
+    Document,
+    Extractor,
+    ExtractorConfig,
+    GateMode,
+    LineTokens,
+    Passage,
+    ReadError,
+    read_many,
+)
 from e2erag.generator import Generator, GeneratorConfig
 from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
 from e2erag.questions import Question
-from e2erag.retriever import OVERFETCH, Encoder, ExactIndex, Index, Retriever, RetrieverConfig, Source, log_prob
+from e2erag.retriever import (
+    OVERFETCH,
+    Encoder,
+    ExactIndex,
+    Index,
+    LineSums,
+    Retriever,
+    RetrieverConfig,
+    Source,
+    log_prob,
+)
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -105,6 +124,7 @@ class RAG:
         self.model = Joint(extractor, retriever, generator, self.config.precision, self.config.read_carried)
         self.corpus: Corpus | None = None
         self.index_: Index | None = None
+        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
         self.skipped: list[ReadError] = []
         self.model.eval()
 
@@ -283,10 +303,26 @@ class RAG:
     def _encode(self, corpus: Corpus) -> Index:
         model, every = self.model, torch.arange(len(corpus.passages))
         gates = model.gates(corpus, self.config.mode)
-        rows = model.encode(corpus, every, gates, model.log_prior(corpus, gates), self.config.mode)
+        log_prior = model.log_prior(corpus, gates)
+        if model.retriever.config.gates == "pool":
+            rows = model.retriever.passage_rows(self._line_sums(corpus, gates).pool(gates.retrieve), log_prior)
+        else:
+            rows = model.encode(corpus, every, gates, log_prior, self.config.mode)
         count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
         named = zip(corpus.documents, count, strict=True)
         return ExactIndex.of(rows, [Source(document.sha256, document.sha256, n) for document, n in named])
+
+    def _line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
+        """Encoded only if the passages or the passage tower's weights are others than last time."""
+        weights = self.model.retriever.passage.fingerprint()
+        if self._sums is not None:
+            lines, spans, then, sums = self._sums
+            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
+                return sums
+        self._sums = None  # not two of them at a time
+        sums = self.model.line_sums(corpus, gates)
+        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
+        return sums
 
     # ---------------------------------------------------------------------------------------------- answering
 
@@ -296,11 +332,14 @@ class RAG:
         corpus, index = self._ready()
         with self.model.autocast():
             q = self.model.retriever.encode_questions(list(questions))
-        k = k or self.config.k
-        found = index.search(q, OVERFETCH * k)
+        retriever, k = self.model.retriever, k or self.config.k
+        sparse = None if retriever.beta is None else corpus.bm25.scores(questions)
+        added = None if sparse is None else retriever.with_bm25(index.vectors[:, -1].to(q), sparse)
+        found = index.search(q, OVERFETCH * k, added)
         ids = corpus.spans.distinct(found, k).ids
         rows = ids[ids >= 0].unique()
-        return Found(ids, log_prob(index, q, found, ids, corpus.spans, rows, index.vectors[rows]).cpu())
+        fresh = retriever.with_bm25(q @ index.vectors[rows].to(q).T, None if sparse is None else sparse[:, rows])
+        return Found(ids, log_prob(index, q, found, ids, corpus.spans, rows, fresh, added).cpu())
 
     def passage(self, number: int) -> Passage:
         """A candidate passage by its number, as `search` gives it."""
@@ -399,11 +438,12 @@ class RAG:
         mode: GateMode,
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
+        mined: int = 0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible)
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined)
 
     def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
         """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""

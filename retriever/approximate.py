@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2erag.retriever.exact import as_scored
-from e2erag.retriever.index import Hits, Queries, Without, check_queries
+from e2erag.retriever.index import Hits, Prior, Queries, Without, check_queries
 from e2erag.retriever.store import Store, StoredIndex
 
 SAMPLE = 4096
@@ -94,7 +94,7 @@ class FaissIndex(StoredIndex):
         self._built: int | None = None
         self.faiss: Any = None  # faiss' own type hints lack most of what is called
 
-    def search(self, queries: Queries, k: int, prior: Float[Tensor, " passages"] | None = None) -> Hits:
+    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         check_queries(self, queries, k)
         self._follow()
         kind = KINDS[self._name]
@@ -114,7 +114,7 @@ class FaissIndex(StoredIndex):
         queries: Queries,
         hits: Hits,
         without: Without | None = None,
-        prior: Float[Tensor, " passages"] | None = None,
+        prior: Prior | None = None,
     ) -> Float[Tensor, " questions"]:
         """An estimate: what was found counts exactly, the rest as Σ exp(s_z − log(S·Q(z))) over S rows drawn with
         Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased, and with p_max the largest p(z|x) not found and
@@ -124,7 +124,7 @@ class FaissIndex(StoredIndex):
         scores, base = as_scored(queries, prior)
         rest = scores @ self.vectors[drawn].to(scores).T
         if base is not None:
-            rest = rest + base[drawn.to(base.device)].to(rest)
+            rest = rest + base[..., drawn.to(base.device)].to(rest)
         seen = torch.stack([torch.isin(drawn, ids) for ids in hits.ids]) | torch.isin(drawn, self.store.dead)
         found, missing = self._scores(queries, hits.ids, prior), hits.ids < 0
         if without is not None:
@@ -224,7 +224,7 @@ class FaissIndex(StoredIndex):
         rows = self.vectors[ids.clamp_min(0)].to(queries)
         scores = torch.einsum("qd,qkd->qk", queries, rows)
         if prior is not None:
-            scores = scores + prior[ids.clamp_min(0).to(prior.device)].to(scores)
+            scores = scores + prior.expand(len(ids), -1).gather(1, ids.clamp_min(0).to(prior.device)).to(scores)
         return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from e2erag.retriever.index import Hits, Queries, Rows, Source, Without, check_queries
+from e2erag.retriever.index import Hits, Prior, Queries, Rows, Source, Without, check_queries
 from e2erag.retriever.scan import LogZ, scan
 from e2erag.retriever.store import Store, StoredIndex
 
@@ -31,7 +31,7 @@ class ExactIndex(StoredIndex):
         store.add(sources or [Source("corpus", "", len(rows))], rows.detach())
         return cls(store)
 
-    def search(self, queries: Queries, k: int, prior: Float[Tensor, " passages"] | None = None) -> Hits:
+    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         check_queries(self, queries, k)
         queries, prior = as_scored(queries.detach(), prior)
         rows, dead = self._rows(queries.device)
@@ -43,7 +43,7 @@ class ExactIndex(StoredIndex):
         queries: Queries,
         hits: Hits,
         without: Without | None = None,
-        prior: Float[Tensor, " passages"] | None = None,
+        prior: Prior | None = None,
     ) -> Float[Tensor, " questions"]:
         queries, prior = as_scored(queries, prior)
         rows, dead = self._rows(queries.device)

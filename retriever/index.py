@@ -41,6 +41,8 @@ class Source(NamedTuple):
 
 
 Queries: TypeAlias = Float[Tensor, "questions dim"]
+Prior: TypeAlias = Float[Tensor, "*questions passages"]
+"""What is added to the inner product of vectors in place of the stored α·log π: per passage, or per question too."""
 Rows: TypeAlias = Float[Tensor, "passages dim"]
 Encode: TypeAlias = Callable[[Sequence[Source]], Tensor]
 """The rows of these documents, one below the other."""
@@ -61,7 +63,7 @@ class Index(Protocol):
     def __len__(self) -> int:
         """Passages that a search can find."""
 
-    def search(self, queries: Queries, k: int, prior: Float[Tensor, " passages"] | None = None) -> Hits:
+    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         """The k best passages per query, without gradient; k may exceed the corpus."""
 
     def log_z(
@@ -69,7 +71,7 @@ class Index(Protocol):
         queries: Queries,
         hits: Hits,
         without: Without | None = None,
-        prior: Float[Tensor, " passages"] | None = None,
+        prior: Prior | None = None,
     ) -> Float[Tensor, " questions"]:
         """log Σ exp(s_z), with gradient into queries and prior. `hits` come from a search with the same ones."""
 

@@ -1,14 +1,22 @@
-"""p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus."""
+"""p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus.
+
+Optionally s_z has a third part, β·BM25(x, z)."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
+from e2erag.retriever.lora import add_lora
 
 
 @dataclass(frozen=True)
@@ -17,11 +25,27 @@ class RetrieverConfig:
     temperature: τ, the scale of the inner product; .05 with unit vectors.
     prior_weight: α, how much the extractor's log π counts.
     tied: one model for questions and passages; untied towers start equal and have parameters of their own.
+    gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
+        extractor needs no encoding (`LineSums`); it needs a model with mean pooling.
+    lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
+    bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
+    token_budget, held_tokens: see `Encoder`.
     """
 
     temperature: float = 0.05
     prior_weight: float = 1.0
     tied: bool = True
+    gates: Literal["attend", "pool"] = "attend"
+    lora: int | None = None
+    bm25: float | None = None
+    token_budget: int = 2048
+    held_tokens: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.gates not in ("attend", "pool"):
+            raise ValueError(f"gates act by 'attend' or by 'pool', got {self.gates!r}")
+        if self.token_budget < 1 or self.held_tokens < 0:
+            raise ValueError(f"token_budget is at least 1 and held_tokens at least 0, got {self}")
 
 
 class Retriever(nn.Module):
@@ -29,14 +53,34 @@ class Retriever(nn.Module):
 
     def __init__(self, encoder: Encoder, config: RetrieverConfig | None = None, query: Encoder | None = None) -> None:
         super().__init__()
-        self.config = config or RetrieverConfig()
+        self.config = c = config or RetrieverConfig()
+        if c.gates == "pool" and encoder.pooling != "mean":
+            raise ValueError(
+                f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
+                'use gates="attend", or a model with mean pooling'
+            )
+        if c.lora is not None:
+            add_lora(encoder.transformer, c.lora)
+        self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
         self.passage = encoder
-        self.query = encoder if self.config.tied else (query or copy.deepcopy(encoder))
+        self.query = encoder if c.tied else (query or copy.deepcopy(encoder))
+        for tower in (self.passage, self.query):
+            tower.token_budget, tower.held_tokens = c.token_budget, c.held_tokens
 
     def encode_questions(self, questions: list[str]) -> Float[Tensor, "questions row"]:
         """[q(x)/τ ; 1], ready for an inner product with `passage_rows`."""
-        q = self.query.encode_text(questions, prompt="query") / self.config.temperature
+        q = self.query.encode_text(questions, role="query") / self.config.temperature
         return torch.cat([q, q.new_ones(len(q), 1)], -1)
+
+    def encode_passages(
+        self,
+        lines: LineTokens,
+        passages: Sequence[Int[np.ndarray, " _"]],
+        log_gates: Float[Tensor, " slots"] | None = None,
+        slots: Sequence[Int[np.ndarray, " _"]] | None = None,
+    ) -> Float[Tensor, "passages dim"]:
+        """d(z; w), with the gates where the configuration wants them; see `Encoder.encode_lines`."""
+        return self.passage.encode_lines(lines, passages, log_gates, slots, attend=self.config.gates == "attend")
 
     def passage_rows(
         self, vectors: Float[Tensor, "passages dim"], log_prior: Float[Tensor, " passages"]
@@ -44,24 +88,26 @@ class Retriever(nn.Module):
         """[d(z) ; α·log π(z)]: what the index stores and a search multiplies."""
         return torch.cat([vectors, self.config.prior_weight * log_prior[:, None].to(vectors)], -1)
 
-    def with_prior(
-        self,
-        scores: Float[Tensor, "questions passages"],
-        rows: Float[Tensor, "passages row"],
-        log_prior: Float[Tensor, " passages"],
-    ) -> Float[Tensor, "questions passages"]:
-        """Stored scores with another prior than the one in the index' rows."""
-        return scores + (self.config.prior_weight * log_prior - rows[:, -1].to(scores))
+    def with_bm25(
+        self, scores: Float[Tensor, "*questions passages"], sparse: Float[Tensor, "questions passages"] | None
+    ) -> Float[Tensor, "*questions passages"]:
+        """s_z + β·BM25(x, z): the weight of the sparse score learns in the same softmax; without one, s_z."""
+        return scores if self.beta is None or sparse is None else scores + self.beta * sparse.to(scores)
 
     def save(self, folder: Path) -> None:
         self.passage.save(folder / "passage")
+        if self.beta is not None:
+            save_file({"beta": self.beta.detach()}, folder / "bm25.safetensors")
         if not self.config.tied:
             self.query.save(folder / "query")
 
     @classmethod
     def load(cls, folder: Path, config: RetrieverConfig) -> "Retriever":
         query = None if config.tied else Encoder.load(folder / "query")
-        return cls(Encoder.load(folder / "passage"), config, query)
+        retriever = cls(Encoder.load(folder / "passage"), config, query)
+        if retriever.beta is not None:
+            retriever.beta.data = load_file(folder / "bm25.safetensors")["beta"]
+        return retriever
 
 
 def log_prob_found(

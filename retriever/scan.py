@@ -33,7 +33,7 @@ def blocks(
         block = rows[start : start + BLOCK].to(queries.dtype)
         scores = queries @ block.T
         if prior is not None:
-            scores += prior[start : start + BLOCK].to(scores)
+            scores += prior[..., start : start + BLOCK].to(scores)
         scores[:, dead[_within(dead, start)] - start] = -torch.inf
         if without is not None:
             here = _within(without.rows, start)
@@ -122,7 +122,7 @@ class LogZ(torch.autograd.Function):
             p = scores.sub_(base).exp_().mul_(grad[:, None])
             to_queries += p @ block
             if to_prior is not None:
-                to_prior[start : start + len(block)] = p.sum(0)
+                to_prior[..., start : start + len(block)] = p.sum(0) if to_prior.ndim == 1 else p
         return to_queries, to_prior, None, None, None, None
 
 
@@ -135,7 +135,7 @@ def _without(queries: Tensor, prior: Tensor | None, rows: Tensor, dead: Tensor, 
         known = row.clamp_max(len(rows) - 1)
         scores = queries @ rows[known].to(queries.dtype).T
         if prior is not None:
-            scores += prior[known].to(scores)
+            scores += prior[..., known].to(scores)
         scores[:, (row != known) | torch.isin(row, dead)] = -torch.inf
         here = torch.isin(out.rows // TILE, tiles)
         column = torch.searchsorted(tiles, out.rows[here] // TILE) * TILE + out.rows[here] % TILE

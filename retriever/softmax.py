@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from e2erag.retriever.index import Hits, Index, Queries, Without
+from e2erag.retriever.index import Hits, Index, Prior, Queries, Without
 from e2erag.retriever.retriever import log_prob_found
 from e2erag.retriever.spans import Spans
 
@@ -16,8 +16,8 @@ def log_prob(
     ids: Int[Tensor, "questions k"],
     spans: Spans,
     rows: Int[Tensor, " unique"],
-    fresh: Float[Tensor, "unique dim"],
-    prior: Float[Tensor, " passages"] | None = None,
+    fresh: Float[Tensor, "questions unique"],
+    prior: Prior | None = None,
 ) -> Float[Tensor, "questions k"]:
     """log p(z|x) of the K found; −∞ where an id is −1.
 
@@ -29,7 +29,7 @@ def log_prob(
         hits: what the search with the same queries and prior gave.
         ids: the K chosen of them, −1 where there was none.
         rows: the passages that stand in `ids`, ascending, each once.
-        fresh: their rows, encoded anew.
+        fresh: their scores, encoded anew.
     """
     repeated = spans.repeated(ids)
     out = torch.cat([rows, repeated.rows]).unique()
@@ -39,6 +39,6 @@ def log_prob(
     nested = torch.cat([mask[:, column], torch.zeros(len(ids), 1, dtype=torch.bool)], 1)
     mask[:, column] = True
     rest = index.log_z(queries, hits, Without(out, mask), prior)
-    scores = torch.cat([queries @ fresh.to(queries).T, rest.to(queries)[:, None]], 1)
+    scores = torch.cat([fresh, rest.to(queries)[:, None]], 1)
     where = torch.searchsorted(rows, ids.clamp_min(0)).masked_fill(ids < 0, -1)
     return log_prob_found(scores, where, nested)

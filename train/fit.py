@@ -36,7 +36,10 @@ class FitConfig:
         target_temperature, samples, per_token: what `Options` says of them; the temperature is that of the targets.
         epochs, batch_size: passes over the questions, questions per step.
         k: passages read per question while training.
+        mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
+            can't reach yet gets in. 0 mines none.
         lr_extractor, lr_retriever, lr_generator: AdamW learning rates, falling linearly to a tenth of themselves.
+        lr_bm25: likewise, of the weight of BM25 in the score (one number, so it needs longer steps).
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
@@ -62,9 +65,11 @@ class FitConfig:
     epochs: int = 3
     batch_size: int = 4
     k: int = 4
+    mined: int = 0
     lr_extractor: float = 3e-3
     lr_retriever: float = 5e-5
     lr_generator: float = 5e-5
+    lr_bm25: float = 1e-2
     weight_decay: float = 0.01
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()
@@ -95,9 +100,10 @@ class FitConfig:
             raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
         if self.collapse not in ("warn", "stop", "ignore"):
             raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
-        for name in ("epochs", "batch_size", "k", "refresh_every", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "k", "refresh_every", "samples", "mined"):
+            least = 0 if name == "mined" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def changed(self, **changes: Any) -> "FitConfig":
         """A copy with other values; a wrong name is answered with the nearest right one."""

@@ -40,7 +40,8 @@ class TrainModule(L.LightningModule):
         return batch  # texts; their tokens are made where the model is
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
-        terms = self.rag.terms(batch, self.config.k, self.config.gates, self.noise, self.config.negligible)
+        c = self.config
+        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined)
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
@@ -83,15 +84,16 @@ class TrainModule(L.LightningModule):
         return stages
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
-        groups = []
+        groups, beta = [], self.model.retriever.beta
         for name, parameters in self.parameters_by_stage().items():
-            rate = getattr(self.config, f"lr_{name}")
-            for decay, chosen in (
-                (self.config.weight_decay, [p for p in parameters if p.dim() > 1]),
-                (0.0, [p for p in parameters if p.dim() <= 1]),
+            for kind, decay, chosen in (
+                (name, self.config.weight_decay, [p for p in parameters if p.dim() > 1]),
+                (name, 0.0, [p for p in parameters if p.dim() <= 1 and p is not beta]),
+                ("bm25", 0.0, [p for p in parameters if p is beta]),
             ):
                 if chosen:
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": name})
+                    rate = getattr(self.config, f"lr_{kind}")
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": kind})
         if not groups:
             raise ValueError("every stage is frozen: leave at least one out of `freeze`")
         optimizer = torch.optim.AdamW(groups, fused=True)

@@ -1,0 +1,99 @@
+"""What a sentence-transformers model's own configuration says is what is done, and is saved with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from e2erag.retriever import Encoder, Retriever, RetrieverConfig
+from e2erag.testing import tiny_encoder, tiny_generator
+
+QUESTION = "how old was the pilot ?"
+LINES = ["the pilot was 85 years", "engine maker lycoming"]
+POOLINGS = ("mean", "cls", "lasttoken")
+
+
+def both(encoder: Encoder) -> torch.Tensor:
+    """A question's vector and a passage's."""
+    with torch.no_grad():
+        passage = encoder.encode_lines(encoder.lines(LINES), [np.arange(2)])
+        return torch.cat([encoder.encode_text([QUESTION], "query"), passage])
+
+
+def plain(model: SentenceTransformer) -> torch.Tensor:
+    """The same by sentence-transformers itself."""
+    question = model.encode_query(QUESTION, convert_to_tensor=True)
+    return torch.stack([question, model.encode_document("\n".join(LINES), convert_to_tensor=True)])
+
+
+def saved(encoder: Encoder, folder: Path) -> Encoder:
+    encoder.save(folder)
+    return Encoder.load(folder)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("name", ["document", "passage"])
+def test_prompts_are_the_models_own_and_survive_saving(pooling: str, include: bool, name: str, tmp_path: Path) -> None:
+    """A prompt for questions, one for passages under either of its names, pooled or not: as `encode_query` and
+    `encode_document` have it, before and after saving."""
+    base = tiny_encoder(pooling=pooling).model
+    parts = [base[0], Pooling(32, pooling, include_prompt=include), base[2]]
+    prompts = {"query": "question : ", name: "the accident report : "}
+    encoder = Encoder(SentenceTransformer(modules=parts, prompts=prompts, device="cpu").eval())
+    assert encoder.prompt("query") == "question : "
+    bare = both(Encoder(base))
+    assert (both(encoder) - bare).abs().max() > 1e-2
+    # sentence-transformers has its own entry for "document", an empty one, which hides "passage"
+    expected = plain(encoder.model)
+    torch.testing.assert_close(both(encoder), expected, atol=1e-6, rtol=0)
+    assert torch.equal(both(saved(encoder, tmp_path / "model")), both(encoder))
+
+
+def test_a_default_prompt_is_for_plain_texts_alone() -> None:
+    """A model may name a default prompt; `encode_query` and `encode_document` leave it out, and so do we."""
+    base = tiny_encoder().model
+    model = SentenceTransformer(
+        modules=list(base), prompts={"other": "question : "}, default_prompt_name="other", device="cpu"
+    ).eval()
+    torch.testing.assert_close(both(Encoder(model)), plain(model), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_model_without_normalize_gives_vectors_of_its_own_length(pooling: str, tmp_path: Path) -> None:
+    """Two modules instead of three: vectors as sentence-transformers has them, also after saving."""
+    encoder = Encoder(SentenceTransformer(modules=list(tiny_encoder(pooling=pooling).model)[:2], device="cpu").eval())
+    vectors = both(encoder)
+    assert (vectors.norm(dim=1) - 1).abs().min() > 0.1
+    torch.testing.assert_close(vectors, plain(encoder.model), atol=1e-5, rtol=0)
+    again = saved(encoder, tmp_path / "model")
+    assert not again.normalize
+    assert torch.equal(both(again), vectors)
+
+
+def test_a_tokenizer_that_reads_line_ends_gets_them() -> None:
+    """A byte-level tokenizer would glue "years" and "engine" together; WordPiece needs nothing between lines."""
+    reader = tiny_generator()
+    encoder = tiny_encoder()
+    assert len(encoder.lines(LINES).ids) == sum(len(encoder.lines([line]).ids) for line in LINES)
+    encoder.model[0].processor = reader.tokenizer
+    tokens, _ = encoder.lines(LINES).gather(np.arange(2))
+    assert reader.tokenizer.decode(tokens) == "".join(line + "\n" for line in LINES)
+
+
+def test_a_step_on_one_of_two_untied_towers_leaves_the_other_bit_identical() -> None:
+    """AdamW over all parameters of both, a loss of the questions alone: the query tower moves in every matrix that
+    has a gradient, and the passage tower in no bit."""
+    retriever = Retriever(tiny_encoder(), RetrieverConfig(tied=False))
+    before = {name: p.clone() for name, p in retriever.state_dict().items()}
+    optimizer = torch.optim.AdamW(retriever.parameters(), 1e-2, weight_decay=0.1)
+    retriever.encode_questions([QUESTION]).square()[:, :3].sum().backward()
+    optimizer.step()
+    moved = {name for name, p in retriever.state_dict().items() if not torch.equal(p, before[name])}
+    assert any("attention.self.query.weight" in name for name in moved)
+    assert all(name.startswith("query.") for name in moved)
+    storage = [{p.untyped_storage().data_ptr() for p in t.parameters()} for t in (retriever.query, retriever.passage)]
+    assert not storage[0] & storage[1]
