@@ -33,22 +33,26 @@ class Row(NamedTuple):
 class Prompt:
     """Builds rows of tokens from lines, questions and answers with the tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, max_tokens: int, system: str = SYSTEM) -> None:
-        """`max_tokens` bounds a row; what gives way is the passage, never the question or the answer."""
+    def __init__(self, tokenizer: Any, max_tokens: int, around: tuple[Sequence[int], Sequence[int]] = ((), ())) -> None:
+        """`max_tokens` bounds a row; what gives way is the passage, never the question or the answer.
+
+        `around`: tokens that an encoder wants before and after its text, beside the template."""
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        template = self._template(system)
+        before, after = (np.asarray(tokens, np.int64) for tokens in around)
+        template = self._template()
         opening, rest = template.split(CONTEXT)
         middle, closing = rest.split(QUESTION)
-        self._opening, self._middle, self._closing = map(self._special, (opening, middle, closing))
-        empty = self._template(system, context=False)
-        opening, closing = empty.split(QUESTION)
-        self._empty_opening = self._special(opening)
+        self._opening = np.concatenate([before, self._special(opening)])
+        self._middle = self._special(middle)
+        self._closing = np.concatenate([self._special(closing), after])
+        empty = self._template(context=False)
+        self._empty_opening = np.concatenate([before, self._special(empty.split(QUESTION)[0])])
 
-    def _template(self, system: str, context: bool = True) -> str:
+    def _template(self, context: bool = True) -> str:
         user = f"{CONTEXT}\nQuestion: {QUESTION}" if context else f"Question: {QUESTION}"
         if not getattr(self.tokenizer, "chat_template", None):
-            return f"{system}\n\n{user}\nAnswer: "
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            return f"{SYSTEM}\n\n{user}\nAnswer: "
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _special(self, text: str) -> Int[np.ndarray, " n"]:

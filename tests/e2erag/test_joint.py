@@ -12,7 +12,7 @@ from e2erag.corpus import Gates
 from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
 from e2erag.rag import RAG, RAGConfig
-from e2erag.testing import tiny_document, tiny_rag
+from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 from e2erag.train import marginal, rag_sequence
 from e2erag.train.objectives import joint_logp
 
@@ -26,11 +26,12 @@ TEN = [
 ]
 
 
-def ten_passages(k: int) -> RAG:
+def ten_passages(k: int, reader: ReaderKind = "llama") -> RAG:
     """A system in float64 over ten passages of a line each, whose extractor already says something."""
     system = tiny_rag(
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
         config=RAGConfig(k=k, mode="soft", precision="float32"),
+        reader=reader,
     )
     for head in (system.model.extractor.gates, system.model.extractor.scores):
         nn.init.normal_(head.weight, std=0.2)
@@ -76,22 +77,23 @@ def brute_force(system: RAG, question: Question, k: int) -> Tensor:
     return -(score.log_softmax(0) + read).logsumexp(0)
 
 
-@pytest.mark.parametrize("k", [4, 10])
-def test_the_loss_is_the_brute_force_sum(k: int) -> None:
+@pytest.mark.parametrize(("k", "reader"), [(4, "llama"), (10, "llama"), (10, "t5"), (10, "bart")])
+def test_the_loss_is_the_brute_force_sum(k: int, reader: ReaderKind) -> None:
     """Ten passages in float64: K = 10 reads all, K = 4 leaves six to the closed book."""
-    system = ten_passages(k)
+    system = ten_passages(k, reader)
     expected = torch.stack([brute_force(system, question, k) for question in ASKED]).mean()
     tolerance = 1e-9 if k == 10 else 1e-6  # the index stores float32
     torch.testing.assert_close(loss(system, k=k), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("reader", ["llama", "t5"])
 @pytest.mark.parametrize("stage", ["extractor", "retriever", "generator"])
-def test_every_stages_gradient_equals_finite_differences(stage: str) -> None:
+def test_every_stages_gradient_equals_finite_differences(stage: str, reader: ReaderKind) -> None:
     """A directional derivative through the whole graph, in float64, all ten passages scored and read.
 
     (The extractor's text feature is a look-up in the retriever's word embeddings without gradient, so it is blinded
     to text where these move.)"""
-    system = ten_passages(10)
+    system = ten_passages(10, reader)
     if stage == "retriever":
         nn.init.zeros_(system.model.extractor.text.weight)
     parameters = [p for p in system.model.get_submodule(stage).parameters() if p.requires_grad]
