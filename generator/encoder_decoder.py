@@ -1,16 +1,19 @@
 """An encoder–decoder (T5, BART) as the reader: the encoder reads the prompt, the decoder holds the answer alone.
 
 A passage's gates stand on its tokens' keys wherever they are looked at: in the encoder's own attention and in the
-decoder's attention over the encoder.
+decoder's attention over the encoder. A row of several parts is Fusion-in-Decoder (Izacard & Grave 2021): every passage
+is encoded with the question and without the other passages, and the decoder attends to all of them.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from e2erag.extract.tokens import pad
 from e2erag.generator.attention import TokenGates
@@ -51,18 +54,27 @@ class EncoderDecoder:
         return state, row.to(hidden.device), torch.from_numpy(np.concatenate(answers)).to(hidden.device)
 
     def _encode(self, rows: Sequence[Row], gates: TokenGates | None) -> dict[str, Any]:
-        """The prompts through the encoder: what a decoder needs of them."""
+        """The prompts through the encoder: what a decoder needs of them.
+
+        Parts of a prompt are encoded each on its own, and stand one after the other for the decoder."""
         device = self.model.device
-        ids = torch.from_numpy(pad([row.ids[: row.prompt] for row in rows], self.pad_id)).to(device)
-        lengths = torch.tensor([row.prompt for row in rows], device=device)
+        sizes = torch.tensor([row.prompt for row in rows], device=device)
+        bounds = [np.asarray([0, row.prompt]) if row.parts is None else row.parts for row in rows]
+        cut = [(i, slice(a, b)) for i, bound in enumerate(bounds) for a, b in pairwise(bound.tolist())]
+        ids = torch.from_numpy(pad([rows[i].ids[part] for i, part in cut], self.pad_id)).to(device)
+        lengths = torch.tensor([part.stop - part.start for _, part in cut], device=device)
         mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        bias = {}
+        bias, source_bias = {}, {}
         if gates is not None:
-            bias = {
+            bias = {"source_bias": gates.bias([gates.slots[i][part] for i, part in cut])}
+            source_bias = {
                 "source_bias": gates.bias([slot[: row.prompt] for slot, row in zip(gates.slots, rows, strict=True)])
             }
         hidden = self.model.get_encoder()(input_ids=ids, attention_mask=mask, **bias).last_hidden_state
-        return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask, **bias}
+        if len(cut) > len(rows):
+            hidden = pad_sequence(hidden[mask].split(sizes.tolist()), batch_first=True)
+            mask = torch.arange(hidden.shape[1], device=device) < sizes[:, None]
+        return {"encoder_hidden_states": hidden, "encoder_attention_mask": mask, **source_bias}
 
     def logits(self, hidden: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
         """What the model's own head gives, in float32 or better."""

@@ -82,15 +82,16 @@ class Generator(nn.Module):
         Args:
             rows: from `prompt.row`, with answers.
             log_gates: log w, looked up by `slots`; None reads every line in full.
-            slots: per row, the entry in `log_gates` of each line of its passage; None for a row without a passage.
+            slots: per row, the entry in `log_gates` of each line of its passage (behind them, where parts are kept
+                apart, those of the prompts around them, last part first); None for a row without a passage.
         """
         if not rows:
             return torch.zeros(0, device=self.device)
         out, order, held = [], [], 0
-        for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
+        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
             chosen = [rows[i] for i in batch]
             gates = [slots[i] for i in batch] if slots is not None else None
-            held += len(chosen) * max(len(row.ids) for row in chosen)
+            held += len(chosen) * max(row.size for row in chosen)
             if held > self.config.held_tokens and torch.is_grad_enabled():
                 # Hold the graph of one such batch at a time, at the price of a second forward pass.
                 logp = checkpoint(self._batch_log_likelihood, chosen, log_gates, gates, use_reentrant=False)
@@ -122,7 +123,7 @@ class Generator(nn.Module):
         """Greedy answers to rows without an answer, at most `max_new_tokens` each."""
         answers: list[Int[np.ndarray, " _"]] = [np.zeros(0, np.int64)] * len(rows)
         logp = torch.zeros(len(rows))
-        for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
+        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
             gates = [slots[i] for i in batch] if slots is not None else None
             ids, scores = self._greedy([rows[i] for i in batch], log_gates, gates)
             for i, row in zip(batch, ids, strict=True):

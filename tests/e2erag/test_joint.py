@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from e2erag.corpus import Gates
 from e2erag.extract import ExtractorConfig
+from e2erag.joint import Reading, Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG, RAGConfig
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
@@ -26,11 +27,11 @@ TEN = [
 ]
 
 
-def ten_passages(k: int, reader: ReaderKind = "llama") -> RAG:
+def ten_passages(k: int, reader: ReaderKind = "llama", reading: Reading = "marginal") -> RAG:
     """A system in float64 over ten passages of a line each, whose extractor already says something."""
     system = tiny_rag(
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
-        config=RAGConfig(k=k, mode="soft", precision="float32"),
+        config=RAGConfig(k=k, mode="soft", precision="float32", reading=reading),
         reader=reader,
     )
     for head in (system.model.extractor.gates, system.model.extractor.scores):
@@ -86,14 +87,16 @@ def test_the_loss_is_the_brute_force_sum(k: int, reader: ReaderKind) -> None:
     torch.testing.assert_close(loss(system, k=k), expected, atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("reader", ["llama", "t5"])
+@pytest.mark.parametrize(
+    ("reader", "reading"), [("llama", "marginal"), ("t5", "marginal"), ("llama", "concat"), ("bart", "fid")]
+)
 @pytest.mark.parametrize("stage", ["extractor", "retriever", "generator"])
-def test_every_stages_gradient_equals_finite_differences(stage: str, reader: ReaderKind) -> None:
+def test_every_stages_gradient_equals_finite_differences(stage: str, reader: ReaderKind, reading: Reading) -> None:
     """A directional derivative through the whole graph, in float64, all ten passages scored and read.
 
     (The extractor's text feature is a look-up in the retriever's word embeddings without gradient, so it is blinded
     to text where these move.)"""
-    system = ten_passages(10, reader)
+    system = ten_passages(10, reader, reading)
     if stage == "retriever":
         nn.init.zeros_(system.model.extractor.text.weight)
     parameters = [p for p in system.model.get_submodule(stage).parameters() if p.requires_grad]
@@ -302,3 +305,50 @@ def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG, monk
         (row,), _ = model.rows(corpus, ["who ?"], None, torch.tensor([[number]]), gates, "hard", closed_book=False)
     text = model.generator.tokenizer.decode(row.ids[row.owner >= 0])
     assert text == "\n".join(left) + "\n"
+
+
+def read_together(system: RAG, question: Question, terms: Terms, even: bool) -> Tensor:
+    """log p(y|x,z_1…z_K) written out: gates and log p_K(z|x) + log K (or no ranking) on the keys of each passage."""
+    model, corpus, fid = system.model, system.corpus, system.config.reading == "fid"
+    prompt, found = model.generator.prompt, terms.ids[0].tolist()
+    share = terms.prior_logp[0] - terms.prior_logp[0].logsumexp(0) + torch.tensor(float(len(found))).log()
+    share = torch.zeros_like(share) if even else share
+    lines = [corpus.lines(i)[0][corpus.lines(i)[1] :] for i in found]
+    table = torch.cat([terms.gates.read[: len(corpus)], torch.zeros(1), share])
+    bias, slots = [], []
+    for z, own in enumerate(lines):
+        slots += [len(bias) + i for i in range(len(own))]
+        bias += [table[line] + share[z] for line in own.tolist()]
+    slots += [len(bias) + z for z in reversed(range(len(found)))] if fid else []
+    bias += list(share) if fid else []
+    row = prompt.fused(
+        corpus.generator_lines, lines, prompt.questions([question.question])[0],
+        prompt.answers([question.answers[0]])[0], apart=fid,
+    )  # fmt: skip
+    return model.generator.log_likelihood([row], torch.stack(bias), [torch.tensor(slots).numpy()])[0]
+
+
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "concat"), ("t5", "fid"), ("bart", "fid")])
+def test_passages_read_together_count_as_one_of_all_their_mass(reader: ReaderKind, reading: Reading) -> None:
+    """−log[P_K·p(y|x,z_1…z_K) + (1 − P_K)·p(y|x,∅)], with the ranking in the reader's attention."""
+    system = ten_passages(4, reader, reading)
+    terms = system.terms(ASKED[:1], 4, "soft")
+    fused = read_together(system, ASKED[0], terms, even=False)
+    torch.testing.assert_close(terms.answer_logp[0], fused.expand(4), atol=1e-9, rtol=0)
+    mass = terms.prior_logp[0].exp().sum()
+    expected = -(mass * fused.exp() + (1 - mass) * terms.closed_book_logp[0].exp()).log()
+    torch.testing.assert_close(loss(system, ASKED[:1], k=4), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "fid")])
+def test_an_even_ranking_leaves_the_reader_as_it_is(reader: ReaderKind, reading: Reading) -> None:
+    """Where p(z|x) is the same for all that were found nothing is added, and an uneven one does change the answer's."""
+    system = ten_passages(4, reader, reading)
+    terms = system.terms(ASKED[:1], 4, "soft")
+    plain = read_together(system, ASKED[0], terms, even=True)
+    read = system.model.read
+    with torch.no_grad():
+        args = (system.corpus, [ASKED[0].question], [ASKED[0].answers[0]], terms.ids, terms.gates, "soft")
+        even, _ = read(*args, torch.full_like(terms.prior_logp, -3.0), 0.0)
+    torch.testing.assert_close(even[0], plain.detach().expand(4), atol=1e-9, rtol=0)
+    assert abs(terms.answer_logp[0, 0] - plain).item() > 1e-4

@@ -19,7 +19,7 @@ QUESTION, ANSWER = "how old was the pilot ?", "85"
 
 def row(generator: Generator, which: list[int] | None, question: str = QUESTION, answer: str = ANSWER) -> Row:
     prompt = generator.prompt
-    passage = None if which is None else np.array(which)
+    passage = None if which is None else np.array(which, np.int64)
     return prompt.row(prompt.lines(LINES), passage, prompt.questions([question])[0], prompt.answers([answer])[0])
 
 
@@ -230,3 +230,89 @@ def test_the_models_own_limit_bounds_a_row() -> None:
     """A BART has 512 learned positions, whatever longer rows are asked for."""
     generator = tiny_generator(config=GeneratorConfig(max_tokens=4096), kind="bart")
     assert generator.prompt.max_tokens == 512
+
+
+def fused(generator: Generator, passages: list[list[int]], apart: bool, answer: str = ANSWER) -> Row:
+    prompt = generator.prompt
+    lines, question = prompt.lines(LINES), prompt.questions([QUESTION])[0]
+    return prompt.fused(
+        lines, [np.array(p, np.int64) for p in passages], question, prompt.answers([answer])[0], apart=apart
+    )
+
+
+def fusion_in_decoder(generator: Generator, passages: list[list[int]], bias: torch.Tensor) -> torch.Tensor:
+    """log p(answer | passages) by the model's own parts: sources encoded one by one, a bias on each one's keys."""
+    alone = [row(generator, passage) for passage in passages]
+    states = [
+        generator.model.get_encoder()(torch.from_numpy(made.ids)[None, : made.prompt]).last_hidden_state
+        for made in alone
+    ]
+    mask = torch.cat([b.expand(made.prompt) for b, made in zip(bias, alone, strict=True)])[None, None, None]
+    answer, start = torch.from_numpy(alone[0].ids[alone[0].prompt :]), torch.from_numpy(generator.reader.start)
+    hidden = generator.model.get_decoder()(
+        torch.cat([start, answer[:-1]])[None],
+        encoder_hidden_states=torch.cat(states, 1),
+        encoder_attention_mask=mask,
+    ).last_hidden_state
+    logp = generator.reader.logits(hidden[0, len(start) - 1 :]).log_softmax(-1)
+    return logp.gather(1, answer[:, None]).sum()
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_row_of_parts_is_fusion_in_the_decoder(kind: ReaderKind) -> None:
+    """Each passage encoded alone with the question, the decoder over all; with another row of fewer parts beside it."""
+    generator = tiny_generator(kind=kind)
+    many, few = [[0, 1], [2], []], [[1]]
+    got = generator.log_likelihood([fused(generator, many, True), fused(generator, few, True)])
+    expected = [fusion_in_decoder(generator, passages, torch.zeros(len(passages))) for passages in (many, few)]
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_bias_on_a_whole_part_is_seen_by_the_decoder_alone(kind: ReaderKind) -> None:
+    """The same number on all keys of a source changes nothing in its encoder; the decoder weighs the sources by it."""
+    generator = tiny_generator(kind=kind)
+    passages, bias = [[0, 1], [2]], torch.tensor([-2.0, 0.5])
+    slots = np.array([0, 0, 1, 1, 0])  # three lines, then what frames the last part and the first
+    got = generator.log_likelihood([fused(generator, passages, True)], bias, [slots])[0]
+    torch.testing.assert_close(got, fusion_in_decoder(generator, passages, bias), atol=1e-5, rtol=0)
+
+
+def test_the_order_of_parts_does_not_matter_to_a_t5() -> None:
+    """Its decoder knows no positions in what it looks at."""
+    generator = tiny_generator(kind="t5")
+    made = [fused(generator, passages, True) for passages in ([[0, 1], [2]], [[2], [0, 1]])]
+    here, there = generator.log_likelihood(made)
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passages_in_one_text_are_one_passage_of_all_their_lines(kind: ReaderKind) -> None:
+    """Concatenation, token by token; read together with nothing found is closed book."""
+    generator = tiny_generator(kind=kind)
+    whole, joined = row(generator, [0, 1, 2]), fused(generator, [[0, 1], [2]], False)
+    assert joined.ids.tolist() == whole.ids.tolist()
+    assert joined.owner.tolist() == whole.owner.tolist()
+    assert fused(generator, [], False).ids.tolist() == row(generator, None).ids.tolist()
+
+
+def test_of_passages_in_one_text_the_last_gives_way_first_and_parts_are_cut_each_to_its_own() -> None:
+    """80 tokens: one text keeps the start of the first passage, parts keep the start of both."""
+    generator = tiny_generator(config=GeneratorConfig(max_tokens=80), kind="t5")
+    prompt = generator.prompt
+    lines = prompt.lines(["seats 4"] * 60)
+    question, answer = prompt.questions(["seats ?"])[0], prompt.answers(["4"])[0]
+    passages = [np.arange(30), np.arange(30, 60)]
+    one, parts = (prompt.fused(lines, passages, question, answer, apart=apart) for apart in (False, True))
+    assert len(one.ids) == 80
+    assert 0 <= one.owner.max() < 30
+    assert (np.diff(parts.parts) == 80 - len(answer)).all()
+    assert {30, 31} <= set(parts.owner.tolist())
+
+
+def test_the_size_of_parts_counts_their_padding() -> None:
+    """Three sources, padded to the longest, and the answer."""
+    generator = tiny_generator(kind="t5")
+    made = fused(generator, [[0, 1], [2], []], True)
+    widths = np.diff(made.parts)
+    assert made.size == 3 * widths.max() + len(made.ids) - made.prompt
