@@ -33,7 +33,7 @@ def fit(
         out: folder of the trained system.
         system: a saved system to go on from; else the two models below.
         retriever: hub id or local folder of a sentence-transformers model.
-        generator: hub id or local folder of a causal language model.
+        generator: hub id or local folder of a language model, causal or encoder–decoder.
         settings: of the run.
     """
     rag = RAG.from_pretrained(system, retriever=retriever, generator=generator)

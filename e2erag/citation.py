@@ -75,6 +75,12 @@ def cite(
     return Citation(document.file, cited[0].page, tuple(unit.line for unit in cited), box, text, score)
 
 
+def holds(model: Joint, corpus: Corpus, answer: str, passage: int, gates: Gates, mode: GateMode) -> bool:
+    """Whether an answer's words follow each other in what the reader was given of a passage."""
+    lines, _ = model.reading_lines(corpus, passage, gates, mode)
+    return bool(_runs(words(answer), [words(text) for text in _texts(corpus, lines)]))
+
+
 def words(text: str) -> list[str]:
     """Runs of letters and digits, case folded: what must agree for an answer to "stand" somewhere."""
     return re.findall(r"\w+", text.casefold())

@@ -7,11 +7,13 @@
 This is where the stages meet; what to make of the terms is an objective's business (`e2erag.train`).
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class Evidence:
 
     Attributes:
         prior_logp: log p(z|x) with Z over the whole corpus; −∞ where fewer than K were found.
-        answer_logp: log p(y|x,z), summed over the answer's tokens.
+        answer_logp: log p(y|x,z), summed over the answer's tokens; the same for all z where they are read together.
         closed_book_logp: log p(y|x,∅).
         token_logp: log p(y_t|x,z,y_<t), 0 beyond an answer's end token.
         length: tokens of each answer, its end token included.
@@ -65,6 +67,11 @@ class Terms(Evidence):
     staleness: Float[Tensor, ""]
 
 
+Reading = Literal["marginal", "concat", "fid"]
+"""How K passages are read: "marginal", each alone; "concat", one after the other as one text; "fid", each encoded with
+the question, and the decoder of an encoder–decoder attends to all (Fusion-in-Decoder, Izacard & Grave 2021)."""
+
+
 class Joint(nn.Module):
     """Extractor, retriever and generator as one model."""
 
@@ -75,11 +82,18 @@ class Joint(nn.Module):
         generator: Generator,
         precision: Precision = "auto",
         read_carried: bool = False,
+        reading: Reading = "marginal",
     ) -> None:
         super().__init__()
+        if reading == "fid" and not generator.model.config.is_encoder_decoder:
+            raise ValueError(
+                f'reading "fid" wants an encoder–decoder (T5, BART), and {type(generator.model).__name__} is a causal '
+                'model: read with "concat", or take another generator'
+            )
         self.extractor, self.retriever, self.generator = extractor, retriever, generator
         self.precision: Precision = precision
         self.read_carried = read_carried
+        self.reading: Reading = reading
 
     @property
     def device(self) -> torch.device:
@@ -182,6 +196,44 @@ class Joint(nn.Module):
                 slots.append(None)
         return rows, slots
 
+    def fused_rows(
+        self,
+        corpus: Corpus,
+        questions: Sequence[str],
+        answers: Sequence[str] | None,
+        ids: Int[Tensor, "questions k"],
+        prior_logp: Float[Tensor, "questions k"],
+        gates: Gates,
+        mode: GateMode,
+    ) -> tuple[list[Row], Float[Tensor, " slots"], list[Lines]]:
+        """The reader's rows where passages are read together, one per question; log w of their lines; its slots.
+
+        log p_K(z|x) + log K (p_K: p(z|x) renormalised over the K found) is added to the logits on a passage's keys, as
+        if to log w of its lines: the reader attends to passages as the retriever ranks them; an even ranking changes
+        nothing. So the answer's gradient tells one passage from another (MARGE, Lewis et al. 2020, adds relevance to
+        the decoder's attention over documents). With "fid" it stands on the question's copies too, so the encoder,
+        which sees one passage, is not moved by it. Known trouble: what is ranked far below is hardly read, so it can't
+        show that it would help."""
+        prompt, fid = self.generator.prompt, self.reading == "fid"
+        asked = prompt.questions(questions)
+        given = [None] * len(asked) if answers is None else prompt.answers(answers)
+        reserve = self.generator.config.max_new_tokens if answers is None else 0
+        rows: list[Row] = []
+        biases: list[Tensor] = []
+        for question, answer, hits, prior in zip(asked, given, ids, prior_logp, strict=True):
+            found = hits[hits >= 0].tolist()
+            read = [self.reading_lines(corpus, i, gates, mode) for i in found]
+            passages = [corpus.texts(i, lines) for i, (lines, _) in zip(found, read, strict=True)]
+            rows.append(prompt.fused(corpus.generator_lines, passages, question, answer, reserve, apart=fid))
+            share = prior[: len(found)].log_softmax(0) + math.log(max(len(found), 1))
+            bias = share.repeat_interleave(torch.tensor([len(lines) for lines in passages], device=share.device))
+            if mode != "hard" and found:
+                bias = bias + gates.read[torch.from_numpy(np.concatenate([slot for _, slot in read])).to(bias.device)]
+            biases.append(torch.cat([bias, share.flip(0)]) if fid else bias)
+        ends = np.cumsum([len(bias) for bias in biases])
+        slots = [np.arange(end - len(bias), end) for end, bias in zip(ends, biases, strict=True)]
+        return rows, torch.cat(biases), slots
+
     def forward(
         self,
         corpus: Corpus,
@@ -261,7 +313,12 @@ class Joint(nn.Module):
         negligible: float,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
         """log p of every answer token after every passage found and, last, after none, in one batched pass; and the
-        answers' lengths in tokens."""
+        answers' lengths in tokens.
+
+        Passages read together are one event of probability P_K = Σ_{z∈K} p(z|x), so each is given log p(y|x,z_1…z_K):
+        Σ_z p(z|x)·p(y|x,z_1…z_K) = P_K·p(y|x,z_1…z_K)."""
+        if self.reading != "marginal":
+            return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp)
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
         bias = None if mode == "hard" else gates.read
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
@@ -280,8 +337,34 @@ class Joint(nn.Module):
         else:
             with self.autocast():
                 logp = self.generator.token_log_likelihood(rows, bias, slots)
-        lengths = torch.tensor([len(row.ids) - row.prompt for row in rows], device=seat.device)
-        return _seated(logp, seat), lengths[seat.sum(1).cumsum(0) - 1]  # a question's last row is the closed book
+        last = seat.sum(1).cumsum(0) - 1  # a question's last row is the closed book
+        return _seated(logp, seat), _lengths(rows).to(seat.device)[last]
+
+    def _read_together(
+        self,
+        corpus: Corpus,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        ids: Int[Tensor, "questions k"],
+        gates: Gates,
+        mode: GateMode,
+        prior_logp: Float[Tensor, "questions k"],
+    ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
+        rows, bias, slots = self.fused_rows(corpus, questions, answers, ids, prior_logp, gates, mode)
+        closed, _ = self.rows(corpus, questions, answers, ids[:, :0], gates, mode)
+        with self.autocast():
+            logp = self.generator.token_log_likelihood(rows + closed, bias, [*slots, *[None] * len(closed)])
+        fused, closed_logp = logp.chunk(2)
+        together = fused[:, None].expand(-1, ids.shape[1], -1)
+        missing = (ids < 0).to(fused.device)[:, :, None]
+        return torch.cat([together.masked_fill(missing, -torch.inf), closed_logp[:, None]], 1), _lengths(closed).to(
+            fused.device
+        )
+
+
+def _lengths(rows: Sequence[Row]) -> Int[Tensor, " rows"]:
+    """Tokens of each row's answer."""
+    return torch.tensor([len(row.ids) - row.prompt for row in rows])
 
 
 def _seated(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from e2erag.artefact import ManifestError, check_folder, write_folder
-from e2erag.citation import Citation, cite
+from e2erag.citation import Citation, cite, holds
 from e2erag.corpus import Corpus, Gates
 from e2erag.extract import (
     Document,
@@ -28,8 +28,8 @@ from e2erag.extract import (
     ReadError,
     read_many,
 )
-from e2erag.generator import Generator, GeneratorConfig
-from e2erag.joint import Joint, Terms
+from e2erag.generator import Generator, GeneratorConfig, Row
+from e2erag.joint import Joint, Reading, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
 from e2erag.questions import Question
@@ -61,6 +61,8 @@ class RAGConfig:
         overlap: two passages that share more than this of their joint lines aren't both read.
         mode: gates of the index: "hard" drops shut lines, "soft" turns them down.
         read_carried: whether the reader sees the carried identity lines, or only the retriever does.
+        reading: whether the reader sees passages one at a time ("marginal") or together ("concat"; "fid" for an
+            encoder–decoder), when it learns as when it answers; see `Joint.fused_rows`.
         precision: "auto" computes in bfloat16 where the processor does.
     """
 
@@ -68,11 +70,14 @@ class RAGConfig:
     overlap: float = 0.3
     mode: GateMode = "hard"
     read_carried: bool = False
+    reading: Reading = "marginal"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if self.k < 1 or not 0 <= self.overlap <= 1 or self.mode not in ("hard", "soft"):
             raise ValueError(f"k must be at least 1, overlap in [0, 1] and mode hard or soft, got {self}")
+        if self.reading not in get_args(Reading):
+            raise ValueError(f"reading must be one of {', '.join(get_args(Reading))}, got {self.reading!r}")
 
 
 def _distinct(documents: Sequence[Document]) -> list[Document]:
@@ -94,7 +99,8 @@ class Answer:
 
     Attributes:
         text: the answer.
-        score: its probability among the answers that the passages read gave.
+        score: its probability among the answers that the passages read gave; where they are read together,
+            p(y|x,z_1…z_K).
         citations: the lines it rests on, best first.
         passages: those read, best first by p(z|x).
         tokens_read: tokens of passages that the reader saw for it.
@@ -121,7 +127,8 @@ class RAG:
         self, extractor: Extractor, retriever: Retriever, generator: Generator, config: RAGConfig | None = None
     ) -> None:
         self.config = config or RAGConfig()
-        self.model = Joint(extractor, retriever, generator, self.config.precision, self.config.read_carried)
+        settings = self.config
+        self.model = Joint(extractor, retriever, generator, settings.precision, settings.read_carried, settings.reading)
         self.corpus: Corpus | None = None
         self.index_: Index | None = None
         self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
@@ -347,7 +354,9 @@ class RAG:
         return corpus.passages[number]
 
     def ask(self, question: str) -> Answer:
-        """The answer with the best joint p(z|x)·p(y|x,z), summed over the passages that give it, with citations."""
+        """The answer with the best joint p(z|x)·p(y|x,z), summed over the passages that give it, with citations.
+
+        Where passages are read together there is one answer, the reader's to all of them."""
         return self.ask_many([question])[0]
 
     def ask_many(self, questions: Sequence[str], citations: bool = True) -> list[Answer]:
@@ -357,51 +366,83 @@ class RAG:
                 raise ValueError(f"a question is a non-empty text, got {question!r}: ask something")
         if not questions:
             return []
-        corpus, _ = self._ready()
-        mode = self.config.mode
         found = self.search(questions)
         with torch.no_grad():
-            gates = self.model.gates(corpus, mode)
-            rows, slots = self.model.rows(corpus, questions, None, found.ids, gates, mode, closed_book=False)
-            with self.model.autocast():
-                generated = self.model.generator.generate(rows, None if mode == "hard" else gates.read, slots)
+            gates = self.model.gates(self._ready()[0], self.config.mode)
+            read = self._read_apart if self.model.reading == "marginal" else self._read_together
+            return read(questions, found, gates, citations)
+
+    def _read_apart(self, questions: Sequence[str], found: Found, gates: Gates, citations: bool) -> list[Answer]:
+        """Every passage gives an answer; the same words from several count together, the best joint wins.
+
+        log p(y) ≥ logsumexp over the z that gave y."""
+        corpus, _ = self._ready()
+        model, mode = self.model, self.config.mode
+        rows, slots = model.rows(corpus, questions, None, found.ids, gates, mode, closed_book=False)
+        with model.autocast():
+            generated = model.generator.generate(rows, None if mode == "hard" else gates.read, slots)
         answers, start = [], 0
         for question, ids, prior in zip(questions, found.ids, found.prior_logp, strict=True):
             here = int((ids >= 0).sum())
             rank = slice(start, start + here)
-            texts = [self.model.generator.text(tokens) for tokens in generated.ids[rank]]
-            joint = prior[:here] + generated.logp[rank]
-            read = sum(int((row.owner >= 0).sum()) for row in rows[rank])
             start += here
-            answers.append(self._answer(question, ids[:here], joint, texts, read, gates, citations))
+            texts = [model.generator.text(tokens) for tokens in generated.ids[rank]]
+            joint = prior[:here] + generated.logp[rank]
+            total = {text: float(joint[[t == text for t in texts]].logsumexp(0)) for text in dict.fromkeys(texts)}
+            best = max(total, key=total.__getitem__)  # the first, so the better passage's, where two are equal
+            share = joint.softmax(0)
+            givers = [i for i in share.argsort(descending=True).tolist() if texts[i] == best]
+            score = float(np.exp(total[best] - float(joint.logsumexp(0))))
+            cited = self._cite(question, best, ids, share, givers, gates) if citations else ()
+            answers.append(self._answer(best, score, cited, ids[:here], rows[rank]))
+        return answers
+
+    def _read_together(self, questions: Sequence[str], found: Found, gates: Gates, citations: bool) -> list[Answer]:
+        """All passages give one answer. Cited are those in which its words stand, or else the one that alone explains
+        it best; for their scores each is read once more by itself."""
+        corpus, _ = self._ready()
+        model, mode = self.model, self.config.mode
+        prior = found.prior_logp.to(model.device)
+        rows, bias, slots = model.fused_rows(corpus, questions, None, found.ids, prior, gates, mode)
+        with model.autocast():
+            generated = model.generator.generate(rows, bias, slots)
+        texts = [model.generator.text(tokens) for tokens in generated.ids]
+        joint = prior
+        if citations:
+            alone, own = model.rows(corpus, questions, texts, found.ids, gates, mode, closed_book=False)
+            with model.autocast():
+                logp = model.generator.log_likelihood(alone, None if mode == "hard" else gates.read, own)
+            joint = prior + torch.zeros_like(prior).masked_scatter((found.ids >= 0).to(prior.device), logp.to(prior))
+        answers = []
+        for n, (question, text, ids) in enumerate(zip(questions, texts, found.ids, strict=True)):
+            ids = ids[ids >= 0]
+            share = joint[n, : len(ids)].softmax(0)
+            order = share.argsort(descending=True).tolist()
+            holding = [i for i in order if holds(model, corpus, text, int(ids[i]), gates, mode)]
+            cited = self._cite(question, text, ids, share, holding or order[:1], gates) if citations else ()
+            answers.append(self._answer(text, float(generated.logp[n].exp()), cited, ids, rows[n : n + 1]))
         return answers
 
     def _answer(
+        self, text: str, score: float, cited: tuple[Citation, ...], ids: Int[Tensor, " k"], rows: Sequence[Row]
+    ) -> Answer:
+        passages = tuple(self.passage(i) for i in ids.tolist())
+        return Answer(text, score, cited, passages, sum(int((row.owner >= 0).sum()) for row in rows))
+
+    def _cite(
         self,
         question: str,
+        answer: str,
         ids: Int[Tensor, " k"],
-        joint: Float[Tensor, " k"],
-        texts: list[str],
-        tokens_read: int,
+        share: Float[Tensor, " k"],
+        chosen: Sequence[int],
         gates: Gates,
-        citations: bool,
-    ) -> Answer:
-        """The same words from several passages count together: log p(y) ≥ logsumexp over the z that gave y."""
+    ) -> tuple[Citation, ...]:
         corpus, _ = self._ready()
-        total = {text: float(joint[[t == text for t in texts]].logsumexp(0)) for text in dict.fromkeys(texts)}
-        best = max(total, key=total.__getitem__)  # the first, so the better passage's, where two are equal
-        passages = tuple(corpus.passages[i] for i in ids.tolist())
-        share = joint.softmax(0)
-        givers = [i for i in share.argsort(descending=True).tolist() if texts[i] == best]
-        cited = (
-            tuple(
-                cite(self.model, corpus, question, best, int(ids[i]), float(share[i]), gates, self.config.mode)
-                for i in givers
-            )
-            if citations
-            else ()
+        return tuple(
+            cite(self.model, corpus, question, answer, int(ids[i]), float(share[i]), gates, self.config.mode)
+            for i in chosen
         )
-        return Answer(best, float(np.exp(total[best] - float(joint.logsumexp(0)))), cited, passages, tokens_read)
 
     def _ready(self) -> tuple[Corpus, Index]:
         if self.corpus is None or self.index_ is None:

@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from e2erag.extract.tokens import buckets, pad
-from e2erag.generator.attention import use_gates
+from e2erag.extract.tokens import buckets
+from e2erag.generator.attention import TokenGates, use_gates
+from e2erag.generator.causal import Causal
+from e2erag.generator.encoder_decoder import EncoderDecoder
 from e2erag.generator.prompt import Prompt, Row
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
     """Attributes:
-    max_tokens: longest row (prompt and answer); the passage is cut to fit.
+    max_tokens: longest row (prompt and answer), the model's own limit if that is less; the passage is cut to fit.
     max_new_tokens: longest generated answer.
     token_budget: padded tokens of one forward pass; bounds its memory.
     held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is computed
@@ -48,7 +49,7 @@ class Answers(NamedTuple):
 
 
 class Generator(nn.Module):
-    """A causal language model that answers from a passage."""
+    """A language model that answers from passages: causal, or an encoder–decoder, as its configuration says."""
 
     def __init__(self, model: Any, tokenizer: Any, config: GeneratorConfig | None = None) -> None:
         super().__init__()
@@ -57,8 +58,12 @@ class Generator(nn.Module):
         # Chat models pad with their end token, which is also a real token: its embedding must learn like any other.
         model.get_input_embeddings().padding_idx = None
         self.model, self.tokenizer = model, tokenizer
-        self.prompt = Prompt(tokenizer, self.config.max_tokens)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.reader: Causal | EncoderDecoder = (
+            EncoderDecoder(model, tokenizer, pad_id) if model.config.is_encoder_decoder else Causal(model, pad_id)
+        )
+        longest = getattr(model.config, "max_position_embeddings", None) or self.config.max_tokens
+        self.prompt = Prompt(tokenizer, min(self.config.max_tokens, longest), self.reader.around)
 
     @property
     def device(self) -> torch.device:
@@ -88,16 +93,17 @@ class Generator(nn.Module):
         Args:
             rows: from `prompt.row`, with answers.
             log_gates: log w, looked up by `slots`; None reads every line in full.
-            slots: per row, the entry in `log_gates` of each line of its passage; None for a row without a passage.
+            slots: per row, the entry in `log_gates` of each line of its passage (behind them, where parts are kept
+                apart, those of the prompts around them, last part first); None for a row without a passage.
         """
         if not rows:
             return torch.zeros(0, 0, device=self.device)
         width = max(len(row.ids) - row.prompt for row in rows)
         out, order, held = [], [], 0
-        for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
+        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
             chosen = [rows[i] for i in batch]
             gates = [slots[i] for i in batch] if slots is not None else None
-            held += len(chosen) * max(len(row.ids) for row in chosen)
+            held += len(chosen) * max(row.size for row in chosen)
             if held > self.config.held_tokens and torch.is_grad_enabled():
                 # Hold the graph of one such batch at a time, at the price of a second forward pass.
                 logp = checkpoint(self._batch_log_likelihood, chosen, width, log_gates, gates, use_reentrant=False)
@@ -115,29 +121,12 @@ class Generator(nn.Module):
         log_gates: Float[Tensor, " slots"] | None,
         slots: Sequence[Int[np.ndarray, " _"] | None] | None,
     ) -> Float[Tensor, "rows {width}"]:
-        ids = torch.from_numpy(pad([row.ids for row in rows], self.pad_id)).to(self.device)
-        lengths = torch.tensor([len(row.ids) for row in rows], device=self.device)
-        prompts = torch.tensor([row.prompt for row in rows], device=self.device)
-        column = torch.arange(ids.shape[1], device=self.device)
-        # Padding stands on the right, where a causal model's real tokens never look: no mask is needed.
-        extra = _key_bias(rows, log_gates, slots)
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False, **extra).last_hidden_state
-        # The token at position t is predicted from position t − 1.
-        answer = (column >= prompts[:, None]) & (column < lengths[:, None])
-        row, position = answer.nonzero(as_tuple=True)
-        logp = self._token_logp(hidden[row, position - 1], ids[row, position])
-        return logp.new_zeros(len(rows), width).index_put((row, position - prompts[row]), logp)
-
-    def _token_logp(self, hidden: Float[Tensor, "tokens dim"], ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-        logits = self._logits(hidden)
-        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
-
-    def _logits(self, hidden: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens vocabulary"]:
-        """What the model's own head gives, in float32 or better."""
-        logits = self.model.get_output_embeddings()(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+        hidden, row, ids = self.reader.states(rows, _token_gates(rows, log_gates, slots))
+        logits = self.reader.logits(hidden)
+        logp = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+        count = row.bincount(minlength=len(rows))  # rows stand in order
+        position = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        return logp.new_zeros(len(rows), width).index_put((row, position), logp)
 
     @torch.no_grad()
     def generate(
@@ -149,7 +138,7 @@ class Generator(nn.Module):
         """Greedy answers to rows without an answer, at most `max_new_tokens` each."""
         answers: list[Int[np.ndarray, " _"]] = [np.zeros(0, np.int64)] * len(rows)
         logp = torch.zeros(len(rows))
-        for batch in buckets(np.asarray([len(row.ids) for row in rows]), self.config.token_budget):
+        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
             gates = [slots[i] for i in batch] if slots is not None else None
             ids, scores = self._greedy([rows[i] for i in batch], log_gates, gates)
             for i, row in zip(batch, ids, strict=True):
@@ -163,35 +152,19 @@ class Generator(nn.Module):
         log_gates: Float[Tensor, " slots"] | None,
         slots: Sequence[Int[np.ndarray, " _"] | None] | None,
     ) -> tuple[list[Int[np.ndarray, " _"]], Float[Tensor, " rows"]]:
-        """`model.generate` can't carry a bias per key from step to step, so this loop keeps the cache itself."""
         eos = self.tokenizer.eos_token_id
-        ids = torch.from_numpy(pad([row.ids for row in rows], self.pad_id, left=True)).to(self.device)
-        mask = torch.from_numpy(pad([np.ones(len(row.ids), np.int64) for row in rows], 0, left=True)).to(self.device)
-        extra = _key_bias(rows, log_gates, slots, left=True)
-        position = (mask.cumsum(1) - 1).clamp_min(0)
-        cache, done = None, torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        step, choice = self.reader.decode(rows, _token_gates(rows, log_gates, slots)), None
+        done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
         logp = torch.zeros(len(rows), device=self.device)
         tokens = []
         for _ in range(self.config.max_new_tokens):
-            out = self.model.get_decoder()(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-                **extra,
-            )
-            cache = out.past_key_values
-            best, choice = self._logits(out.last_hidden_state[:, -1]).log_softmax(-1).max(-1)
+            best, choice = self.reader.logits(step(choice)).log_softmax(-1).max(-1)
             logp = logp + best.masked_fill(done, 0.0)
             choice = choice.masked_fill(done, eos)
             tokens.append(choice)
             done = done | (choice == eos)
             if done.all():
                 break
-            ids, position = choice[:, None], position[:, -1:] + 1
-            mask = F.pad(mask, (0, 1), value=1)
-            extra = {name: F.pad(bias, (0, 1)) for name, bias in extra.items()}  # an answer's token has no gate
         table = torch.stack(tokens, 1).cpu().numpy()
         ends = np.where((table == eos).any(1), (table == eos).argmax(1), table.shape[1])
         return [row[:end] for row, end in zip(table, ends, strict=True)], logp
@@ -205,25 +178,27 @@ class Generator(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, config: GeneratorConfig | None = None) -> "Generator":
-        """From a local folder or a hub id; float32 master weights, safetensors only, never remote code."""
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        """From a local folder or a hub id, as the model's configuration says: a causal model or an encoder–decoder.
+
+        Float32 master weights, safetensors only, never remote code."""
+        encoder_decoder = AutoConfig.from_pretrained(folder, trust_remote_code=False).is_encoder_decoder
+        kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
         return cls(model.eval(), AutoTokenizer.from_pretrained(folder, trust_remote_code=False), config)
 
 
-def _key_bias(
+def _token_gates(
     rows: Sequence[Row],
     log_gates: Float[Tensor, " slots"] | None,
     slots: Sequence[Int[np.ndarray, " _"] | None] | None,
-    left: bool = False,
-) -> dict[str, Float[Tensor, "rows tokens"]]:
-    """log w per token, 0 where no line owns it; nothing at all where there are no gates."""
+) -> TokenGates | None:
+    """The slot of every token, −1 where no line owns it; None where there are no gates."""
     if log_gates is None or slots is None:
-        return {}
-    token_slots = [
-        np.full(len(row.ids), -1) if slot is None else np.append(slot, -1)[row.owner]
-        for row, slot in zip(rows, slots, strict=True)
-    ]
-    table = torch.from_numpy(pad(token_slots, -1, left)).to(log_gates.device)
-    return {"key_bias": F.pad(log_gates, (0, 1))[table]}  # slot −1 is the appended zero
+        return None
+    return TokenGates(
+        log_gates,
+        [
+            np.full(len(row.ids), -1) if slot is None else np.append(slot, -1)[row.owner]
+            for row, slot in zip(rows, slots, strict=True)
+        ],
+    )

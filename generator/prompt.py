@@ -21,34 +21,49 @@ class Row(NamedTuple):
 
     Attributes:
         ids: all tokens.
-        owner: per token, the position of its line in the passage, −1 where it belongs to no line.
+        owner: per token, the position of its line in the passage, −1 where it belongs to no line; −2 − i where it
+            belongs to the prompt around part i.
         prompt: how many of the tokens are prompt; the rest is the answer with its end token.
+        parts: bounds of the pieces of the prompt that don't see each other, in tokens; None: all is one.
     """
 
     ids: Int[np.ndarray, " tokens"]
     owner: Int[np.ndarray, " tokens"]
     prompt: int
+    parts: Int[np.ndarray, " bounds"] | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that it takes in a batch: parts are padded to the longest of them."""
+        if self.parts is None:
+            return len(self.ids)
+        widths = np.diff(self.parts)
+        return int(widths.max()) * len(widths) + len(self.ids) - int(widths.sum())
 
 
 class Prompt:
     """Builds rows of tokens from lines, questions and answers with the tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, max_tokens: int, system: str = SYSTEM) -> None:
-        """`max_tokens` bounds a row; what gives way is the passage, never the question or the answer."""
+    def __init__(self, tokenizer: Any, max_tokens: int, around: tuple[Sequence[int], Sequence[int]] = ((), ())) -> None:
+        """`max_tokens` bounds a row; what gives way is the passage, never the question or the answer.
+
+        `around`: tokens that an encoder wants before and after its text, beside the template."""
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        template = self._template(system)
+        before, after = (np.asarray(tokens, np.int64) for tokens in around)
+        template = self._template()
         opening, rest = template.split(CONTEXT)
         middle, closing = rest.split(QUESTION)
-        self._opening, self._middle, self._closing = map(self._special, (opening, middle, closing))
-        empty = self._template(system, context=False)
-        opening, closing = empty.split(QUESTION)
-        self._empty_opening = self._special(opening)
+        self._opening = np.concatenate([before, self._special(opening)])
+        self._middle = self._special(middle)
+        self._closing = np.concatenate([self._special(closing), after])
+        empty = self._template(context=False)
+        self._empty_opening = np.concatenate([before, self._special(empty.split(QUESTION)[0])])
 
-    def _template(self, system: str, context: bool = True) -> str:
+    def _template(self, context: bool = True) -> str:
         user = f"{CONTEXT}\nQuestion: {QUESTION}" if context else f"Question: {QUESTION}"
         if not getattr(self.tokenizer, "chat_template", None):
-            return f"{system}\n\n{user}\nAnswer: "
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            return f"{SYSTEM}\n\n{user}\nAnswer: "
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": user}]
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def _special(self, text: str) -> Int[np.ndarray, " n"]:
@@ -102,3 +117,34 @@ class Prompt:
                 "shorten them or raise the generator's max_tokens"
             )
         return Row(ids, owner, len(head))
+
+    def fused(
+        self,
+        lines: LineTokens,
+        passages: Sequence[Int[np.ndarray, " _"]],
+        question: Int[np.ndarray, " question"],
+        answer: Int[np.ndarray, " answer"] | None = None,
+        reserve: int = 0,
+        apart: bool = False,
+    ) -> Row:
+        """One row over several passages, best first; its `owner` counts on through the lines of all of them.
+
+        Args:
+            apart: every passage with the question to itself (FiD), each as long as `max_tokens` allows. Else one text
+                of at most `max_tokens`, which is cut at its end: the least probable passage gives way first.
+        """
+        if not len(passages):
+            return self.row(None, None, question, answer, reserve)
+        if not apart:
+            return self.row(lines, np.concatenate(passages), question, answer, reserve)
+        tail = np.zeros(0, np.int64) if answer is None else answer
+        pieces = [self.row(lines, passage, question, None, reserve + len(tail)) for passage in passages]
+        before = np.cumsum([0, *map(len, passages)])[:-1]
+        parts = np.cumsum([0, *(len(piece.ids) for piece in pieces)])
+        owner = [np.where(p.owner < 0, -2 - i, p.owner + before[i]) for i, p in enumerate(pieces)]
+        return Row(
+            np.concatenate([*(piece.ids for piece in pieces), tail]),
+            np.concatenate([*owner, np.full(len(tail), -1)]),
+            int(parts[-1]),
+            parts,
+        )

@@ -8,10 +8,10 @@ from torch import nn
 
 
 def in_double(module: nn.Module) -> nn.Module:
-    """The module in float64 throughout: Llama's own RMSNorm drops to float32 inside, which finite differences see."""
+    """The module in float64 throughout: Llama's and T5's own norms drop to float32, which finite differences see."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child).__name__ == "LlamaRMSNorm":
+            if type(child).__name__ in ("LlamaRMSNorm", "T5LayerNorm"):
                 norm = nn.RMSNorm(len(child.weight), eps=child.variance_epsilon)
                 norm.weight = child.weight
                 setattr(parent, name, norm)

@@ -261,7 +261,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(gathered)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
         whole = slope.contiguous()
         distributed.all_reduce(whole)
         return whole.chunk(_ranks())[distributed.get_rank()]

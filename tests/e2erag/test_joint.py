@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from e2erag.corpus import Gates
 from e2erag.extract import ExtractorConfig
+from e2erag.joint import Reading, Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG, RAGConfig
-from e2erag.testing import tiny_document, tiny_rag
+from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 from e2erag.train import marginal, rag_sequence
 from e2erag.train.objectives import joint_logp
 
@@ -26,11 +27,12 @@ TEN = [
 ]
 
 
-def ten_passages(k: int) -> RAG:
+def ten_passages(k: int, reader: ReaderKind = "llama", reading: Reading = "marginal") -> RAG:
     """A system in float64 over ten passages of a line each, whose extractor already says something."""
     system = tiny_rag(
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
-        config=RAGConfig(k=k, mode="soft", precision="float32"),
+        config=RAGConfig(k=k, mode="soft", precision="float32", reading=reading),
+        reader=reader,
     )
     for head in (system.model.extractor.gates, system.model.extractor.scores):
         nn.init.normal_(head.weight, std=0.2)
@@ -76,22 +78,25 @@ def brute_force(system: RAG, question: Question, k: int) -> Tensor:
     return -(score.log_softmax(0) + read).logsumexp(0)
 
 
-@pytest.mark.parametrize("k", [4, 10])
-def test_the_loss_is_the_brute_force_sum(k: int) -> None:
+@pytest.mark.parametrize(("k", "reader"), [(4, "llama"), (10, "llama"), (10, "t5"), (10, "bart")])
+def test_the_loss_is_the_brute_force_sum(k: int, reader: ReaderKind) -> None:
     """Ten passages in float64: K = 10 reads all, K = 4 leaves six to the closed book."""
-    system = ten_passages(k)
+    system = ten_passages(k, reader)
     expected = torch.stack([brute_force(system, question, k) for question in ASKED]).mean()
     tolerance = 1e-9 if k == 10 else 1e-6  # the index stores float32
     torch.testing.assert_close(loss(system, k=k), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("reader", "reading"), [("llama", "marginal"), ("t5", "marginal"), ("llama", "concat"), ("bart", "fid")]
+)
 @pytest.mark.parametrize("stage", ["extractor", "retriever", "generator"])
-def test_every_stages_gradient_equals_finite_differences(stage: str) -> None:
+def test_every_stages_gradient_equals_finite_differences(stage: str, reader: ReaderKind, reading: Reading) -> None:
     """A directional derivative through the whole graph, in float64, all ten passages scored and read.
 
     (The extractor's text feature is a look-up in the retriever's word embeddings without gradient, so it is blinded
     to text where these move.)"""
-    system = ten_passages(10)
+    system = ten_passages(10, reader, reading)
     if stage == "retriever":
         nn.init.zeros_(system.model.extractor.text.weight)
     parameters = [p for p in system.model.get_submodule(stage).parameters() if p.requires_grad]
@@ -300,3 +305,50 @@ def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG, monk
         (row,), _ = model.rows(corpus, ["who ?"], None, torch.tensor([[number]]), gates, "hard", closed_book=False)
     text = model.generator.tokenizer.decode(row.ids[row.owner >= 0])
     assert text == "\n".join(left) + "\n"
+
+
+def read_together(system: RAG, question: Question, terms: Terms, even: bool) -> Tensor:
+    """log p(y|x,z_1…z_K) written out: gates and log p_K(z|x) + log K (or no ranking) on the keys of each passage."""
+    model, corpus, fid = system.model, system.corpus, system.config.reading == "fid"
+    prompt, found = model.generator.prompt, terms.ids[0].tolist()
+    share = terms.prior_logp[0] - terms.prior_logp[0].logsumexp(0) + torch.tensor(float(len(found))).log()
+    share = torch.zeros_like(share) if even else share
+    lines = [corpus.lines(i)[0][corpus.lines(i)[1] :] for i in found]
+    table = torch.cat([terms.gates.read[: len(corpus)], torch.zeros(1), share])
+    bias, slots = [], []
+    for z, own in enumerate(lines):
+        slots += [len(bias) + i for i in range(len(own))]
+        bias += [table[line] + share[z] for line in own.tolist()]
+    slots += [len(bias) + z for z in reversed(range(len(found)))] if fid else []
+    bias += list(share) if fid else []
+    row = prompt.fused(
+        corpus.generator_lines, lines, prompt.questions([question.question])[0],
+        prompt.answers([question.answers[0]])[0], apart=fid,
+    )  # fmt: skip
+    return model.generator.log_likelihood([row], torch.stack(bias), [torch.tensor(slots).numpy()])[0]
+
+
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "concat"), ("t5", "fid"), ("bart", "fid")])
+def test_passages_read_together_count_as_one_of_all_their_mass(reader: ReaderKind, reading: Reading) -> None:
+    """−log[P_K·p(y|x,z_1…z_K) + (1 − P_K)·p(y|x,∅)], with the ranking in the reader's attention."""
+    system = ten_passages(4, reader, reading)
+    terms = system.terms(ASKED[:1], 4, "soft")
+    fused = read_together(system, ASKED[0], terms, even=False)
+    torch.testing.assert_close(terms.answer_logp[0], fused.expand(4), atol=1e-9, rtol=0)
+    mass = terms.prior_logp[0].exp().sum()
+    expected = -(mass * fused.exp() + (1 - mass) * terms.closed_book_logp[0].exp()).log()
+    torch.testing.assert_close(loss(system, ASKED[:1], k=4), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "fid")])
+def test_an_even_ranking_leaves_the_reader_as_it_is(reader: ReaderKind, reading: Reading) -> None:
+    """Where p(z|x) is the same for all that were found nothing is added, and an uneven one does change the answer's."""
+    system = ten_passages(4, reader, reading)
+    terms = system.terms(ASKED[:1], 4, "soft")
+    plain = read_together(system, ASKED[0], terms, even=True)
+    read = system.model.read
+    with torch.no_grad():
+        args = (system.corpus, [ASKED[0].question], [ASKED[0].answers[0]], terms.ids, terms.gates, "soft")
+        even, _ = read(*args, torch.full_like(terms.prior_logp, -3.0), 0.0)
+    torch.testing.assert_close(even[0], plain.detach().expand(4), atol=1e-9, rtol=0)
+    assert abs(terms.answer_logp[0, 0] - plain).item() > 1e-4

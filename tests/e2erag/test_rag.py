@@ -6,6 +6,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from pypdf import PdfWriter
 
 from e2erag import RAG, QuestionError, RAGConfig, read_questions
 from e2erag.artefact import ManifestError
-from e2erag.extract import ReadError
-from e2erag.testing import tiny_document, tiny_rag
+from e2erag.extract import GateMode, ReadError
+from e2erag.joint import Reading
+from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 
 QUESTIONS = ["how old was the pilot in accident NYC08 ?", "who made the engine ?", "seats 2 ?"]
 
@@ -32,6 +34,60 @@ print(json.dumps([
     vectors.tolist(), q.tolist(),
 ]))
 """
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "fid"), ("bart", "concat")])
+def test_passages_read_together_give_one_answer(
+    rag: RAG, reader: ReaderKind, reading: Reading, mode: GateMode, tmp_path: Path
+) -> None:
+    """Asked at once or one by one, with a citation of a passage that was read; the same again when saved and loaded."""
+    config = RAGConfig(k=3, precision="float32", reading=reading, mode=mode)
+    system = tiny_rag(reader=reader, config=config)
+    system.index(rag.corpus.documents)
+    answers = system.ask_many(QUESTIONS)
+    assert [a.text for a in answers] == [system.ask(question).text for question in QUESTIONS]
+    for answer in answers:
+        assert len(answer.passages) == 3
+        assert 0 < answer.score < 1
+        assert answer.citations[0].file in {p.document.file for p in answer.passages}
+        assert answer.tokens_read > 0
+    system.save_pretrained(tmp_path / "system")
+    again = RAG.from_pretrained(tmp_path / "system")
+    assert again.config.reading == reading
+    assert again.ask_many(QUESTIONS) == answers
+
+
+def test_where_an_answer_stands_is_what_is_cited(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read together, the passage with the answer's words is cited, not the one that is ranked first."""
+    system = tiny_rag(config=RAGConfig(k=3, precision="float32", reading="concat"))
+    system.index(rag.corpus.documents)
+    last = system.ask(QUESTIONS[0]).passages[-1]
+    monkeypatch.setattr(system.model.generator, "text", lambda ids: last.units[-1].text)
+    cited = system.ask(QUESTIONS[0]).citations
+    assert all(last.units[-1].text in citation.text for citation in cited)
+    assert 0 < sum(citation.score for citation in cited) <= 1
+
+
+def test_a_way_of_reading_that_is_none_or_that_the_generator_cannot_is_an_error() -> None:
+    """The first names those there are, the second what to do."""
+    with pytest.raises(ValueError, match="reading must be one of marginal, concat, fid, got 'fusion'"):
+        RAGConfig.__post_init__(SimpleNamespace(k=1, overlap=0.3, mode="hard", reading="fusion"))
+    with pytest.raises(ValueError, match='LlamaForCausalLM is a causal model: read with "concat", or take another'):
+        tiny_rag(config=RAGConfig(reading="fid"))
+
+
+def test_reading_together_learns(rag: RAG) -> None:
+    """A run over two questions moves every stage."""
+    system = tiny_rag(reader="t5", config=RAGConfig(k=2, precision="float32", reading="fid"))
+    system.index(rag.corpus.documents)
+    before = {name: p.detach().clone() for name, p in system.model.named_parameters()}
+    rows = [{"question": q, "answers": ["85"]} for q in QUESTIONS[:2]]
+    run = system.fit(rows, k=2, epochs=1, batch_size=2, progress=False)
+    assert run.steps == 1
+    for stage in ("extractor", "retriever", "generator"):
+        moved = [n for n, p in system.model.named_parameters() if n.startswith(stage) and not p.equal(before[n])]
+        assert moved, stage
 
 
 @pytest.fixture

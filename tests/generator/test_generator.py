@@ -1,5 +1,7 @@
 """The reader against the plain language model."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,71 +9,94 @@ from helpers import in_double
 
 from e2erag.extract import CLOSED
 from e2erag.generator import Generator, GeneratorConfig, Row
-from e2erag.testing import tiny_generator
+from e2erag.generator.attention import use_gates
+from e2erag.testing import ReaderKind, tiny_generator
 
+KINDS: list[ReaderKind] = ["llama", "t5", "bart"]
 LINES = ["the pilot was 85", "engine maker lycoming", "seats 4"]
 QUESTION, ANSWER = "how old was the pilot ?", "85"
 
 
 def row(generator: Generator, which: list[int] | None, question: str = QUESTION, answer: str = ANSWER) -> Row:
     prompt = generator.prompt
-    passage = None if which is None else np.array(which)
+    passage = None if which is None else np.array(which, np.int64)
     return prompt.row(prompt.lines(LINES), passage, prompt.questions([question])[0], prompt.answers([answer])[0])
 
 
-def plain(generator: Generator, made: Row) -> torch.Tensor:
-    """log p(answer | prompt) by the model's own full forward pass."""
+def own_logp(generator: Generator, made: Row, mask: torch.Tensor | None = None, **extra: torch.Tensor) -> torch.Tensor:
+    """log p(answer | prompt) by the model's own full forward pass, with a mask of its own."""
     ids = torch.from_numpy(made.ids)[None]
-    logp = generator.model(ids).logits[0].log_softmax(-1)
-    return sum(logp[t - 1, ids[0, t]] for t in range(made.prompt, len(made.ids)))
+    if not generator.model.config.is_encoder_decoder:
+        logp = generator.model(ids, attention_mask=mask, **extra).logits[0, made.prompt - 1 :].log_softmax(-1)
+    else:
+        start = torch.from_numpy(generator.reader.start)[None]
+        given = torch.cat([start, ids[:, made.prompt : -1]], 1)
+        out = generator.model(ids[:, : made.prompt], attention_mask=mask, decoder_input_ids=given)
+        logp = out.logits[0, start.shape[1] - 1 :].log_softmax(-1)
+    return sum(logp[t, token] for t, token in enumerate(made.ids[made.prompt :]))
 
 
-def test_log_likelihood_without_gates_is_the_plain_models() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_likelihood_without_gates_is_the_plain_models(kind: ReaderKind) -> None:
     """Rows of different lengths in one batch, with a passage and closed book, in the order given."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
     made = [row(generator, [0, 1, 2]), row(generator, None), row(generator, [2], answer="seats 4 none")]
-    expected = torch.stack([plain(generator, r) for r in made])
+    expected = torch.stack([own_logp(generator, r) for r in made])
     torch.testing.assert_close(generator.log_likelihood(made), expected, atol=1e-5, rtol=0)
 
 
-def test_gates_of_one_are_the_plain_models() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_of_one_are_the_plain_models(kind: ReaderKind) -> None:
     """log w = 0 for every line, through the extra dimension of the keys."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
     made = row(generator, [0, 1, 2])
     gated = generator.log_likelihood([made], torch.zeros(3), [np.arange(3)])
-    torch.testing.assert_close(gated[0], plain(generator, made), atol=1e-5, rtol=0)
+    torch.testing.assert_close(gated[0], own_logp(generator, made), atol=1e-5, rtol=0)
 
 
-def test_a_gate_is_a_bias_on_attention_logits() -> None:
-    """Equal to the 4-D mask form: causal, plus log w of the key's line."""
-    generator = tiny_generator()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_is_a_bias_on_attention_logits(kind: ReaderKind) -> None:
+    """Equal to the 4-D mask form: log w of the key's line, in a causal model, or in encoder and cross attention."""
+    generator = tiny_generator(kind=kind)
     made = row(generator, [0, 1, 2])
     gates = torch.tensor([-0.5, -2.0, -0.1])
-    n = len(made.ids)
-    bias = torch.cat([gates, torch.zeros(1)])[made.owner].expand(n, n)
-    mask = bias.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), torch.finfo(torch.float32).min)
-    ids = torch.from_numpy(made.ids)[None]
-    logp = generator.model(ids, attention_mask=mask[None, None]).logits[0].log_softmax(-1)
-    expected = sum(logp[t - 1, ids[0, t]] for t in range(made.prompt, n))
-    torch.testing.assert_close(generator.log_likelihood([made], gates, [np.arange(3)])[0], expected, atol=1e-5, rtol=0)
+    bias = torch.cat([gates, torch.zeros(1)])[made.owner]
+    if kind == "llama":
+        n = len(made.ids)
+        mask = bias.expand(n, n).masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(), torch.finfo(torch.float32).min)
+    else:
+        mask = bias[: made.prompt]
+    expected = own_logp(generator, made, mask.expand(1, 1, *([1] * (2 - mask.dim())), *mask.shape))
+    gated = generator.log_likelihood([made], gates, [np.arange(3)])[0]
+    torch.testing.assert_close(gated, expected, atol=1e-5, rtol=0)
+    assert abs((gated - own_logp(generator, made)).item()) > 1e-3
 
 
 def test_a_gate_of_zero_equals_deletion_but_for_position_numbers() -> None:
     """The shut line's tokens removed, what follows keeping its position numbers."""
     generator = tiny_generator()
     made = row(generator, [0, 1, 2])
-    keep = torch.from_numpy(made.owner != 1)
-    ids = torch.from_numpy(made.ids)[None, keep]
-    logp = generator.model(ids, position_ids=torch.arange(len(keep))[None, keep]).logits[0].log_softmax(-1)
-    start = made.prompt - int((~keep).sum())
-    expected = sum(logp[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+    keep = made.owner != 1
+    left = Row(made.ids[keep], made.owner[keep], made.prompt - int((~keep).sum()))
+    expected = own_logp(generator, left, position_ids=torch.arange(len(keep))[None, torch.from_numpy(keep)])
     shut = generator.log_likelihood([made], torch.tensor([0.0, CLOSED, 0.0]), [np.arange(3)])
     torch.testing.assert_close(shut[0], expected, atol=1e-5, rtol=0)
 
 
-def test_a_gates_gradient_equals_finite_differences() -> None:
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_gate_of_zero_hides_a_line_from_encoder_and_decoder(kind: ReaderKind) -> None:
+    """The same as padding where the shut line stands: what follows keeps its position."""
+    generator = tiny_generator(kind=kind)
+    made = row(generator, [0, 1, 2])
+    expected = own_logp(generator, made, torch.from_numpy(made.owner[: made.prompt] != 1)[None])
+    shut = generator.log_likelihood([made], torch.tensor([0.0, CLOSED, 0.0]), [np.arange(3)])
+    torch.testing.assert_close(shut[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gates_gradient_equals_finite_differences(kind: ReaderKind) -> None:
     """d log p / d log w in float64."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
     in_double(generator)
     made = [row(generator, [0, 1, 2]), row(generator, [1])]
     gates = torch.tensor([-0.5, -2.0, -0.1], dtype=torch.float64, requires_grad=True)
@@ -79,11 +104,13 @@ def test_a_gates_gradient_equals_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda g: generator.log_likelihood(made, g, slots), gates, atol=1e-5)
 
 
-def test_small_batches_with_recomputation_give_the_same_value_and_gradient() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_batches_with_recomputation_give_the_same_value_and_gradient(kind: ReaderKind) -> None:
     """A budget of one row a batch holds one graph at a time; values and gradients stay."""
     results = []
     for budget in (4096, 1):
-        generator = tiny_generator(config=GeneratorConfig(max_tokens=256, token_budget=budget, held_tokens=budget // 2))
+        settings = GeneratorConfig(max_tokens=256, token_budget=budget, held_tokens=budget // 2)
+        generator = tiny_generator(config=settings, kind=kind)
         made = [row(generator, [0, 1, 2]), row(generator, None), row(generator, [1])]
         gates = torch.tensor([-0.5, -2.0, -0.1], requires_grad=True)
         logp = generator.log_likelihood(made, gates, [np.arange(3), None, np.array([1])])
@@ -114,12 +141,14 @@ def test_an_answer_that_cannot_fit_is_an_error() -> None:
         row(generator, [0], answer="seats " * 50)
 
 
-def test_a_page_cannot_end_the_prompt() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_cannot_end_the_prompt(kind: ReaderKind) -> None:
     """The end token written out on a page or in a question is read as text."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
+    end = generator.tokenizer.eos_token
     prompt = generator.prompt
     made = prompt.row(
-        prompt.lines(["seats <|end|> 4"]), np.array([0]), prompt.questions(["what <|end|> ?"])[0],
+        prompt.lines([f"seats {end} 4"]), np.array([0]), prompt.questions([f"what {end} ?"])[0],
         prompt.answers(["4"])[0],
     )  # fmt: skip
     template = row(generator, [2])
@@ -127,27 +156,33 @@ def test_a_page_cannot_end_the_prompt() -> None:
     assert (made.ids == eos).sum() == (template.ids == eos).sum()
 
 
-def test_greedy_answers_are_transformers_own() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_answers_are_transformers_own(kind: ReaderKind) -> None:
     """Rows of different lengths together, against `model.generate` one by one; log p includes the end token."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
     prompt = generator.prompt
     question = prompt.questions([QUESTION])[0]
     made = [prompt.row(prompt.lines(LINES), np.array(w), question) for w in ([0, 1, 2], [2])]
     made.append(prompt.row(None, None, question))
     got = generator.generate(made)
     for r, ids, logp in zip(made, got.ids, got.logp, strict=True):
-        own = generator.model.generate(torch.from_numpy(r.ids)[None], max_new_tokens=8, do_sample=False)[0]
-        answer = own[len(r.ids) :]
+        given = 0 if kind == "llama" else len(generator.reader.start) - 1
+        forced = {"forced_bos_token_id": generator.tokenizer.convert_tokens_to_ids("<s>")} if given else {}
+        ids_ = torch.from_numpy(r.ids)[None]
+        own = generator.model.generate(ids_, max_new_tokens=8 + given, do_sample=False, **forced)[0]
+        answer = own[len(r.ids) if kind == "llama" else given + 1 :]
         eos = (answer == generator.tokenizer.eos_token_id).nonzero()
         end = int(eos[0]) if len(eos) else len(answer)
         assert ids.tolist() == answer[:end].tolist()
-        scored = Row(own.numpy()[: len(r.ids) + min(end + 1, 8)], np.full(len(r.ids) + min(end + 1, 8), -1), len(r.ids))
-        torch.testing.assert_close(logp, plain(generator, scored), atol=1e-4, rtol=0)
+        scored = np.concatenate([r.ids, answer[: end + 1].numpy()])
+        closed = Row(scored, np.full(len(scored), -1), len(r.ids))
+        torch.testing.assert_close(logp, own_logp(generator, closed), atol=1e-4, rtol=0)
 
 
-def test_gates_steer_generation_as_they_steer_likelihood() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_gates_steer_generation_as_they_steer_likelihood(kind: ReaderKind) -> None:
     """log p of a gated greedy answer is the gated log-likelihood of that answer."""
-    generator = tiny_generator()
+    generator = tiny_generator(kind=kind)
     prompt = generator.prompt
     gates = torch.tensor([-3.0, 0.0, -1.0])
     asked = prompt.questions([QUESTION])[0]
@@ -160,3 +195,124 @@ def test_gates_steer_generation_as_they_steer_likelihood() -> None:
     torch.testing.assert_close(
         got.logp, generator.log_likelihood([closed_row], gates, [np.arange(3)]).detach(), atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize(("kind", "own"), [("llama", "LlamaForCausalLM"), ("t5", "T5ForConditionalGeneration")])
+def test_a_saved_reader_comes_back_as_what_its_configuration_says(kind: ReaderKind, own: str, tmp_path: Path) -> None:
+    """A causal model or an encoder–decoder, with the same likelihood."""
+    generator = tiny_generator(kind=kind)
+    generator.save(tmp_path)
+    again = Generator.load(tmp_path, generator.config)
+    assert type(again.model).__name__ == own
+    made = row(generator, [0, 1])
+    assert torch.equal(again.log_likelihood([made]), generator.log_likelihood([made]))
+
+
+def test_a_model_that_gates_cannot_reach_is_an_error() -> None:
+    """It says why and names models that do."""
+    model = tiny_generator(kind="t5").model
+    for module in model.get_decoder().modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = True  # as if there were no attention over an encoder
+    with pytest.raises(ValueError, match=r"reading gates can't reach it: use a model that does \(Llama.*T5, BART"):
+        use_gates(model)
+
+
+def test_an_encoder_decoder_without_a_start_token_is_an_error() -> None:
+    """The setting to mend is named."""
+    generator = tiny_generator(kind="t5")
+    generator.model.generation_config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration decoder_start_token_id is None: set it there"):
+        Generator(generator.model, generator.tokenizer)
+
+
+def test_the_models_own_limit_bounds_a_row() -> None:
+    """A BART has 512 learned positions, whatever longer rows are asked for."""
+    generator = tiny_generator(config=GeneratorConfig(max_tokens=4096), kind="bart")
+    assert generator.prompt.max_tokens == 512
+
+
+def fused(generator: Generator, passages: list[list[int]], apart: bool, answer: str = ANSWER) -> Row:
+    prompt = generator.prompt
+    lines, question = prompt.lines(LINES), prompt.questions([QUESTION])[0]
+    return prompt.fused(
+        lines, [np.array(p, np.int64) for p in passages], question, prompt.answers([answer])[0], apart=apart
+    )
+
+
+def fusion_in_decoder(generator: Generator, passages: list[list[int]], bias: torch.Tensor) -> torch.Tensor:
+    """log p(answer | passages) by the model's own parts: sources encoded one by one, a bias on each one's keys."""
+    alone = [row(generator, passage) for passage in passages]
+    states = [
+        generator.model.get_encoder()(torch.from_numpy(made.ids)[None, : made.prompt]).last_hidden_state
+        for made in alone
+    ]
+    mask = torch.cat([b.expand(made.prompt) for b, made in zip(bias, alone, strict=True)])[None, None, None]
+    answer, start = torch.from_numpy(alone[0].ids[alone[0].prompt :]), torch.from_numpy(generator.reader.start)
+    hidden = generator.model.get_decoder()(
+        torch.cat([start, answer[:-1]])[None],
+        encoder_hidden_states=torch.cat(states, 1),
+        encoder_attention_mask=mask,
+    ).last_hidden_state
+    logp = generator.reader.logits(hidden[0, len(start) - 1 :]).log_softmax(-1)
+    return logp.gather(1, answer[:, None]).sum()
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_row_of_parts_is_fusion_in_the_decoder(kind: ReaderKind) -> None:
+    """Each passage encoded alone with the question, the decoder over all; with another row of fewer parts beside it."""
+    generator = tiny_generator(kind=kind)
+    many, few = [[0, 1], [2], []], [[1]]
+    got = generator.log_likelihood([fused(generator, many, True), fused(generator, few, True)])
+    expected = [fusion_in_decoder(generator, passages, torch.zeros(len(passages))) for passages in (many, few)]
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_bias_on_a_whole_part_is_seen_by_the_decoder_alone(kind: ReaderKind) -> None:
+    """The same number on all keys of a source changes nothing in its encoder; the decoder weighs the sources by it."""
+    generator = tiny_generator(kind=kind)
+    passages, bias = [[0, 1], [2]], torch.tensor([-2.0, 0.5])
+    slots = np.array([0, 0, 1, 1, 0])  # three lines, then what frames the last part and the first
+    got = generator.log_likelihood([fused(generator, passages, True)], bias, [slots])[0]
+    torch.testing.assert_close(got, fusion_in_decoder(generator, passages, bias), atol=1e-5, rtol=0)
+
+
+def test_the_order_of_parts_does_not_matter_to_a_t5() -> None:
+    """Its decoder knows no positions in what it looks at."""
+    generator = tiny_generator(kind="t5")
+    made = [fused(generator, passages, True) for passages in ([[0, 1], [2]], [[2], [0, 1]])]
+    here, there = generator.log_likelihood(made)
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passages_in_one_text_are_one_passage_of_all_their_lines(kind: ReaderKind) -> None:
+    """Concatenation, token by token; read together with nothing found is closed book."""
+    generator = tiny_generator(kind=kind)
+    whole, joined = row(generator, [0, 1, 2]), fused(generator, [[0, 1], [2]], False)
+    assert joined.ids.tolist() == whole.ids.tolist()
+    assert joined.owner.tolist() == whole.owner.tolist()
+    assert fused(generator, [], False).ids.tolist() == row(generator, None).ids.tolist()
+
+
+def test_of_passages_in_one_text_the_last_gives_way_first_and_parts_are_cut_each_to_its_own() -> None:
+    """80 tokens: one text keeps the start of the first passage, parts keep the start of both."""
+    generator = tiny_generator(config=GeneratorConfig(max_tokens=80), kind="t5")
+    prompt = generator.prompt
+    lines = prompt.lines(["seats 4"] * 60)
+    question, answer = prompt.questions(["seats ?"])[0], prompt.answers(["4"])[0]
+    passages = [np.arange(30), np.arange(30, 60)]
+    one, parts = (prompt.fused(lines, passages, question, answer, apart=apart) for apart in (False, True))
+    assert len(one.ids) == 80
+    assert 0 <= one.owner.max() < 30
+    assert (np.diff(parts.parts) == 80 - len(answer)).all()
+    assert {30, 31} <= set(parts.owner.tolist())
+
+
+def test_the_size_of_parts_counts_their_padding() -> None:
+    """Three sources, padded to the longest, and the answer."""
+    generator = tiny_generator(kind="t5")
+    made = fused(generator, [[0, 1], [2], []], True)
+    widths = np.diff(made.parts)
+    assert made.size == 3 * widths.max() + len(made.ids) - made.prompt

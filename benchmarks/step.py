@@ -1,0 +1,328 @@
+"""What a training step costs: against the sum of its bare parts, and against Hugging Face's RAG.
+
+    python benchmarks/step.py [--quick] [--json FILE]
+
+Random weights (4 layers of width 256 in encoder and readers), made-up passages of 4 to 12 lines, float32, all in one
+run, step after step in turn, so that the ratios hold on any machine:
+
+- over_bare: our step (forward and backward, every row with gradient) / the same padded tokens through the encoder and
+  the language model as transformers has them, with its head at the answers' tokens only. The bar is 1.15.
+- over_hf_rag: questions per second of our step over those of `RagSequenceForGeneration` with its context encoder
+  training; same encoders, same T5, same passages, K and batch. The bar is 2. Beside it the same with every row read
+  with gradient (by default what has less than 2 % of the likelihood is not).
+- peak_over_hf_rag: what a step adds to the resident memory, each in a process of its own.
+- *_k_grown, *_corpus_grown: a step's seconds and peak with 4 times the K, and with 16 times the passages, over its own
+  (left out by --quick).
+
+The two losses on one batch are printed side by side. Hugging Face's part needs `pip install e2erag[benchmarks]`.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from e2erag.extract import Document, Extractor, ExtractorConfig
+from e2erag.generator.attention import NAME
+from e2erag.generator.prompt import SYSTEM
+from e2erag.questions import Question
+from e2erag.rag import RAG, RAGConfig
+from e2erag.retriever import Encoder, Retriever, RetrieverConfig
+from e2erag.testing import WORDS, ReaderKind, tiny_document, tiny_encoder, tiny_generator
+from e2erag.train import marginal, rag_sequence
+
+DIM, LAYERS, BATCH, K, PASSAGES = 256, 4, 4, 4, 128
+
+
+def pages(count: int) -> list[Document]:
+    """A page of 4 to 12 lines of 4 to 10 words for each passage."""
+    draw = random.Random(0)
+    made = [
+        [" ".join(draw.choices(WORDS, k=draw.randint(4, 10))) for _ in range(draw.randint(4, 12))] for _ in range(count)
+    ]
+    return [tiny_document([lines], f"{i}.pdf") for i, lines in enumerate(made)]
+
+
+def questions(count: int) -> list[Question]:
+    draw = random.Random(1)
+    return [
+        Question(" ".join(draw.choices(WORDS, k=8)) + " ?", (" ".join(draw.choices(WORDS, k=draw.randint(1, 4))),))
+        for _ in range(count)
+    ]
+
+
+def system(reader: ReaderKind, passages: int, k: int) -> RAG:
+    """Two towers without a last normalisation and τ = 1, as Hugging Face's RAG has them."""
+    encoder = tiny_encoder(dim=DIM, layers=LAYERS, pooling="cls")
+    encoder = Encoder(SentenceTransformer(modules=list(encoder.model)[:2], device="cpu").eval())
+    torch.manual_seed(0)
+    rag = RAG(
+        Extractor(ExtractorConfig(text_dim=DIM, sizes=(12,), kinds=(), identity_lines=0)),
+        Retriever(encoder, RetrieverConfig(temperature=1.0, tied=False)),
+        tiny_generator(dim=DIM, layers=LAYERS, kind=reader),
+        RAGConfig(k=k, precision="float32", mode="soft"),
+    )
+    rag.index(pages(passages))
+    return rag
+
+
+def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], negligible: float) -> Tensor:
+    """One step's loss and gradient, as `fit` takes them."""
+    rag.model.zero_grad(set_to_none=True)
+    terms = rag.terms(asked, k, "soft", negligible=negligible)
+    losses = objective(terms.prior_logp, terms.answer_logp, terms.closed_book_logp)
+    losses.mean().backward()
+    return losses.detach()
+
+
+# ------------------------------------------------------------------------------------------------------- bare parts
+
+
+def bare_step(rag: RAG, asked: list[Question], k: int) -> Callable[[], None]:
+    """The transformer calls of one of our steps, replayed on their own with transformers' own attention."""
+    model, reader = rag.model, rag.model.generator.model
+    calls: list[tuple[str, nn.Module, dict[str, Any]]] = []
+
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        plain = {key: value for key, value in kwargs.items() if key not in ("key_bias", "source_bias")}
+        mask = plain.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            plain["attention_mask"] = (mask[:, 0, 0] > torch.finfo(mask.dtype).min).long()
+        calls.append((name, module, plain if kwargs else {"tokens": len(args[0])}))
+
+    parts = {
+        "query": model.retriever.query.transformer,
+        "passage": model.retriever.passage.transformer,
+        "encoder": reader.get_encoder() if reader.config.is_encoder_decoder else None,
+        "decoder": reader.get_decoder(),
+        "head": reader.get_output_embeddings(),
+    }
+    hooks = [m.register_forward_pre_hook(partial(note, n), with_kwargs=True) for n, m in parts.items() if m is not None]
+    our_step(rag, asked, k, marginal, 0.0)
+    for hook in hooks:
+        hook.remove()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        reader.set_attn_implementation("sdpa")
+        total, source, hidden = torch.zeros(()), None, torch.zeros(())
+        for name, module, how in calls:
+            if name == "head":
+                total = total + module(hidden.flatten(0, 1)[: how["tokens"]]).logsumexp(-1).mean()
+                continue
+            given = how | ({"encoder_hidden_states": source} if "encoder_hidden_states" in how else {})
+            hidden = module(**given).last_hidden_state
+            if name in ("query", "passage"):
+                total = total + hidden[:, 0].mean()
+            source = hidden if name == "encoder" else source
+        total.backward()
+        reader.set_attn_implementation(NAME)
+
+    return step
+
+
+# ------------------------------------------------------------------------------------------------ Hugging Face's RAG
+
+
+def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str, Tensor]]:
+    """`RagSequenceForGeneration` over the same weights and passages, and a batch for it."""
+    import faiss
+    from datasets import Dataset, disable_progress_bars
+    from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, RagConfig, RagRetriever
+    from transformers import RagSequenceForGeneration as RagSequence
+    from transformers.models.rag.retrieval_rag import CustomHFIndex
+
+    disable_progress_bars()
+    bert, reader = rag.model.retriever.passage.transformer, rag.model.generator.model
+    towers = [
+        kind(DPRConfig(**bert.config.to_diff_dict(), projection_dim=0))
+        for kind in (DPRQuestionEncoder, DPRContextEncoder)
+    ]
+    for tower, own in zip(towers, (rag.model.retriever.query, rag.model.retriever.passage), strict=True):
+        (inner,) = [module for module in tower.modules() if type(module).__name__ == "BertModel"]
+        weights = {name: value for name, value in own.transformer.state_dict().items() if "pooler" not in name}
+        inner.load_state_dict(weights)
+    texts = [passage.text for passage in rag.corpus.passages]
+    data = Dataset.from_dict(
+        {"title": [""] * len(texts), "text": texts, "embeddings": rag.index_.vectors[:, :DIM].tolist()}
+    )
+    data.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
+    tokenizer, words = rag.model.generator.tokenizer, rag.model.retriever.passage.tokenizer
+    opening, middle = f"{SYSTEM}\n\n", "\nQuestion: "
+    fits = max(len(ids) for ids in tokenizer([opening + text + middle for text in texts])["input_ids"])
+    asks = max(len(ids) for ids in tokenizer([q.question for q in asked])["input_ids"])
+    config = RagConfig.from_question_encoder_generator_configs(
+        towers[0].config, reader.config, n_docs=k, title_sep=opening, doc_sep=middle, retrieval_vector_size=DIM,
+        max_combined_length=fits + asks,
+    )  # fmt: skip
+    found = RagRetriever(config, words, tokenizer, index=CustomHFIndex(DIM, data))
+    found.set_ctx_encoder_tokenizer(words)
+    config.generator.bos_token_id = None  # which T5's configuration lost in transformers 5, and `get_nll` asks for
+    model = RagSequence(config, question_encoder=towers[0], generator=reader, retriever=found).eval()
+    model.set_context_encoder_for_training(towers[1])
+    batch = words([q.question for q in asked], return_tensors="pt", padding=True)
+    return model, {
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+        "labels": labels(rag, asked),
+    }
+
+
+def labels(rag: RAG, asked: list[Question]) -> Tensor:
+    """Hugging Face's RAG takes the decoder's inputs for labels and drops the first: the start token has to be there."""
+    start = rag.model.generator.reader.start
+    rows = rag.model.generator.prompt.answers([q.answers[0] for q in asked])
+    rows = [torch.cat([torch.from_numpy(start), torch.from_numpy(row)]) for row in rows]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=rag.model.generator.tokenizer.pad_token_id)
+
+
+def hf_step(model: Any, batch: dict[str, Tensor]) -> None:
+    """One step's loss and gradient."""
+    model.zero_grad(set_to_none=True)
+    model(**batch).loss.mean().backward()
+
+
+def hf_loss_on_our_tokens(model: Any, rag: RAG, asked: list[Question], k: int) -> Tensor:
+    """Hugging Face's own loss for the passages, prompts and scores of our step."""
+    terms = rag.terms(asked, k, "soft")
+    rows, _ = rag.model.rows(
+        rag.corpus, [q.question for q in asked], [q.answers[0] for q in asked], terms.ids, terms.gates, "soft",
+        closed_book=False,
+    )  # fmt: skip
+    prompts = [torch.from_numpy(row.ids[: row.prompt]) for row in rows]
+    pad = rag.model.generator.tokenizer.pad_token_id
+    ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True)
+    given = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": terms.prior_logp}
+    return model(**given, labels=labels(rag, asked), n_docs=k).loss
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def seconds(step: Callable[[], object]) -> float:
+    start = perf_counter()
+    step()
+    return perf_counter() - start
+
+
+def ratios(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every arm, one step of each in turn, after one to warm up."""
+    for step in arms.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, step in arms.items():
+            times[name].append(seconds(step))
+    return times
+
+
+def median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def over(times: dict[str, list[float]], a: str, b: str) -> float:
+    """The median over rounds of a's seconds for each of b's."""
+    return median([x / y for x, y in zip(times[a], times[b], strict=True)])
+
+
+def resident_peak() -> float:
+    """MiB, the most that was resident since the process began (on Linux: since `forget_peak`)."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def forget_peak() -> None:
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def alone(arm: str, passages: int, k: int) -> None:
+    """In a process of its own: seconds and MiB of a step, as JSON on the last line."""
+    rag, asked = system("t5", passages, k), questions(BATCH)
+    if arm == "ours":
+        step: Callable[[], object] = partial(our_step, rag, asked, k, rag_sequence, 0.02)
+    else:
+        model, batch = hugging_face(rag, k, asked)
+        step = partial(hf_step, model, batch)
+    forget_peak()
+    before = resident_peak()
+    times = [seconds(step) for _ in range(3)]
+    print(json.dumps({"seconds": median(times), "MiB": resident_peak() - before}))
+
+
+def apart(arm: str, passages: int = PASSAGES, k: int = K) -> dict[str, float]:
+    command = [sys.executable, __file__, "--arm", arm, "--passages", str(passages), "--k", str(k)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, no growth")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--arm", choices=["ours", "hf"], help=argparse.SUPPRESS)
+    parser.add_argument("--passages", type=int, default=PASSAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--k", type=int, default=K, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        alone(options.arm, options.passages, options.k)
+        return
+    rounds, asked = (3 if options.quick else 15), questions(BATCH)
+    figures: dict[str, float] = {}
+
+    def note(**found: float) -> None:
+        figures.update(found)
+        for name, value in found.items():
+            print(f"{name:24} {value:.4f}", flush=True)
+
+    for reader in ("llama", "t5"):
+        rag = system(reader, PASSAGES, K)
+        bare = bare_step(rag, asked, K)
+        times = ratios({"ours": partial(our_step, rag, asked, K, marginal, 0.0), "bare": bare}, rounds)
+        note(**{"over_bare" if reader == "llama" else "over_bare_t5": over(times, "ours", "bare")})
+
+    model, batch = hugging_face(system("t5", PASSAGES, K), K, asked)  # rag is the T5's system from above
+    ours = our_step(rag, asked, K, rag_sequence, 0.0)
+    theirs = hf_loss_on_our_tokens(model, rag, asked, K).detach()
+    note(loss=ours.mean().item(), loss_hf_rag=theirs.mean().item(), difference=(ours - theirs).abs().max().item())
+    arms = {
+        "hf": partial(hf_step, model, batch),
+        "ours": partial(our_step, rag, asked, K, rag_sequence, 0.02),
+        "every row": partial(our_step, rag, asked, K, rag_sequence, 0.0),
+    }
+    times = ratios(arms, rounds)
+    note(over_hf_rag=over(times, "hf", "ours"), over_hf_rag_every_row=over(times, "hf", "every row"))
+    note(questions_per_second=BATCH / median(times["ours"]))
+    ours_alone, theirs_alone = apart("ours"), apart("hf")
+    note(peak_MiB=ours_alone["MiB"], peak_MiB_hf_rag=theirs_alone["MiB"])
+    note(peak_over_hf_rag=ours_alone["MiB"] / theirs_alone["MiB"])
+    for name, grown in (
+        () if options.quick else (("k", apart("ours", k=4 * K)), ("corpus", apart("ours", 16 * PASSAGES)))
+    ):
+        note(**{f"seconds_{name}_grown": grown["seconds"] / ours_alone["seconds"]})
+        note(**{f"peak_{name}_grown": grown["MiB"] / ours_alone["MiB"]})
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
