@@ -1,0 +1,316 @@
+"""How near does every objective's gradient come to the exact one, over a whole corpus of which every passage is read?
+
+    python benchmarks/gradient_audit.py [--quick] [--tails] [--json FILE] [--out runs/gradient_audit] [--docs docs]
+
+Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradient in the question's vector, through the
+scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
+the K found, `near` at ranks K < r ≤ 4K, `far` beyond. The JSON file has an objective's figures over all settings of the
+real corpus, and under `settings` each by itself. `--tails` compares other guesses of the unread passages' likelihood
+with the closed book. Two corpora:
+
+real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
+           scores are all-MiniLM-L6-v2's; τ = .05 and .1.
+synthetic  10,000 random unit vectors in 64 dimensions; a question is its gold vector with noise of a random strength.
+           log p(y|x,z) of an answer of three tokens is the closed book's plus N(μ, 2), μ = ±1.5 by question, plus
+           2·cosine, and 8 nats more for the gold.
+
+Draws of the stochastic ones are repeated 64 times; `variance` is E|g − ḡ|² / |g*|². `time_ratio` is (reading K = 4
+passages, and the closed book where it is used, forward and backward, plus the objective) over the same of rag_sequence.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from reading_table import FOLDER, Size, Table, choose, read
+from torch import Tensor
+
+from e2erag.artefact import write_file
+from e2erag.generator import Generator
+from e2erag.models import resolve
+from e2erag.precision import autocast
+from e2erag.rag import GENERATOR
+from e2erag.train import OBJECTIVES, Evidence, Options
+
+KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
+REACH = ("in_reach", "near", "far")
+STOCHASTIC, READER_ALONE = ("gumbel", "rloo"), ("reader",)
+CLOSED_BOOK = ("marginal", "rloo", "rb")
+DRAWS = 64
+
+
+Estimate = Callable[[Table, float, int], dict[str, "Errors"]]
+
+
+class Errors(NamedTuple):
+    """Per question: cosine, relative error, variance over draws (0 where nothing is drawn)."""
+
+    cosine: Tensor
+    relative: Tensor
+    variance: Tensor
+
+
+def synthetic(passages: int, questions: int, seed: int = 0) -> Table:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    vectors = torch.nn.functional.normalize(normal(passages, 64), dim=1)
+    gold = torch.randperm(passages, generator=g)[:questions]
+    strength = torch.linspace(0.05, 0.35, questions)[:, None]
+    asked = torch.nn.functional.normalize(vectors[gold] + strength * normal(questions, 64), dim=1)
+    cosine = asked @ vectors.T
+    level = 1.5 * (torch.arange(questions) % 2 * 2 - 1)[:, None]
+    gain = level + 2 * normal(questions, passages) + 2 * cosine
+    gain[torch.arange(questions), gold] += 8.0
+    closed = -4 - normal(questions, 3).abs()
+    tokens = (closed[:, None] + gain[:, :, None] * torch.tensor([0.6, 0.3, 0.1])).clamp_max(-1e-3)
+    return Table(asked, vectors, tokens, closed, torch.full((questions,), 3), gold)
+
+
+class Step:
+    """What steps see that read the K best for every question, and what their losses say of the questions' vectors."""
+
+    def __init__(self, table: Table, temperature: float, k: int) -> None:
+        self.rows = table.passages.double()
+        self.q = (table.questions.double() / temperature).requires_grad_()
+        self.prior = (self.q @ self.rows.T).log_softmax(1)
+        ids = self.prior.detach().topk(k).indices
+        self.found = self.rows[ids]
+        self.mean = self.prior.detach().exp() @ self.rows
+        tokens = table.token_logp.gather(1, ids[:, :, None].expand(-1, -1, table.token_logp.shape[2])).double()
+        self.evidence = Evidence(
+            prior_logp=self.prior.detach().gather(1, ids).requires_grad_(),
+            answer_logp=tokens.sum(2),
+            closed_book_logp=table.closed_logp.sum(1).double(),
+            token_logp=tokens,
+            length=table.length,
+            ids=ids,
+            question_rows=self.q,
+            passage_rows=self.found,
+        )
+        every = table.token_logp.sum(2).double()
+        self.exact = torch.autograd.grad(-(self.prior + every).logsumexp(1).sum(), self.q)[0]
+
+    def slope(self, loss: Tensor) -> Tensor:
+        """Gradient in the questions' vectors: d log p(z|x)/dq = d_z − Σ_z' p(z'|x)·d_z', Z over the corpus."""
+        inputs = (self.evidence.prior_logp, self.q)
+        prior, direct = torch.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
+        return direct + torch.einsum("bk,bkd->bd", prior, self.found) - prior.sum(1, keepdim=True) * self.mean
+
+
+def compare(estimates: Tensor, exact: Tensor) -> Errors:
+    """Draws × questions × dimensions against questions × dimensions."""
+    size = exact.norm(dim=1)
+    cosine = torch.cosine_similarity(estimates, exact[None], dim=2, eps=1e-30).mean(0)
+    relative = ((estimates - exact).norm(dim=2) / size).mean(0)
+    variance = ((estimates - estimates.mean(0)).norm(dim=2) / size).square().mean(0)
+    return Errors(cosine, relative, variance)
+
+
+def tails(table: Table, temperature: float, k: int) -> dict[str, Errors]:
+    """`marginal` with other guesses of log p(y|x, unread) than the closed book's, and with sampled unread passages."""
+    step = Step(table, temperature, k)
+    e, every = step.evidence, table.token_logp.sum(2).double()
+    read, closed = e.answer_logp.sort(1).values, e.closed_book_logp
+    prior = (step.q @ step.rows.T).log_softmax(1)
+    unread = prior.detach().scatter(1, e.ids, -torch.inf)
+    offset = read[:, : k - 1].mean(1) - closed
+    guesses = {
+        "closed book": closed,
+        "worst of the K": read[:, 0],
+        "median of the K": read.median(1).values,
+        "halfway to the worse half of the K": (closed + read[:, : k // 2].mean(1)) / 2,
+        "closed book + other questions' offset": closed + (offset.sum() - offset) / (len(offset) - 1),
+        "the unread passages' own mean (not to be had)": (unread + every).logsumexp(1) - unread.logsumexp(1),
+    }
+    found = {
+        name: compare(
+            step.slope(OBJECTIVES["marginal"](replace(e, closed_book_logp=guess), Options()))[None], step.exact
+        )
+        for name, guess in guesses.items()
+    }
+    noise = torch.Generator().manual_seed(0)
+    for count in (1, 2, 4):
+        slopes = []
+        for _ in range(DRAWS // 2):
+            drawn = torch.multinomial(unread.exp(), count, replacement=True, generator=noise)
+            ratio = prior.gather(1, drawn)  # p(z|x) over what it was drawn with: its value is the unread mass / count
+            ratio = ratio - ratio.detach() + unread.logsumexp(1, keepdim=True) - math.log(count)
+            joint = torch.cat([prior.gather(1, e.ids) + e.answer_logp, ratio + every.gather(1, drawn)], 1)
+            slopes.append(torch.autograd.grad(-joint.logsumexp(1).sum(), step.q, retain_graph=True)[0])
+        found[f"{count} sampled"] = compare(torch.stack(slopes), step.exact)
+    return found
+
+
+def audit(table: Table, temperature: float, k: int) -> dict[str, Errors]:
+    step, options = Step(table, temperature, k), Options(noise=torch.Generator().manual_seed(0))
+    found = {}
+    for name, objective in OBJECTIVES.items():
+        if name not in READER_ALONE:
+            draws = DRAWS if name in STOCHASTIC else 1
+            slopes = [step.slope(objective(step.evidence, options)) for _ in range(draws)]
+            found[name] = compare(torch.stack(slopes), step.exact)
+    return found
+
+
+def reach(table: Table, k: int) -> Tensor:
+    """0 in reach, 1 near, 2 far, by the gold passage's rank."""
+    rank = table.rank()
+    return (rank >= k).long() + (rank >= 4 * k).long()
+
+
+def summary(errors: list[Errors], where: list[Tensor], ratio: float) -> dict[str, dict[str, float]]:
+    """Medians and means over questions, per reach; nothing where there is no question."""
+    joined = Errors(*map(torch.cat, zip(*errors, strict=True)))
+    out = {}
+    for i, name in enumerate(REACH):
+        chosen = torch.cat(where) == i
+        if chosen.any():
+            cosine, relative, variance = (values[chosen] for values in joined)
+            out[name] = {
+                "cosine": float(np.median(cosine)), "relative_error": float(np.median(relative)),
+                "cosine_mean": float(cosine.mean()), "relative_error_mean": float(relative.mean()),
+                "variance": float(variance.median()), "time_ratio": ratio, "questions": int(chosen.sum()),
+            }  # fmt: skip
+    return out
+
+
+def reading_times(size: Size, folder: Path, k: int = 4, rounds: int = 3) -> tuple[float, float]:
+    """Seconds to read k passages, forward and backward, without and with the closed book: the least of some rounds."""
+    texts, asked, questions, vectors = choose(size, folder)
+    generator = Generator.load(resolve(GENERATOR))
+    prompt, lines = generator.prompt, generator.prompt.lines(texts)
+    question, answer = prompt.questions([asked[0][0]])[0], prompt.answers([asked[0][1]])[0]
+    passages = [
+        prompt.row(lines, np.array([i]), question, answer) for i in (vectors @ questions[0]).topk(k).indices.tolist()
+    ]
+    best = [float("inf")] * 2
+    for _ in range(rounds):
+        for i, rows in enumerate((passages, [*passages, prompt.row(None, None, question, answer)])):
+            start = perf_counter()
+            with autocast(generator.device):
+                loss = generator.log_likelihood(rows).sum()
+            loss.backward()
+            best[i] = min(best[i], perf_counter() - start)
+            generator.zero_grad()
+    return best[0], best[1]
+
+
+def time_ratios(table: Table, size: Size, folder: Path) -> dict[str, float]:
+    """Seconds of a question's reading and objective over those of rag_sequence, K = 4."""
+    step, options = Step(table, TEMPERATURES[0], 4), Options()
+    maths = dict.fromkeys((name for name in OBJECTIVES if name not in READER_ALONE), float("inf"))
+    for _ in range(10):
+        for name in maths:
+            start = perf_counter()
+            step.slope(OBJECTIVES[name](step.evidence, options))
+            maths[name] = min(maths[name], (perf_counter() - start) / len(table.gold))
+    reading, with_closed = reading_times(size, folder)
+    whole = {name: seconds + (with_closed if name in CLOSED_BOOK else reading) for name, seconds in maths.items()}
+    return {name: seconds / whole["rag_sequence"] for name, seconds in whole.items()}
+
+
+def run(tables: dict[str, Table], ratios: dict[str, float], estimate: Estimate = audit) -> dict[str, dict]:
+    """Per objective: pooled over τ and K of the real corpus, and every setting by itself."""
+    cells = [
+        (corpus, temperature, k, reach(table, k), estimate(table, temperature, k))
+        for corpus, table in tables.items()
+        for temperature in TEMPERATURES
+        for k in KS
+        if k < len(table.passages)
+    ]
+    figures: dict[str, dict] = {}
+    for name, ratio in ratios.items():
+        real = [(errors[name], where) for corpus, _, _, where, errors in cells if corpus == "real"]
+        figures[name] = summary([e for e, _ in real], [w for _, w in real], ratio)
+        figures[name]["settings"] = [
+            {"corpus": corpus, "temperature": temperature, "k": k, **summary([errors[name]], [where], ratio)}
+            for corpus, temperature, k, where, errors in cells
+        ]
+    return figures
+
+
+def text(figures: dict[str, dict]) -> str:
+    """Markdown: the pooled table, then in reach per setting."""
+    lines = ["| | " + " | ".join(f"{place}: cosine | relative error" for place in REACH) + " | variance | time |"]
+    lines += ["|---" * 9 + "|"]
+    for name, rows in figures.items():
+        parts = []
+        for place in REACH:
+            row = rows.get(place)
+            parts += (
+                [f"{row['cosine']:.3f} ({row['cosine_mean']:.3f})",
+                 f"{row['relative_error']:.3f} ({row['relative_error_mean']:.3f})"] if row else ["–"] * 2
+            )  # fmt: skip
+        row = rows["in_reach"]
+        spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
+        lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {row['time_ratio']:.2f} |")
+    settings = next(iter(figures.values()))["settings"]
+    heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]
+    lines += ["", "| in reach: cosine / relative error | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name, rows in figures.items():
+        shown = [s["in_reach"] for s in rows["settings"]]
+        cells = [f"{s['cosine']:.3f} / {s['relative_error']:.3f}" for s in shown]
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(figures: dict[str, dict], path: Path) -> None:
+    """Cosine and relative error of the real corpus by reach, an objective per group of bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    names = list(figures)
+    for axis, key in zip(axes, ("cosine", "relative_error"), strict=True):
+        for i, place in enumerate(REACH):
+            heights = [figures[name].get(place, {}).get(key, float("nan")) for name in names]
+            axis.bar(np.arange(len(names)) + 0.27 * (i - 1), heights, 0.25, label=f"gold {place.replace('_', ' ')}")
+        axis.set_ylabel(f"{key.replace('_', ' ')}, median")
+    axes[0].axhline(1, color="grey", lw=0.5)
+    axes[0].legend(frameon=False)
+    axes[1].set_yscale("symlog", linthresh=1)
+    axes[1].set_xticks(np.arange(len(names)), names, rotation=30, ha="right")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few passages and questions: only that it runs")
+    parser.add_argument("--tails", action="store_true", help="other guesses of the unread passages, nothing else")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gradient_audit"), help="where the reader's table is kept"
+    )
+    parser.add_argument("--docs", type=Path, help="draw gradient_audit.png there")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
+    options = parser.parse_args()
+    size = Size(passages=10, questions=(4, 0, 0, 0, 0)) if options.quick else Size()
+    tables = {
+        "real": read(size, options.out, options.folder),
+        "synthetic": synthetic(10_000, 24 if options.quick else 96),
+    }
+    if options.tails:
+        print(text(run(tables, dict.fromkeys(tails(tables["real"], 0.05, 4), 1.0), tails)))
+        return
+    figures = run(tables, time_ratios(tables["real"], size, options.folder))
+    print(text(figures))
+    if options.json:
+        write_file(options.json, json.dumps(figures, indent=2))
+    if options.docs:
+        plot(figures, options.docs / "gradient_audit.png")
+
+
+if __name__ == "__main__":
+    main()

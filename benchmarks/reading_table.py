@@ -1,0 +1,155 @@
+"""A reader's log p(y|x,z), token by token, of every question with every passage of a small corpus of SQuAD paragraphs.
+
+A passage's tokens are read once and the questions go on from its keys and values, so that a table of 96 passages and
+28 questions costs a third of reading each pair by itself; `check` reads some pairs the plain way and compares. The
+table is kept on disk and resumed where it stopped.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from e2erag.extract.tokens import pad
+from e2erag.generator import Generator, Row
+from e2erag.models import resolve
+from e2erag.precision import autocast
+from e2erag.rag import GENERATOR, RETRIEVER
+from e2erag.retriever import Encoder
+
+FOLDER = Path("../shared/data/squad")
+BANDS = ((0, 4), (4, 8), (8, 16), (16, 64), (64, 10**9))
+"""Ranks of the gold passage (from 0) out of which questions are drawn."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Paragraphs of the corpus; questions per band of the gold passage's rank."""
+
+    passages: int = 96
+    questions: tuple[int, ...] = (10, 6, 4, 6, 2)
+    seed: int = 0
+
+
+class Table(NamedTuple):
+    """Attributes:
+    questions, passages: unit vectors of the retriever.
+    token_logp: log p of each answer token, 0 beyond an answer's end token.
+    closed_logp: the same without a passage.
+    length: tokens of each answer, its end token included.
+    gold: per question the passage it was asked about.
+    """
+
+    questions: Tensor  # questions dim
+    passages: Tensor  # passages dim
+    token_logp: Tensor  # questions passages tokens
+    closed_logp: Tensor  # questions tokens
+    length: Tensor  # questions
+    gold: Tensor  # questions
+
+    def rank(self) -> Tensor:
+        """Of the gold passage, from 0."""
+        cosine = self.questions @ self.passages.T
+        return (cosine > cosine.gather(1, self.gold[:, None])).sum(1)
+
+
+def rows(path: Path) -> Iterator[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def choose(size: Size, folder: Path) -> tuple[list[str], list[tuple[str, str, int]], Tensor, Tensor]:
+    """Paragraphs of whole articles drawn at random, and per band of gold rank as many questions as wanted.
+
+    Returns the texts, (question, answer, gold), and the vectors of questions and passages."""
+    draw = np.random.default_rng(size.seed)
+    passages = list(rows(folder / "dev32.passages.jsonl.gz"))
+    titles = sorted({passage["title"] for passage in passages})
+    order = {title: i for i, title in enumerate(draw.permutation(titles))}
+    passages = sorted(passages, key=lambda passage: order[passage["title"]])[: size.passages]
+    place = {passage["id"]: i for i, passage in enumerate(passages)}
+    asked = [row for row in rows(folder / "dev32.qa.jsonl.gz") if len(row["gold"]) == 1 and row["gold"][0] in place]
+    asked = [asked[i] for i in draw.permutation(len(asked))]
+    encoder = Encoder.load(resolve(RETRIEVER))
+    texts = [passage["text"] for passage in passages]
+    with torch.no_grad():
+        vectors = encoder.encode_text(texts)
+        questions = encoder.encode_text([row["question"] for row in asked], prompt="query")
+    cosine = questions @ vectors.T
+    gold = torch.tensor([place[row["gold"][0]] for row in asked])
+    rank = (cosine > cosine.gather(1, gold[:, None])).sum(1)
+    chosen: list[int] = []
+    for (low, high), count in zip(BANDS, size.questions, strict=True):
+        chosen += ((rank >= low) & (rank < high)).nonzero()[:count, 0].tolist()
+    picked = [(asked[i]["question"], min(asked[i]["answers"], key=len), int(gold[i])) for i in chosen]
+    return texts, picked, questions[chosen], vectors
+
+
+def read(size: Size, out: Path, folder: Path = FOLDER) -> Table:
+    """The table of this size, from `out` as far as it is there."""
+    texts, asked, vectors, passages = choose(size, folder)
+    key = sha256(json.dumps([asdict(size), texts, asked, GENERATOR]).encode()).hexdigest()[:16]
+    path = out / f"table_{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = Generator.load(resolve(GENERATOR))
+    lines, prompt = generator.prompt.lines(texts), generator.prompt
+    questions, answers = prompt.questions([q for q, _, _ in asked]), prompt.answers([a for _, a, _ in asked])
+    pairs = list(zip(questions, answers, strict=True))
+    length = torch.tensor([len(answer) for answer in answers])
+    done = load_file(path)["token_logp"] if path.exists() else torch.zeros(0, len(asked), int(length.max()))
+    for i in tqdm(range(len(done), len(texts) + 1), desc="reading", unit=" passages", initial=len(done)):
+        passage = None if i == len(texts) else np.array([i])
+        done = torch.cat([done, read_on(generator, [prompt.row(lines, passage, *pair) for pair in pairs])[None]])
+        if i % 10 == 0 or passage is None:
+            save_file({"token_logp": done}, f"{path}.new")
+            Path(f"{path}.new").rename(path)
+    check(generator, [[prompt.row(lines, np.array([i]), *pair) for pair in pairs] for i in (0, len(texts) - 1)],
+          done[[0, -2]])  # fmt: skip
+    gold = torch.tensor([g for _, _, g in asked])
+    return Table(vectors, passages, done[:-1].transpose(0, 1), done[-1], length, gold)
+
+
+@torch.no_grad()
+def read_on(generator: Generator, rows: Sequence[Row]) -> Tensor:
+    """Token log-probabilities of rows that begin with the same passage (or with none), 0 beyond each answer."""
+    owner = rows[0].owner
+    shared = int((owner >= 0).nonzero()[0].max()) + 1 if (owner >= 0).any() else 1
+    tails = [row.ids[shared:] for row in rows]
+    head = torch.from_numpy(rows[0].ids[:shared])[None]
+    ids = torch.from_numpy(pad(tails, generator.pad_id))
+    decoder = generator.model.get_decoder()
+    with autocast(generator.device):
+        cache = decoder(input_ids=head, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        hidden = decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        start = torch.tensor([row.prompt - shared for row in rows])
+        stop = torch.tensor([len(tail) for tail in tails])
+        column = torch.arange(ids.shape[1])
+        row, position = ((column >= start[:, None]) & (column < stop[:, None])).nonzero(as_tuple=True)
+        logp = generator._token_logp(hidden[row, position - 1], ids[row, position])
+    table = logp.new_zeros(len(rows), int((stop - start).max()))
+    return table.index_put((row, position - start[row]), logp)
+
+
+@torch.no_grad()
+def check(generator: Generator, rows: Sequence[Sequence[Row]], read: Tensor) -> None:
+    """Some pairs read the plain way agree: bfloat16 leaves a few hundredths of a nat a token."""
+    with autocast(generator.device):
+        plain = torch.stack([generator.log_likelihood(group[:8]) for group in rows])
+    difference = (plain - read[:, :8].sum(2)).abs()
+    print(f"read on from a passage's keys and values, and row by row: {difference.max():.3f} nats apart at most")
+    if difference.mean() > 0.3:
+        raise RuntimeError(f"the two ways of reading disagree by {difference.mean():.2f} nats: the table is wrong")
+
+
+if __name__ == "__main__":
+    print(read(Size(), Path("runs/gradient_audit")).token_logp.shape)

@@ -1,0 +1,42 @@
+"""The audit's own arithmetic: what it calls exact is exact, and what it calls an objective's gradient is that."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+from gradient_audit import Step, audit, reach, summary, synthetic, tails
+
+from e2erag.train import OBJECTIVES, Options
+
+
+def test_marginal_is_exact_where_every_passage_is_read() -> None:
+    """K = N = 30: cosine 1, error 0; `rag_sequence` is it too, and `rb`."""
+    errors = audit(synthetic(30, 6), 0.1, 30)
+    for name in ("marginal", "rag_sequence", "rb"):
+        assert errors[name].cosine.tolist() == pytest.approx([1.0] * 6)
+        assert errors[name].relative.tolist() == pytest.approx([0.0] * 6, abs=1e-6)
+
+
+def test_a_slope_in_the_question_is_the_one_through_every_score() -> None:
+    """Against autograd of the objective with its prior left in the graph, K = 4 of 30."""
+    step = Step(synthetic(30, 6), 0.1, 4)
+    names = ("marginal", "lsr", "contrastive")
+    for name in names:
+        e = step.evidence
+        prior = (step.q @ step.rows.T).log_softmax(1).gather(1, e.ids)
+        loss = OBJECTIVES[name](type(e)(**{**vars(e), "prior_logp": prior}), Options()).sum()
+        expected = torch.autograd.grad(loss, step.q)[0]
+        torch.testing.assert_close(step.slope(OBJECTIVES[name](e, Options())), expected)
+
+
+def test_the_unread_passages_own_mean_is_the_best_guess() -> None:
+    """Of all guesses with which the tail is one term it leaves the smallest error; draws have a variance."""
+    table = synthetic(200, 24)
+    found = tails(table, 0.1, 4)
+    figures = {name: summary([errors], [reach(table, 4)], 1.0)["in_reach"] for name, errors in found.items()}
+    best = figures["the unread passages' own mean (not to be had)"]["relative_error_mean"]
+    assert all(best <= row["relative_error_mean"] for name, row in figures.items() if "sampled" not in name)
+    assert figures["1 sampled"]["variance"] > figures["4 sampled"]["variance"] > 0
