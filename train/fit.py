@@ -24,7 +24,7 @@ from e2erag.rag import RAG
 from e2erag.train.callbacks import CollapseGuard, Progress, Refresh
 from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
-from e2erag.train.objectives import weights_of
+from e2erag.train.objectives import TOGETHER, weights_of
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,12 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     config = (config or FitConfig()).changed(**changes)
     if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
         raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
+    apart = [name for name in weights_of(config.objective) if name not in TOGETHER]
+    if rag.model.reading != "marginal" and apart:
+        raise ValueError(
+            f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
+            f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
+        )
     rows = read_questions(questions)
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)

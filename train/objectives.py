@@ -334,6 +334,8 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }  # fmt: skip
 """By the name that a configuration uses."""
+TOGETHER = ("marginal", "rag_sequence", "rag_token", "reader")
+"""Those that don't compare passages, and so can train where passages are read together."""
 
 
 def weights_of(named: str | Mapping[str, float | int]) -> dict[str, float]:

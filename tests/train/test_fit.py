@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from e2erag import RAG
+from e2erag import RAG, RAGConfig
 from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, FitConfig, Run
@@ -229,3 +229,12 @@ def test_a_failed_run_leaves_the_system_usable(rag: RAG, monkeypatch: pytest.Mon
         quick(rag)
     assert rag.config.mode == "hard"
     assert rag.ask("seats ?").text is not None
+
+
+def test_objectives_that_compare_passages_are_refused_where_passages_are_read_together() -> None:
+    """All passages have the same likelihood then, so `pdist` would have nothing to teach; `marginal` learns."""
+    rag = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="concat"))
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    with pytest.raises(ValueError, match=r'pdist compares passages, .*take one of marginal, .*reading="marginal"'):
+        quick(rag, objective={"reader": 1, "pdist": 1})
+    assert quick(rag).steps == 2
