@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 
 Queries: TypeAlias = Float[Tensor, "questions dim"]
-Prior: TypeAlias = Float[Tensor, "*questions passages"]
+Prior: TypeAlias = Float[Tensor, "*each passages"]
 """What is added to the inner product of vectors in place of the stored α·log π: per passage, or per question too."""
 Rows: TypeAlias = Float[Tensor, "passages dim"]
 Encode: TypeAlias = Callable[[Sequence[Source]], Tensor]

@@ -89,8 +89,8 @@ class Retriever(nn.Module):
         return torch.cat([vectors, self.config.prior_weight * log_prior[:, None].to(vectors)], -1)
 
     def with_bm25(
-        self, scores: Float[Tensor, "*questions passages"], sparse: Float[Tensor, "questions passages"] | None
-    ) -> Float[Tensor, "*questions passages"]:
+        self, scores: Float[Tensor, "*given passages"], sparse: Float[Tensor, "questions passages"] | None
+    ) -> Float[Tensor, "*both passages"]:
         """s_z + β·BM25(x, z): the weight of the sparse score learns in the same softmax; without one, s_z."""
         return scores if self.beta is None or sparse is None else scores + self.beta * sparse.to(scores)
 

@@ -138,7 +138,7 @@ def test_log_prob_is_a_softmax_over_every_passage(seed: int, n: int, k: int) -> 
     nested = torch.zeros(3, n, dtype=torch.bool)
     nested[:, repeated.rows] = repeated.mask
     torch.testing.assert_close(
-        log_prob(index, queries, hits, ids, every, unique, fresh),
+        log_prob(index, queries, hits, ids, every, unique, queries @ fresh.T),
         log_prob_found(scores, ids, nested),
         atol=1e-5,
         rtol=0,
