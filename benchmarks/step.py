@@ -84,7 +84,7 @@ def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., T
     """One step's loss and gradient, as `fit` takes them."""
     rag.model.zero_grad(set_to_none=True)
     terms = rag.terms(asked, k, "soft", negligible=negligible)
-    losses = objective(terms.prior_logp, terms.answer_logp, terms.closed_book_logp)
+    losses = objective(terms)
     losses.mean().backward()
     return losses.detach()
 
