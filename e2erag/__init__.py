@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from e2erag.citation import Citation
-    from e2erag.evaluate import Evaluation, evaluate
+    from e2erag.evaluation import Evaluation, evaluate
     from e2erag.questions import Question, QuestionError, read_questions
     from e2erag.rag import RAG, Answer, RAGConfig
 
@@ -25,7 +25,7 @@ __all__ = [
 
 _HOME = {
     "citation": ("Citation",),
-    "evaluate": ("Evaluation", "evaluate"),
+    "evaluation": ("Evaluation", "evaluate"),
     "questions": ("Question", "QuestionError", "read_questions"),
     "rag": ("RAG", "Answer", "RAGConfig"),
 }
@@ -35,9 +35,7 @@ def __getattr__(name: str) -> Any:
     """Import on first use: `import e2erag.extract` alone needn't wait for the models' libraries."""
     for module, names in _HOME.items():
         if name in names:
-            value = getattr(import_module(f"e2erag.{module}"), name)
-            globals()[name] = value  # over the submodule of the same name, which the import has just put there
-            return value
+            return getattr(import_module(f"e2erag.{module}"), name)
     raise AttributeError(f"module 'e2erag' has no attribute {name!r}")
 
 

@@ -8,8 +8,8 @@ from jsonargparse import auto_cli
 
 from e2erag.artefact import write_file
 from e2erag.demo import demo
-from e2erag.evaluate import METRICS
-from e2erag.evaluate import evaluate as evaluate_system
+from e2erag.evaluation import METRICS
+from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from e2erag.evaluate import Evaluation, evaluate
+from e2erag.evaluation import Evaluation, evaluate
 from e2erag.questions import read_questions
 from e2erag.rag import RAG, Answer
 

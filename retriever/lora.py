@@ -28,21 +28,21 @@ def add_lora(transformer: Any, rank: int) -> None:
         return
     # A pooler is no part of the vectors, so an adapter there would never learn. No dropout: what is scored afresh must
     # agree with what the index holds.
-    config = _peft().LoraConfig(
+    peft = _peft()
+    config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", exclude_modules=".*pooler.*"
     )
-    transformer.add_adapter(config)
+    # Not transformers' own add_adapter, which wants a peft newer than transformers itself (5.24 wants 0.22).
+    peft.inject_adapter_in_model(config, transformer)
 
 
 def has_lora(transformer: Any) -> bool:
-    return bool(
-        getattr(transformer, "_hf_peft_config_loaded", False)
-    )  # transformers' own mark, which has no public name
+    return hasattr(transformer, "peft_config")
 
 
 @contextmanager
 def without_lora(transformer: Any) -> Iterator[None]:
-    """The model as it was before adapters, to be saved whole: transformers would save the adapters alone."""
+    """The model as it was before adapters, to be saved whole."""
     if not has_lora(transformer):
         yield
         return
@@ -54,11 +54,9 @@ def without_lora(transformer: Any) -> Iterator[None]:
     ]
     for parent, name, child in adapted:
         setattr(parent, name, child.base_layer)
-    transformer._hf_peft_config_loaded = False
     try:
         yield
     finally:
-        transformer._hf_peft_config_loaded = True
         for parent, name, child in adapted:
             setattr(parent, name, child)
 
@@ -80,7 +78,7 @@ def load_lora(transformer: Any, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         return
     peft = _peft()
-    transformer.add_adapter(peft.LoraConfig.from_pretrained(str(folder)))
+    peft.inject_adapter_in_model(peft.LoraConfig.from_pretrained(str(folder)), transformer)
     peft.set_peft_model_state_dict(transformer, load_file(folder / WEIGHTS))
 
 

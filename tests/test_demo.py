@@ -60,7 +60,7 @@ def test_the_table_holds_every_metric_before_and_after() -> None:
 
 def test_a_perfect_reader_and_finder_scores_one() -> None:
     """The scorer: gold page found and answer equal up to case, article and punctuation give ones, else zeros."""
-    from e2erag.evaluate import _score
+    from e2erag.evaluation import _score
     from e2erag.extract import propose
     from e2erag.questions import Question
     from e2erag.rag import Answer

@@ -69,6 +69,13 @@ def test_the_public_surface_is_one_list_and_all_of_it_is_there(module: str) -> N
     )
 
 
+def test_no_public_name_is_a_modules_name_too() -> None:
+    """Importing a submodule sets an attribute of the package, which would hide a function of the same name."""
+    import e2erag
+
+    assert [name for name in e2erag.__all__ if (ROOT / "e2erag" / f"{name}.py").exists()] == []
+
+
 HEAVY = {
     "pypdf": 2, "faiss": 1, "sentence_transformers": 2, "lightning": 3, "pypdfium2": 1, "PIL": 1, "torchmetrics": 1,
 }  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from e2erag.evaluate import on_gold_page
+from e2erag.evaluation import on_gold_page
 from e2erag.extract import Extraction
 from e2erag.questions import Question
 from e2erag.rag import RAG
