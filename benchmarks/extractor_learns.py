@@ -105,9 +105,9 @@ class Size:
     prior_weight: float = 0.0
     epochs: int = 1
     refresh_every: int = 20
-    gate_weight: float = 0.1
+    gate_weight: float = 0.3
     keep_rate: float = 0.8
-    token_price: float = 0.5
+    token_price: float = 0.05
     lr_extractor: float = 6e-3
 
     @property
