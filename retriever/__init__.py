@@ -8,6 +8,7 @@ from e2erag.retriever.index import Hits, Index, Source, Without
 from e2erag.retriever.ledger import StoreError
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
+from e2erag.retriever.sharded import ShardedIndex
 from e2erag.retriever.softmax import log_prob
 from e2erag.retriever.spans import OVERFETCH, Spans
 from e2erag.retriever.store import Store
@@ -23,6 +24,7 @@ __all__ = [
     "LineSums",
     "Retriever",
     "RetrieverConfig",
+    "ShardedIndex",
     "Source",
     "Spans",
     "Store",
