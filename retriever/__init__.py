@@ -7,6 +7,7 @@ from e2erag.retriever.exact import ExactIndex
 from e2erag.retriever.index import Hits, Index, Source, Without
 from e2erag.retriever.ledger import StoreError
 from e2erag.retriever.line_sums import LineSums
+from e2erag.retriever.milvus import MilvusIndex
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
 from e2erag.retriever.sharded import ShardedIndex
 from e2erag.retriever.softmax import log_prob
@@ -22,6 +23,7 @@ __all__ = [
     "Hits",
     "Index",
     "LineSums",
+    "MilvusIndex",
     "Retriever",
     "RetrieverConfig",
     "ShardedIndex",

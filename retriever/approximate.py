@@ -1,4 +1,4 @@
-"""Approximate search through faiss, and an estimate of log Z."""
+"""Approximate search through faiss."""
 
 import math
 import os
@@ -9,17 +9,12 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
-from e2erag.retriever.exact import as_scored
-from e2erag.retriever.index import Hits, Prior, Queries, Without, check_queries
-from e2erag.retriever.store import Store, StoredIndex
+from e2erag.retriever.index import Hits, Prior, Queries, check_queries
+from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
+from e2erag.retriever.store import Store
 
-SAMPLE = 4096
-"""Rows drawn for the part of Z that a search doesn't see."""
-RESCORED = 4
-"""Rows fetched per row wanted where faiss' own scores are those of compressed rows."""
 _TRAINED_ON = 64  # rows per centroid; faiss warns below 39
 _ADDED = 1 << 16  # rows given to faiss at a time
 
@@ -67,7 +62,7 @@ def choose(rows: int, dim: int, memory: float | None = None) -> tuple[str, str]:
     )
 
 
-class FaissIndex(StoredIndex):
+class FaissIndex(SampledIndex):
     """Search through faiss over a store in a folder.
 
     The rows stay on the disk, and memory holds faiss' structure alone. It is built from the rows, block by block, when
@@ -76,8 +71,6 @@ class FaissIndex(StoredIndex):
 
     Equal scores are ordered by row; which of them are among the K at its very edge is faiss' choice.
     """
-
-    exact = False
 
     def __init__(self, store: Store, kind: str | None = None, report: Callable[[str], object] = print) -> None:
         """
@@ -107,32 +100,8 @@ class FaissIndex(StoredIndex):
         found = Hits(torch.from_numpy(ids), torch.from_numpy(scores).masked_fill(torch.from_numpy(ids) < 0, -torch.inf))
         if anew:
             found = found._replace(scores=self._scores(queries.detach(), found.ids, prior).cpu())
-        best = _ordered(found)
+        best = ordered(found)
         return Hits(best.ids[:, :k], best.scores[:, :k])
-
-    def log_z(
-        self,
-        queries: Queries,
-        hits: Hits,
-        without: Without | None = None,
-        prior: Prior | None = None,
-    ) -> Float[Tensor, " questions"]:
-        """An estimate: what was found counts exactly, the rest as Σ exp(s_z − log(S·Q(z))) over S rows drawn with
-        Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased, and with p_max the largest p(z|x) not found and
-        P the mass not found, its standard error is at most √(N/S · p_max · P) of Z."""
-        n = len(self.vectors)
-        drawn = torch.randint(n, (SAMPLE,))
-        scores, base = as_scored(queries, prior)
-        rest = scores @ self.vectors[drawn].to(scores).T
-        if base is not None:
-            rest = rest + base[..., drawn.to(base.device)].to(rest)
-        seen = torch.stack([torch.isin(drawn, ids) for ids in hits.ids]) | torch.isin(drawn, self.store.dead)
-        found, missing = self._scores(queries, hits.ids, prior), hits.ids < 0
-        if without is not None:
-            seen |= _left_out(without, drawn.expand(len(queries), -1))
-            missing = missing | _left_out(without, hits.ids)
-        rest = rest.masked_fill(seen.to(rest.device), -torch.inf) + math.log(n / SAMPLE)
-        return torch.cat([found.masked_fill(missing.to(found.device), -torch.inf), rest], 1).logsumexp(1)
 
     def save(self, folder: str | Path) -> None:
         """Rows first, then the structure: copied where rows keep their numbers, built where they don't."""
@@ -216,33 +185,6 @@ class FaissIndex(StoredIndex):
         if self._name == "HNSW":
             return params.SearchParametersHNSW(sel=alive, efSearch=self.faiss.hnsw.efSearch)
         return params.SearchParametersIVF(sel=alive, nprobe=self.faiss.nprobe)
-
-    def _scores(
-        self, queries: Queries, ids: Int[Tensor, "questions k"], prior: Tensor | None
-    ) -> Float[Tensor, "questions k"]:
-        """s_z of these rows as they are stored, with gradient into queries and prior; −∞ where an id is −1."""
-        queries, prior = as_scored(queries, prior)
-        rows = self.vectors[ids.clamp_min(0)].to(queries)
-        scores = torch.einsum("qd,qkd->qk", queries, rows)
-        if prior is not None:
-            scores = scores + prior.expand(len(ids), -1).gather(1, ids.clamp_min(0).to(prior.device)).to(scores)
-        return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
-
-
-def _left_out(without: Without, ids: Int[Tensor, "questions k"]) -> Tensor:
-    """Which of these rows the questions leave out."""
-    if not len(without.rows):
-        return torch.zeros_like(ids, dtype=torch.bool)
-    column = torch.searchsorted(without.rows, ids.contiguous()).clamp_max(len(without.rows) - 1)
-    return without.mask.gather(1, column) & (without.rows[column] == ids)
-
-
-def _ordered(hits: Hits) -> Hits:
-    """Best first, equal scores by row."""
-    by_row = hits.ids.argsort(1)
-    ids, scores = hits.ids.gather(1, by_row), hits.scores.gather(1, by_row)
-    best = scores.argsort(dim=1, descending=True, stable=True)
-    return Hits(ids.gather(1, best), scores.gather(1, best))
 
 
 def _padded(rows: Float[np.ndarray, "rows dim"], width: int) -> Float[np.ndarray, "rows width"]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError, Without, choose
-from e2erag.retriever.approximate import KINDS, SAMPLE
+from e2erag.retriever.approximate import KINDS
+from e2erag.retriever.sampled import SAMPLE
 
 N, DIM = 12_000, 16
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from e2erag.retriever import ExactIndex, FaissIndex, Index, ShardedIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
 
 DIM = 8
@@ -16,6 +16,7 @@ KINDS: dict[str, Callable[[Path | None], Index]] = {
     "exact in memory": lambda folder: ExactIndex(Store()),
     "exact in a folder": lambda folder: ExactIndex(Store(folder)),
     "exact, float16": lambda folder: ExactIndex(Store(folder, torch.float16)),
+    "Milvus Lite": lambda folder: MilvusIndex(Store(folder)),
     "sharded, one rank": lambda folder: ShardedIndex(Store(folder)),
     **{name: lambda folder, name=name: FaissIndex(Store(folder), name) for name in KINDS_OF_FAISS},
 }
@@ -34,6 +35,8 @@ def added(index: Index, *documents: tuple[Source, torch.Tensor]) -> Index:
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "Milvus Lite":
+        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
     return request.param
 
 

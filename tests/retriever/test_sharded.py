@@ -67,7 +67,7 @@ def rank(number: int, folder: str) -> None:
     index.save(Path(folder, "saved"))
     loaded = ShardedIndex.load(Path(folder, "saved"))
     save_file(answers(loaded), f"{folder}/loaded-{number}.safetensors")
-    with pytest.raises((KeyError, RuntimeError), match="'x' is not indexed|rank 0, which writes for all ranks"):
+    with pytest.raises((KeyError, RuntimeError), match=r"'x' is not indexed|rank 0, which writes for all ranks"):
         index.delete(["x"])
     for queries, k in [(rows(3 + number), 2), (rows(3), 2 + number), (rows(3, number), 2)]:
         with pytest.raises(ValueError, match=f"rank {1 - number} asks .* gather the questions first"):

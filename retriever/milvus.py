@@ -1,0 +1,133 @@
+"""Search through Milvus: embedded in this process (Milvus Lite) or a cluster, by its URI alone (extra `milvus`)."""
+
+import hashlib
+from typing import Any
+
+import torch
+
+from e2erag.retriever.index import Hits, Prior, Queries, check_queries
+from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
+from e2erag.retriever.store import Store
+
+MOST = 16_384
+"""Rows that Milvus gives a question at most."""
+_AT_ONCE = 4096  # rows a request: 6 MB at 385 components, and a request may have 64
+
+
+class MilvusIndex(SampledIndex):
+    """Search through Milvus over a store in a folder.
+
+    Documents, hashes and versions stay the store's, and so do the rows that scores are computed from and log Z is
+    estimated from (`SampledIndex.log_z`; exact log Z is what Milvus can't give). Milvus holds a float32 copy by row
+    number, which follows the store at every search: rows added go there, rows that died leave. What a killed process
+    has not sent, the next one does. A new version of the store gets a collection of its own; the one before stays for
+    its readers.
+
+    Milvus chooses its own structure (AUTOINDEX), so recall is its affair. Equal scores are ordered by row; which of
+    them are among the K at its very edge is Milvus' choice.
+    """
+
+    def __init__(self, store: Store, uri: str | None = None, token: str = "", name: str = "e2erag") -> None:
+        """
+        Args:
+            uri: of a cluster, "http://host:19530"; or a local file that ends in .db, for Milvus Lite, which one process
+                at a time can open. By default such a file beside the rows.
+            token: "user:password" or an API key, for a cluster.
+            name: what the collections' names begin with. Two stores in one cluster need two names.
+        """
+        if store.folder is None:
+            raise ValueError("Milvus' copy follows rows on a disk: give the Store a folder, or use ExactIndex")
+        super().__init__(store)
+        self.uri, self.token, self.name = uri or str(store.folder / "milvus.db"), token, name
+        self._client: Any = None  # of pymilvus, which is imported when first needed
+        self._collection = ""
+        self._sent = 0
+        self._gone = torch.arange(0)
+
+    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
+        """See `Index.search`. What is found, with a prior four times as much, is scored anew from the stored rows."""
+        check_queries(self, queries, k)
+        k = min(k, len(self))
+        if k > MOST:
+            raise ValueError(f"k must be at most Milvus' {MOST:,}, got {k:,}: ask for fewer, or use ExactIndex")
+        self._follow()
+        found = self._client.search(
+            self._collection,
+            data=list(queries.detach().cpu().float().numpy()),
+            limit=k if prior is None else min(k * RESCORED, len(self), MOST),
+            search_params={"metric_type": "IP"},
+        )
+        ids = torch.full((len(queries), max(k, *map(len, found))), -1)
+        for question, hits in enumerate(found):
+            ids[question, : len(hits)] = torch.tensor([hit["row"] for hit in hits], dtype=torch.long)
+        ids[ids >= len(self.vectors)] = -1  # another process has added them; this one hasn't looked
+        best = ordered(Hits(ids, self._scores(queries.detach(), ids, prior).cpu()))
+        return Hits(best.ids[:, :k], best.scores[:, :k])
+
+    def _follow(self) -> None:
+        """Bring Milvus to what the store holds."""
+        self._client = self._client or _connected(self.uri, self.token)
+        name = self._name()
+        if self._collection != name:
+            self._open(name)
+        alive = torch.ones(len(self.vectors), dtype=torch.bool)
+        alive[self.store.dead] = False
+        for rows in (alive[self._sent :].nonzero()[:, 0] + self._sent).split(_AT_ONCE):
+            vectors = self.vectors[rows].float().numpy()
+            pairs = zip(rows.tolist(), vectors, strict=True)
+            self._client.upsert(name, [{"row": row, "vector": vector} for row, vector in pairs])
+        dead = self.store.dead[self.store.dead < self._sent]
+        for rows in dead[~torch.isin(dead, self._gone)].split(_AT_ONCE):
+            if len(rows):
+                self._client.delete(name, ids=rows.tolist())
+        self._sent, self._gone = len(alive), self.store.dead
+
+    def _name(self) -> str:
+        """The collection of the store's version, by what it begins with."""
+        version = self.store.version
+        assert version is not None  # a search has checked that there are rows
+        *_, sha256 = self.store.ledger.parts(version)[0]
+        mark = hashlib.sha256(f"{sha256} {version.manifest} {version.dtype}".encode()).hexdigest()[:16]
+        return f"{self.name}_{version.id}_{mark}"
+
+    def _open(self, name: str) -> None:
+        """Its collection, and how far it has come: rows are sent in order, so that the highest there says it."""
+        others = [other for other in self._client.list_collections() if other.startswith(f"{self.name}_")]
+        if name not in others:
+            self._create(name)
+        self._client.load_collection(name)
+        low, high = 0, len(self.vectors)  # rows from `low` on may be there, from `high` on none is
+        while low < high:
+            middle = (low + high) // 2
+            if self._client.query(name, filter=f"row >= {middle}", limit=1, output_fields=["row"]):
+                low = middle + 1
+            else:
+                high = middle
+        self._collection, self._sent, self._gone = name, max(0, low - _AT_ONCE), torch.arange(0)
+        older = sorted((int(other.split("_")[-2]), other) for other in others if other != name)
+        for _, other in older[:-1]:
+            self._client.drop_collection(other)
+
+    def _create(self, name: str) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        schema = MilvusClient.create_schema(auto_id=False)
+        schema.add_field("row", DataType.INT64, is_primary=True)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.vectors.shape[1])
+        index = MilvusClient.prepare_index_params()
+        index.add_index("vector", index_type="AUTOINDEX", metric_type="IP")
+        # Strong: a search sees every row that was sent and none that was deleted.
+        self._client.create_collection(name, schema=schema, index_params=index, consistency_level="Strong")
+
+
+def _connected(uri: str, token: str) -> Any:
+    try:
+        from pymilvus import MilvusClient, MilvusException
+    except ImportError as error:
+        raise ImportError("MilvusIndex needs pymilvus: pip install 'e2erag[milvus]'") from error
+    try:
+        return MilvusClient(uri, token=token)
+    except MilvusException as error:
+        raise ConnectionError(
+            f"Milvus must answer at {uri}: start it, or give another uri and token ({error})"
+        ) from error

@@ -1,0 +1,73 @@
+"""Search that sees a part of the rows only: scores of what it found, and an estimate of log Z."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from e2erag.retriever.exact import as_scored
+from e2erag.retriever.index import Hits, Prior, Queries, Without
+from e2erag.retriever.store import StoredIndex
+
+SAMPLE = 4096
+"""Rows drawn for the part of Z that a search doesn't see."""
+RESCORED = 4
+"""Rows fetched per row wanted where those that fetch go by other scores: of compressed rows, or with a stale prior."""
+
+
+class SampledIndex(StoredIndex):
+    """An index over a store whose search doesn't see every row."""
+
+    exact = False
+
+    def log_z(
+        self,
+        queries: Queries,
+        hits: Hits,
+        without: Without | None = None,
+        prior: Prior | None = None,
+    ) -> Float[Tensor, " questions"]:
+        """An estimate: what was found counts exactly, the rest as Σ exp(s_z − log(S·Q(z))) over S rows drawn with
+        Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased, and with p_max the largest p(z|x) not found and
+        P the mass not found, its standard error is at most √(N/S · p_max · P) of Z."""
+        n = len(self.vectors)
+        drawn = torch.randint(n, (SAMPLE,))
+        scores, base = as_scored(queries, prior)
+        rest = scores @ self.vectors[drawn].to(scores).T
+        if base is not None:
+            rest = rest + base[..., drawn.to(base.device)].to(rest)
+        seen = torch.stack([torch.isin(drawn, ids) for ids in hits.ids]) | torch.isin(drawn, self.store.dead)
+        found, missing = self._scores(queries, hits.ids, prior), hits.ids < 0
+        if without is not None:
+            seen |= _left_out(without, drawn.expand(len(queries), -1))
+            missing = missing | _left_out(without, hits.ids)
+        rest = rest.masked_fill(seen.to(rest.device), -torch.inf) + math.log(n / SAMPLE)
+        return torch.cat([found.masked_fill(missing.to(found.device), -torch.inf), rest], 1).logsumexp(1)
+
+    def _scores(
+        self, queries: Queries, ids: Int[Tensor, "questions k"], prior: Tensor | None
+    ) -> Float[Tensor, "questions k"]:
+        """s_z of these rows as they are stored, with gradient into queries and prior; −∞ where an id is −1."""
+        queries, prior = as_scored(queries, prior)
+        rows = self.vectors[ids.clamp_min(0)].to(queries)
+        scores = torch.einsum("qd,qkd->qk", queries, rows)
+        if prior is not None:
+            scores = scores + prior.expand(len(ids), -1).gather(1, ids.clamp_min(0).to(prior.device)).to(scores)
+        return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
+
+
+def _left_out(without: Without, ids: Int[Tensor, "questions k"]) -> Tensor:
+    """Which of these rows the questions leave out."""
+    if not len(without.rows):
+        return torch.zeros_like(ids, dtype=torch.bool)
+    column = torch.searchsorted(without.rows, ids.contiguous()).clamp_max(len(without.rows) - 1)
+    return without.mask.gather(1, column) & (without.rows[column] == ids)
+
+
+def ordered(hits: Hits) -> Hits:
+    """Best first, equal scores by row."""
+    by_row = hits.ids.argsort(1)
+    ids, scores = hits.ids.gather(1, by_row), hits.scores.gather(1, by_row)
+    best = scores.argsort(dim=1, descending=True, stable=True)
+    return Hits(ids.gather(1, best), scores.gather(1, best))
