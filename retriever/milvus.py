@@ -1,11 +1,13 @@
 """Search through Milvus: embedded in this process (Milvus Lite) or a cluster, by its URI alone (extra `milvus`)."""
 
 import hashlib
+import re
 from typing import Any
 
 import torch
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
+from e2erag.retriever.ledger import StoreError, Version
 from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
 from e2erag.retriever.store import Store
 
@@ -27,20 +29,22 @@ class MilvusIndex(SampledIndex):
     them are among the K at its very edge is Milvus' choice.
     """
 
-    def __init__(self, store: Store, uri: str | None = None, token: str = "", name: str = "e2erag") -> None:
+    def __init__(self, store: Store, uri: str | None = None, token: str = "", name: str = "") -> None:
         """
         Args:
             uri: of a cluster, "http://host:19530"; or a local file that ends in .db, for Milvus Lite, which one process
                 at a time can open. By default such a file beside the rows.
             token: "user:password" or an API key, for a cluster.
-            name: what the collections' names begin with. Two stores in one cluster need two names.
+            name: what the collections' names begin with: the store's own in a cluster, where replaced ones are dropped.
         """
         if store.folder is None:
             raise ValueError("Milvus' copy follows rows on a disk: give the Store a folder, or use ExactIndex")
+        if uri is not None and not name:
+            raise ValueError("a Milvus that several stores may use needs a name for each: give this one its own")
         super().__init__(store)
-        self.uri, self.token, self.name = uri or str(store.folder / "milvus.db"), token, name
+        self.uri, self.token, self.name = uri or str(store.folder / "milvus.db"), token, name or "rows"
         self._client: Any = None  # of pymilvus, which is imported when first needed
-        self._collection = ""
+        self._collection, self._version = "", -1
         self._sent = 0
         self._gone = torch.arange(0)
 
@@ -67,33 +71,38 @@ class MilvusIndex(SampledIndex):
     def _follow(self) -> None:
         """Bring Milvus to what the store holds."""
         self._client = self._client or _connected(self.uri, self.token)
-        name = self._name()
-        if self._collection != name:
-            self._open(name)
+        version = self.store.version
+        assert version is not None  # a search has checked that there are rows
+        if self._version != version.id:
+            self._open(self._name(version), version.id)
         alive = torch.ones(len(self.vectors), dtype=torch.bool)
         alive[self.store.dead] = False
         for rows in (alive[self._sent :].nonzero()[:, 0] + self._sent).split(_AT_ONCE):
             vectors = self.vectors[rows].float().numpy()
             pairs = zip(rows.tolist(), vectors, strict=True)
-            self._client.upsert(name, [{"row": row, "vector": vector} for row, vector in pairs])
-        dead = self.store.dead[self.store.dead < self._sent]
-        for rows in dead[~torch.isin(dead, self._gone)].split(_AT_ONCE):
-            if len(rows):
-                self._client.delete(name, ids=rows.tolist())
+            self._client.upsert(self._collection, [{"row": row, "vector": vector} for row, vector in pairs])
+        died = self.store.dead[~torch.isin(self.store.dead, self._gone)]
+        for rows in died.split(_AT_ONCE) if len(died) else ():
+            self._client.delete(self._collection, ids=rows.tolist())
         self._sent, self._gone = len(alive), self.store.dead
 
-    def _name(self) -> str:
-        """The collection of the store's version, by what it begins with."""
-        version = self.store.version
-        assert version is not None  # a search has checked that there are rows
-        *_, sha256 = self.store.ledger.parts(version)[0]
+    def _name(self, version: Version) -> str:
+        """The collection of this version, by what it begins with."""
+        parts = self.store.ledger.parts(version)
+        if not parts:
+            raise StoreError(
+                f"a newer version has taken this one's place in {self.store.folder}: call reload() to search it"
+            )
+        *_, sha256 = parts[0]
         mark = hashlib.sha256(f"{sha256} {version.manifest} {version.dtype}".encode()).hexdigest()[:16]
         return f"{self.name}_{version.id}_{mark}"
 
-    def _open(self, name: str) -> None:
+    def _open(self, name: str, present: int) -> None:
         """Its collection, and how far it has come: rows are sent in order, so that the highest there says it."""
-        others = [other for other in self._client.list_collections() if other.startswith(f"{self.name}_")]
-        if name not in others:
+        mine = re.compile(rf"{re.escape(self.name)}_(\d+)_[0-9a-f]{{16}}")
+        versions = {found[0]: int(found[1]) for found in map(mine.fullmatch, self._client.list_collections()) if found}
+        new = name not in versions
+        if new:
             self._create(name)
         self._client.load_collection(name)
         low, high = 0, len(self.vectors)  # rows from `low` on may be there, from `high` on none is
@@ -103,9 +112,11 @@ class MilvusIndex(SampledIndex):
                 low = middle + 1
             else:
                 high = middle
-        self._collection, self._sent, self._gone = name, max(0, low - _AT_ONCE), torch.arange(0)
-        older = sorted((int(other.split("_")[-2]), other) for other in others if other != name)
-        for _, other in older[:-1]:
+        # The last request may have come in part. Of a new collection's rows none can have died in it.
+        self._collection, self._version, self._sent = name, present, max(0, low - _AT_ONCE)
+        self._gone = self.store.dead if new else torch.arange(0)
+        older = sorted((other for other in versions if versions[other] < present), key=versions.__getitem__)
+        for other in older[:-1]:
             self._client.drop_collection(other)
 
     def _create(self, name: str) -> None:

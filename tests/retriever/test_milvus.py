@@ -1,0 +1,161 @@
+"""What only Milvus does: its copy follows the store, from wherever it was left, here and over a socket."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2erag.retriever import ExactIndex, Index, MilvusIndex, Source, Store, StoreError, milvus
+
+pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+
+N, DIM = 300, 8
+
+
+def drawn(seed: int, n: int = N) -> torch.Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "index")
+    store.add([Source(name, name, N // 3) for name in "abc"], drawn(0))
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Milvus in another process, reached as a cluster is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = str(tmp_path_factory.mktemp("server"))
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", folder, "--host", "127.0.0.1"]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while True:  # until it listens; if it never does, it has ended
+        assert process.poll() is None
+        with socket.socket() as there:
+            if there.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
+
+
+def same_as_exact(index: Index, store: Store) -> None:
+    """Everything alive is found, and nothing else is."""
+    exact = ExactIndex(store).search(drawn(1, 3), N)
+    found = index.search(drawn(1, 3), N)
+    assert torch.equal(found.ids, exact.ids)
+    torch.testing.assert_close(found.scores, exact.scores)
+
+
+def rows_of(index: MilvusIndex) -> list[int]:
+    """The rows that Milvus holds."""
+    return sorted(row["row"] for row in index._client.query(index._collection, filter="row >= 0"))
+
+
+def test_by_its_uri_it_is_the_same_index(store: Store, server: str) -> None:
+    """The same code over a socket: what is added, replaced and deleted, and a second reader of the same collection."""
+    index = MilvusIndex(store, server, name="one")
+    same_as_exact(index, store)
+    index.update([Source("b", "B", 20)], drawn(2, 20))
+    index.delete(["a"])
+    same_as_exact(index, store)
+    alive = sorted(set(range(N + 20)) - set(store.dead.tolist()))
+    assert rows_of(index) == alive
+    reader = Store.open(store.folder)
+    same_as_exact(MilvusIndex(reader, server, name="one"), reader)
+    other = Store(store.folder.parent / "other")
+    other.add([Source("x", "x", 40)], drawn(3, 40))
+    same_as_exact(MilvusIndex(other, server, name="one_other"), other)
+    same_as_exact(index, store)
+
+
+def test_what_was_not_sent_is_sent_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after three of ten requests; meanwhile a document that was sent is deleted, and another is added."""
+    monkeypatch.setattr(milvus, "_AT_ONCE", 30)
+    index = MilvusIndex(store)
+    index._client = client = milvus._connected(index.uri, "")
+    sent, upsert = [], client.upsert
+
+    def fails(*args: object) -> object:
+        if len(sent) == 3:
+            raise InterruptedError
+        return sent.append(upsert(*args))
+
+    monkeypatch.setattr(client, "upsert", fails)
+    with pytest.raises(InterruptedError):
+        index.search(drawn(1, 3), 5)
+    assert rows_of(index) == list(range(90))
+    monkeypatch.undo()
+    store.delete(["a"])
+    store.add([Source("d", "d", 7)], drawn(2, 7))
+    index = MilvusIndex(Store.open(store.folder))
+    same_as_exact(index, store)
+    assert rows_of(index) == list(range(100, 307))
+
+
+def test_a_new_version_has_a_collection_and_the_one_before_stays(store: Store) -> None:
+    """A reader of the old version goes on; of three versions two are kept."""
+    old, stale = MilvusIndex(Store.open(store.folder)), Store.open(store.folder)
+    before = old.search(drawn(1, 3), 9)
+    for seed in (5, 6):
+        store.build([[Source("a", str(seed), 50)]], lambda _, seed=seed: drawn(seed, 50))
+        index = MilvusIndex(store)
+        same_as_exact(index, store)
+        if seed == 5:
+            assert torch.equal(old.search(drawn(1, 3), 9).ids, before.ids)
+    assert len(index._client.list_collections()) == 2
+    late = MilvusIndex(stale)
+    with pytest.raises(StoreError, match=r"a newer version has taken this one's place in .* call reload\(\)"):
+        late.search(drawn(1, 3), 1)
+
+
+def test_equal_scores_are_ordered_by_row_and_a_fresh_prior_counts(store: Store) -> None:
+    """A row twice; and a prior that lifts one passage above all others' stored scores."""
+    store.add([Source("again", "", 100)], drawn(0)[:100])
+    index, queries = MilvusIndex(store), drawn(0)[[3, 40]]
+    hits = index.search(queries, 400)
+    both = [[row.index(3 + i), row.index(303 + i)] for i, row in zip((0, 37), hits.ids.tolist(), strict=True)]
+    assert all(second == first + 1 for first, second in both)
+    prior = torch.zeros(400)
+    best = ExactIndex(store).search(queries, 4, prior).ids[:, 3]
+    prior[best] = 50.0
+    assert (
+        index.search(queries, 2, prior).ids[:, 0].tolist()
+        == ExactIndex(store).search(queries, 1, prior).ids[:, 0].tolist()
+    )
+
+
+def test_log_z_is_an_estimate_and_says_so(store: Store) -> None:
+    """With three hundred rows and 4,096 draws it is near."""
+    index, queries = MilvusIndex(store), drawn(1, 3)
+    assert not index.exact
+    assert MilvusIndex.log_z.__doc__
+    assert MilvusIndex.log_z.__doc__.startswith("An estimate")
+    exact = ExactIndex(store)
+    estimate = index.log_z(queries, index.search(queries, 10))
+    torch.testing.assert_close(estimate, exact.log_z(queries, exact.search(queries, 10)), atol=0.1, rtol=0)
+
+
+def test_what_milvus_cannot_do_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with the way out."""
+    with pytest.raises(ValueError, match="give the Store a folder, or use ExactIndex"):
+        MilvusIndex(Store())
+    with pytest.raises(ValueError, match="needs a name for each"):
+        MilvusIndex(store, "http://127.0.0.1:1")
+    with pytest.raises(ConnectionError, match=r"must answer at http://127.0.0.1:1: start it, or give another uri"):
+        MilvusIndex(store, "http://127.0.0.1:1", name="one").search(drawn(1, 3), 1)
+    monkeypatch.setattr(milvus, "MOST", 100)
+    with pytest.raises(ValueError, match=r"k must be at most Milvus' 100, got 200: ask for fewer, or use ExactIndex"):
+        MilvusIndex(store).search(drawn(1, 3), 200)
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(ImportError, match=r"needs pymilvus: pip install 'e2erag\[milvus\]'"):
+        MilvusIndex(store).search(drawn(1, 3), 1)
