@@ -210,3 +210,14 @@ def test_a_rebuilt_index_of_the_same_size_is_the_one_searched(folder: bool, tmp_
         hits = index.search(query, 1)
         assert hits.ids.item() == (0, 3)[weights]
         assert index.log_z(query, hits).item() == pytest.approx(torch.tensor([1.0, 0, 0, 0]).logsumexp(0).item())
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_document_of_no_passage_can_be_stored(first: int, tmp_path: Path) -> None:
+    """Hard gates can leave nothing of a document, and it can come alone, or first."""
+    store = Store(tmp_path / "index")
+    store.add([Source("a", "1", first)], torch.eye(4)[:first])
+    store.add([Source("b", "2", 4 - first)], torch.eye(4)[first:])
+    again = Store.open(tmp_path / "index")
+    assert torch.equal(again.rows, torch.eye(4))
+    assert [source.name for source, _ in again.sources()] == ["a", "b"]
