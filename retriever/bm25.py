@@ -23,8 +23,10 @@ class BM25:
         if not len(texts):
             raise ValueError("BM25 needs at least one passage, got none: were any documents read?")
         self.count = len(texts)
-        self.index = bm25s.BM25(auto_compile=False)
-        self.index.index(_words(texts, ids=True), show_progress=False)
+        words = _words(texts, ids=True)
+        self.index = bm25s.BM25(auto_compile=False) if any(words.ids) else None  # bm25s can't index no word at all
+        if self.index is not None:
+            self.index.index(words, show_progress=False)
 
     def __len__(self) -> int:
         return self.count
@@ -32,6 +34,8 @@ class BM25:
     def scores(self, questions: Sequence[str]) -> Float[Tensor, "questions passages"]:
         """Every passage's score: 4 bytes for each question and passage, time linear in the words' postings."""
         table = torch.zeros(len(questions), self.count)
+        if self.index is None:
+            return table
         for row, words in zip(table, _words(questions, ids=False), strict=True):
             known = self.index.get_tokens_ids(words)
             if known:

@@ -22,7 +22,8 @@ class ExactIndex(StoredIndex):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._elsewhere: Tensor | None = None
+        self._rows_of: Tensor | None = None
+        self._elsewhere = torch.empty(0, 0)
 
     @classmethod
     def of(cls, rows: Rows, sources: Sequence[Source] | None = None) -> "ExactIndex":
@@ -53,8 +54,10 @@ class ExactIndex(StoredIndex):
 
     def _rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rows, and which are dead."""
-        if self._elsewhere is None or self._elsewhere.device != device or len(self._elsewhere) != len(self.vectors):
-            self._elsewhere = self.vectors.to(device)  # the rows themselves on a CPU, one copy on a GPU
+        if self._rows_of is not self.vectors or self._elsewhere.device != device:
+            self._elsewhere = torch.empty(0, 0)  # not two copies at a time
+            # The rows themselves on a CPU, one copy on a GPU. The store maps them anew when they change.
+            self._elsewhere, self._rows_of = self.vectors.to(device), self.vectors
         return self._elsewhere, self.store.dead.to(device)
 
 

@@ -195,6 +195,8 @@ class Store:
             return torch.empty(0, 0)
         if self.folder is None:
             return self._held[version.id]
+        if not version.rows:  # nothing can't be mapped
+            return torch.empty(0, version.dim, dtype=DTYPES[version.dtype])
         path, dtype = self._file(version), DTYPES[version.dtype]
         if path.stat().st_size < version.rows * version.dim * dtype.itemsize:
             raise StoreError(f"{path} is shorter than its ledger states: fetch the folder afresh or build it anew")
@@ -470,7 +472,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _bytes(rows: Tensor) -> memoryview:
-    return rows.contiguous().view(torch.uint8).numpy().data.cast("B")
+    return rows.contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _sha256(rows: Tensor) -> str:

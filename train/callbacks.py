@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from e2erag.retriever import OVERFETCH
+
 
 class Refresh(L.Callback):
     """Encode the whole index anew every N steps, so that what a search finds is never older than that."""
@@ -31,7 +33,9 @@ class CollapseGuard(L.Callback):
         self.streak: Counter[str] = Counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        seen = symptoms(module.history[-1], len(batch))
+        passages = len(module.rag.corpus.passages)
+        choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
+        seen = symptoms(module.history[-1], len(batch), choice)
         self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
         for symptom, steps in self.streak.items():
             if steps == self.PATIENCE:
@@ -39,10 +43,13 @@ class CollapseGuard(L.Callback):
                 trainer.should_stop = trainer.should_stop or self.stop
 
 
-def symptoms(row: dict[str, float], questions: int) -> list[str]:
-    """What a step's figures say is wrong, and what to do about it."""
+def symptoms(row: dict[str, float], questions: int, choice: bool = True) -> list[str]:
+    """What a step's figures say is wrong, and what to do about it.
+
+    Args:
+        choice: whether the corpus has so many passages that questions can find different ones."""
     found = []
-    if questions > 1 and row["distinct"] <= 1.1 / questions:
+    if choice and questions > 1 and row["distinct"] <= 1.1 / questions:
         found.append(
             "every question of a batch found the same passages (`distinct`): the retriever is collapsing. Lower "
             "lr_retriever and lr_extractor, or refresh the index more often (refresh_every)"

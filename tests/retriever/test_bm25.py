@@ -36,6 +36,14 @@ def test_scores_are_the_formula() -> None:
     torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("texts", [["--", "?!"], ["the of", "and"], [""]])
+def test_a_corpus_without_a_word_finds_nothing(texts: list[str]) -> None:
+    """Passages of marks and stop words alone score zero, and the others of a system go on to be found."""
+    bm25 = BM25(texts)
+    assert bm25.scores(["pilot", "the", "?"]).tolist() == [[0.0] * len(texts)] * 3
+    assert (bm25.search(["pilot", "--"], 3).ids == -1).all()
+
+
 def test_a_search_is_sorted_with_ties_by_row_and_finds_nothing_without_a_common_word() -> None:
     """Two equal passages in the order of their rows; K beyond the corpus; −1 for what has no word of the question."""
     hits = BM25(["seats 4", "pilot", "seats 4"]).search(["seats", "x"], 5)

@@ -202,3 +202,26 @@ def test_an_empty_corpus_is_refused(kind: str, tmp_path: Path) -> None:
         index.search(torch.ones(1, DIM), 1)
     with pytest.raises(ValueError, match="at least one passage"):
         index.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_rebuilt_index_of_the_same_size_is_the_one_searched(folder: bool, tmp_path: Path) -> None:
+    """New weights give other rows, as many as before: a search that has run once must see them."""
+    store = Store(tmp_path if folder else None)
+    index, documents, query = ExactIndex(store), [Source("a", "1", 4)], torch.eye(4)[:1]
+    for weights, rows in enumerate((torch.eye(4), torch.eye(4).flip(0))):
+        store.build([documents], lambda _, rows=rows: rows, {"weights": weights})
+        hits = index.search(query, 1)
+        assert hits.ids.item() == (0, 3)[weights]
+        assert index.log_z(query, hits).item() == pytest.approx(torch.tensor([1.0, 0, 0, 0]).logsumexp(0).item())
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_a_document_of_no_passage_can_be_stored(first: int, tmp_path: Path) -> None:
+    """Hard gates can leave nothing of a document, and it can come alone, or first."""
+    store = Store(tmp_path / "index")
+    store.add([Source("a", "1", first)], torch.eye(4)[:first])
+    store.add([Source("b", "2", 4 - first)], torch.eye(4)[first:])
+    again = Store.open(tmp_path / "index")
+    assert torch.equal(again.rows, torch.eye(4))
+    assert [source.name for source, _ in again.sources()] == ["a", "b"]

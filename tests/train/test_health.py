@@ -115,6 +115,18 @@ def test_a_run_that_reads_nothing_is_told_so_once_and_stopped_if_asked(collapse:
     assert (run.steps, len(told)) == (steps, times)
 
 
+def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:
+    """Every question of a corpus of a few passages finds all of them, which stops no run."""
+    rag = tiny_rag()
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = rag.fit(ROWS, epochs=12, batch_size=2, progress=False, collapse="stop", lr_extractor=0.0)
+    assert {row["distinct"] for row in run.history} == {0.5}
+    assert [str(one.message) for one in caught if "collapsing" in str(one.message)] == []
+    assert run.steps == 12
+
+
 def test_a_running_mean_leaves_out_what_is_missing() -> None:
     """Over a tenth of twenty values, so two."""
     values = np.asarray([1.0, 3.0, np.nan, 5.0] + [0.0] * 16)
