@@ -279,7 +279,7 @@ def plot(figures: dict[str, dict], path: Path) -> None:
             axis.bar(np.arange(len(names)) + 0.27 * (i - 1), heights, 0.25, label=f"gold {place.replace('_', ' ')}")
         axis.set_ylabel(f"{key.replace('_', ' ')}, median")
     axes[0].axhline(1, color="grey", lw=0.5)
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, ncols=len(REACH), loc="lower center", bbox_to_anchor=(0.5, 1))  # above the bars
     axes[1].set_yscale("symlog", linthresh=1)
     axes[1].set_xticks(np.arange(len(names)), names, rotation=30, ha="right")
     figure.savefig(path, dpi=110)

@@ -11,8 +11,9 @@ from e2erag.demo import demo
 from e2erag.evaluation import METRICS
 from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
-from e2erag.rag import GENERATOR, RAG, RETRIEVER
+from e2erag.rag import GENERATOR, RAG, RETRIEVER, RAGConfig
 from e2erag.report import dropped, page_text, saved, write_report
+from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig
 
 
@@ -23,7 +24,9 @@ def fit(
     system: str | None = None,
     retriever: str = RETRIEVER,
     generator: str = GENERATOR,
-    settings: FitConfig = FitConfig(),  # noqa: B008 - frozen
+    retrieval: RetrieverConfig = RetrieverConfig(),  # noqa: B008 - frozen, as those below
+    answering: RAGConfig = RAGConfig(),  # noqa: B008
+    settings: FitConfig = FitConfig(),  # noqa: B008
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
 
@@ -34,9 +37,13 @@ def fit(
         system: a saved system to go on from; else the two models below.
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
+        retrieval: how a new system scores passages.
+        answering: how a new system searches and answers.
         settings: of the run.
     """
-    rag = RAG.from_pretrained(system, retriever=retriever, generator=generator)
+    if system is not None and (retrieval, answering) != (RetrieverConfig(), RAGConfig()):
+        raise ValueError(f"{system} keeps what it was made with: leave out --retrieval and --answering, or --system")
+    rag = RAG.from_pretrained(system, retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
     rag.index(files)
     rag.fit(questions, settings)
     rag.save_pretrained(out)

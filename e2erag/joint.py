@@ -37,7 +37,7 @@ class Evidence:
         token_logp: log p(y_t|x,z,y_<t), 0 beyond an answer's end token.
         length: tokens of each answer, its end token included.
         ids: the passages' numbers, −1 where there was none.
-        question_rows, passage_rows: vectors whose inner product is s_z.
+        question_rows, passage_rows: vectors whose inner product is s_z without β·BM25.
         gold: which of the passages may be taken for the right one: those on the page that a question names, all of
             them where it names none. None: all of every question.
     """

@@ -90,7 +90,11 @@ class ShardedIndex(ExactIndex):
         return self._written(lambda: self.store.delete(names))
 
     def save(self, folder: str | Path) -> None:
-        self._written(lambda: self.store.save(folder) or 0)
+        def write() -> int:
+            self.store.save(folder)
+            return 0
+
+        self._written(write)
 
     @classmethod
     def load(

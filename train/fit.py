@@ -84,7 +84,7 @@ class FitConfig:
     clip: float = 1.0
     collapse: Literal["warn", "stop", "ignore"] = "warn"
     seed: int = 0
-    folder: str | None = None
+    folder: str | Path | None = None
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -225,5 +225,5 @@ def _logger(folder: Path | None, config: FitConfig) -> CSVLogger | bool:
     if folder is None:
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "config.json", json.dumps(asdict(config), indent=2))
+    write_file(folder / "config.json", json.dumps(asdict(config), indent=2, default=str))  # a Path
     return CSVLogger(str(folder), name="", version="")

@@ -115,6 +115,12 @@ def test_what_shows_health_is_logged_to_csv(rag: RAG, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 3
 
 
+def test_a_run_takes_its_folder_as_a_path_too(rag: RAG, tmp_path: Path) -> None:
+    """A `Path` is written down as its text."""
+    rag.fit(ROWS, epochs=1, folder=tmp_path / "run", progress=False)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["folder"] == str(tmp_path / "run")
+
+
 def test_a_seed_makes_a_run_repeatable(rag: RAG) -> None:
     """Shuffling and gate noise come from it."""
     losses = []
