@@ -90,7 +90,11 @@ class ShardedIndex(ExactIndex):
         return self._written(lambda: self.store.delete(names))
 
     def save(self, folder: str | Path) -> None:
-        self._written(lambda: self.store.save(folder) or 0)
+        def saved() -> int:
+            self.store.save(folder)
+            return 0
+
+        _on_rank_0(saved)
 
     @classmethod
     def load(
