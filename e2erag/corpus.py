@@ -1,6 +1,7 @@
 """Documents laid out for the three stages: lines numbered through, tokenised once for each encoder."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ class Corpus:
                 texts += put.values()
         self.retriever_lines = retriever.passage.lines(texts)
         self.generator_lines = generator.prompt.lines(texts)
+        self.tokenizer = retriever.passage.token_fingerprint()
         self.layout: Float[Tensor, "lines features"] = torch.from_numpy(
             np.concatenate([layout_features(document) for document in self.documents])
         )
@@ -90,6 +92,13 @@ class Corpus:
         self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
         self._bm25 = None
         self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
+
+    def fingerprint(self) -> str:
+        """A hash of the documents, of their lines as the retriever reads them, and of the candidates."""
+        digest = blake2b("".join(document.sha256 for document in self.documents).encode(), digest_size=16)
+        for values in (self.retriever_lines.ids, self.retriever_lines.offsets, self.spans.spans.numpy()):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     @property
     def bm25(self) -> BM25:

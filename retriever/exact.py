@@ -1,6 +1,6 @@
 """Exact search: every score is computed, in torch, on the processor on which the queries are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -26,10 +26,12 @@ class ExactIndex(StoredIndex):
         self._elsewhere = torch.empty(0, 0)
 
     @classmethod
-    def of(cls, rows: Rows, sources: Sequence[Source] | None = None) -> "ExactIndex":
+    def of(
+        cls, rows: Rows, sources: Sequence[Source] | None = None, manifest: Mapping[str, object] | None = None
+    ) -> "ExactIndex":
         """An index in memory over these rows, which are not copied; one document unless `sources` says otherwise."""
         store = Store()
-        store.add(sources or [Source("corpus", "", len(rows))], rows.detach())
+        store.build([sources or [Source("corpus", "", len(rows))]], lambda _: rows.detach(), manifest)
         return cls(store)
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:

@@ -60,6 +60,10 @@ class Index(Protocol):
     def vectors(self) -> Rows:
         """The stored rows, dead ones too: a view, in the dtype they are stored in."""
 
+    @property
+    def manifest(self) -> Mapping[str, object]:
+        """What the rows were made with, as `load` compares it; and dtype and count."""
+
     def __len__(self) -> int:
         """Passages that a search can find."""
 

@@ -404,6 +404,10 @@ class StoredIndex:
     def vectors(self) -> Tensor:
         return self.store.rows
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return self.store.manifest
+
     def __len__(self) -> int:
         return len(self.store)
 

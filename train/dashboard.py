@@ -21,6 +21,7 @@ def draw_run(history: Sequence[dict[str, float]], path: Path) -> Path | None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         warnings.warn('no dashboard without matplotlib: pip install "e2erag[draw]"', stacklevel=2)
         return None
@@ -36,7 +37,7 @@ def draw_run(history: Sequence[dict[str, float]], path: Path) -> Path | None:
         panel.plot(steps, running_mean(values), color="#1f4e8c", linewidth=1.6)
         panel.set_title(f"{name}\n{FIGURES[name]}", fontsize=7, loc="left")
         panel.tick_params(labelsize=7)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.ticklabel_format(axis="y", useOffset=False)
         panel.grid(alpha=0.25)
     figure.supxlabel("step", fontsize=8)

@@ -1,0 +1,109 @@
+"""How a corpus becomes an index: candidates are proposed and encoded, and what they were made with is written down."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e2erag.corpus import Corpus, Gates
+from e2erag.extract import GateMode, LineTokens
+from e2erag.joint import Joint
+from e2erag.retriever import ExactIndex, Index, LineSums, Source
+from e2erag.retriever.encoder import fingerprint
+
+
+class Indexer:
+    """Proposes and encodes with a model's present weights; keeps the sums over lines that it can use again."""
+
+    def __init__(self, model: Joint) -> None:
+        self.model = model
+        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
+
+    @torch.no_grad()
+    def propose(self, corpus: Corpus, mode: GateMode, overlap: float) -> None:
+        """Propose passages; in hard mode cuts are taken and emptied passages dropped."""
+        extractor = self.model.extractor
+        if mode != "hard":
+            corpus.propose(extractor, overlap)
+            return
+        gates = self.model.gates(corpus, "hard")
+        cuts = torch.sigmoid(gates.extraction.cut) > extractor.config.cut_threshold
+        kept = gates.retrieve[: len(corpus)] == 0
+        corpus.propose(extractor, overlap, cuts.cpu().numpy(), kept.cpu().numpy())
+        corpus.drop_repeated([_kept(corpus, gates, i) for i in range(len(corpus.passages))])
+        if not corpus.passages:
+            raise RuntimeError(
+                "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
+                'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
+            )
+
+    @torch.no_grad()
+    def encode(self, corpus: Corpus, mode: GateMode) -> Index:
+        """Every candidate's row, in memory, with what it was made with as the index' manifest."""
+        model, every = self.model, torch.arange(len(corpus.passages))
+        made_with = self.made_with(corpus, mode)
+        gates = model.gates(corpus, mode)
+        log_prior = model.log_prior(corpus, gates)
+        if model.retriever.config.gates == "pool":
+            sums = self._line_sums(corpus, gates, made_with["encoder"])
+            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
+        else:
+            rows = model.encode(corpus, every, gates, log_prior, mode)
+        count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
+        named = zip(corpus.documents, count, strict=True)
+        sources = [Source(document.sha256, document.sha256, n) for document, n in named]
+        return ExactIndex.of(rows, sources, made_with)
+
+    def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
+        """What rows depend on, to be compared: hashes of weights and texts, and the settings that play a part.
+
+        Reads the weights once (.1 s per 100 MB)."""
+        retriever, extractor = self.model.retriever, self.model.extractor
+        encoder = retriever.passage
+        return {
+            "encoder": encoder.fingerprint(),
+            "tokenizer": corpus.tokenizer,
+            "prompts": {"document": encoder.prompt("document"), "pooled": encoder.pool_prompt},
+            "pooling": {"mode": encoder.pooling, "normalize": encoder.normalize, "gates": retriever.config.gates},
+            "prior_weight": retriever.config.prior_weight,
+            "extractor": fingerprint(extractor),
+            "extractor_config": self._settings(),
+            "mode": mode,
+            "corpus": corpus.fingerprint(),
+            "count": len(corpus.passages),
+        }
+
+    def proposes_alike(self, manifest: Mapping[str, object], mode: GateMode) -> bool:
+        """Whether an index with this manifest has the candidates that would be proposed now, whatever the weights."""
+        return mode != "hard" and (manifest.get("mode"), manifest.get("extractor_config")) == (mode, self._settings())
+
+    def changed(self, manifest: Mapping[str, object], corpus: Corpus, mode: GateMode) -> list[str]:
+        """What is other now than when an index with this manifest was made."""
+        now = self.made_with(corpus, mode) | {"tokenizer": self.model.retriever.passage.token_fingerprint()}
+        return [name for name, value in now.items() if manifest.get(name) != value]
+
+    def _settings(self) -> dict[str, Any]:
+        """The extractor's, as JSON reads them back."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self.model.extractor.config)))
+        return settings
+
+    def _line_sums(self, corpus: Corpus, gates: Gates, weights: str) -> LineSums:
+        """Encoded only if the passages or the passage tower's weights are others than last time."""
+        if self._sums is not None:
+            lines, spans, then, sums = self._sums
+            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
+                return sums
+        self._sums = None  # not two of them at a time
+        sums = self.model.line_sums(corpus, gates)
+        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
+        return sums
+
+
+def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lines that hard gates leave of a passage itself, for finding it and for reading it."""
+    lines, carried = corpus.lines(passage)
+    own = lines[carried:]
+    return tuple(gates.kept(gates.retrieve, own, 0).tolist()), tuple(gates.kept(gates.read, own, 0).tolist())
