@@ -60,7 +60,7 @@ class Indexer:
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
         """What rows depend on, to be compared: hashes of weights and texts, and the settings that play a part.
 
-        Reads the weights once (.1 s per 100 MB)."""
+        Reads the weights once."""
         retriever, extractor = self.model.retriever, self.model.extractor
         encoder = retriever.passage
         return {
