@@ -83,7 +83,7 @@ def choose(size: Size, folder: Path) -> tuple[list[str], list[tuple[str, str, in
     texts = [passage["text"] for passage in passages]
     with torch.no_grad():
         vectors = encoder.encode_text(texts)
-        questions = encoder.encode_text([row["question"] for row in asked], prompt="query")
+        questions = encoder.encode_text([row["question"] for row in asked], role="query")
     cosine = questions @ vectors.T
     gold = torch.tensor([place[row["gold"][0]] for row in asked])
     rank = (cosine > cosine.gather(1, gold[:, None])).sum(1)
