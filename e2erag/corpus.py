@@ -35,6 +35,7 @@ class Corpus:
                 put = table_texts(document, reading)
                 self.text_of[number, first + np.fromiter(put, np.int64)] = len(texts) + np.arange(len(put))
                 texts += put.values()
+        self.strings = texts
         self.retriever_lines = retriever.passage.lines(texts)
         self.generator_lines = generator.prompt.lines(texts)
         self.tokenizer = retriever.passage.token_fingerprint()
@@ -104,7 +105,7 @@ class Corpus:
     def bm25(self) -> BM25:
         """Over the candidates' texts as they are printed, gates left aside; built when it is first asked for."""
         if self._bm25 is None:
-            self._bm25 = BM25([passage.text for passage in self.passages])
+            self._bm25 = BM25([self.text_at(passage) for passage in range(len(self.passages))])
         return self._bm25
 
     def lines(self, passage: int) -> tuple[Lines, int]:
@@ -119,6 +120,12 @@ class Corpus:
         if not reading:
             return lines
         return np.where((lines >= start) & (lines < stop), self.text_of[reading, lines], lines)
+
+    def text_at(self, passage: int) -> str:
+        """`Passage.text`, which would put a document's tables into words once more for every passage of one."""
+        lines, _ = self.lines(passage)
+        rows = [self.strings[text] for text in self.texts(passage, lines).tolist()]
+        return "\n".join(row for row in rows if row)
 
 
 class Gates(NamedTuple):

@@ -77,9 +77,10 @@ def target_entropy(terms: Terms, names: Iterable[str], options: Options) -> dict
 
 def answer_found(rag: RAG, questions: Sequence[Question], ids: Int[Tensor, "questions k"]) -> float:
     """Share of the questions of which an answer occurs, letter for letter but for case, in a passage found."""
+    corpus, _ = rag._ready()
     hits = 0
     for question, found in zip(questions, ids.tolist(), strict=True):
-        texts = [rag.passage(i).text.casefold() for i in found if i >= 0]
+        texts = [corpus.text_at(i).casefold() for i in found if i >= 0]
         hits += any(answer.casefold() in text for answer in question.answers for text in texts)
     return hits / len(questions)
 

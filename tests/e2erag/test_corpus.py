@@ -37,6 +37,13 @@ def rag() -> RAG:
     return system
 
 
+def test_a_passages_text_is_the_same_from_the_corpus(rag: RAG) -> None:
+    """In every reading, carried lines first; one of the documents has a table."""
+    passages = rag.corpus.passages
+    assert {passage.reading for passage in passages} == {"lines", "rows", "sentences"}
+    assert [rag.corpus.text_at(i) for i in range(len(passages))] == [passage.text for passage in passages]
+
+
 def test_a_table_is_indexed_in_three_readings(rag: RAG) -> None:
     """As printed, as rows and as sentences: the vector of each is that of the passage's own text."""
     corpus, encoder = rag.corpus, rag.model.retriever.passage
