@@ -64,7 +64,7 @@ class Indexer:
         retriever, extractor = self.model.retriever, self.model.extractor
         encoder = retriever.passage
         return {
-            "encoder": encoder.fingerprint(),
+            "encoder": fingerprint(encoder),
             "tokenizer": corpus.tokenizer,
             "prompts": {"document": encoder.prompt("document"), "pooled": encoder.pool_prompt},
             "pooling": {"mode": encoder.pooling, "normalize": encoder.normalize, "gates": retriever.config.gates},

@@ -179,9 +179,7 @@ class Joint(nn.Module):
 
         Returns the rows and, per row, the slots of its lines; None where no gate applies."""
         prompt = self.generator.prompt
-        asked = prompt.questions(questions)
-        given = [None] * len(asked) if answers is None else prompt.answers(answers)
-        reserve = self.generator.config.max_new_tokens if answers is None else 0
+        asked, given, reserve = self._prompted(questions, answers)
         rows: list[Row] = []
         slots: list[Lines | None] = []
         for question, answer, found in zip(asked, given, ids.tolist(), strict=True):
@@ -195,6 +193,15 @@ class Joint(nn.Module):
                 rows.append(prompt.row(None, None, question, answer, reserve))
                 slots.append(None)
         return rows, slots
+
+    def _prompted(
+        self, questions: Sequence[str], answers: Sequence[str] | None
+    ) -> tuple[list[Any], Sequence[Any], int]:
+        """Tokens of questions and of answers (None each where there are none), and of room left to generate one."""
+        asked = self.generator.prompt.questions(questions)
+        if answers is None:
+            return asked, [None] * len(asked), self.generator.config.max_new_tokens
+        return asked, self.generator.prompt.answers(answers), 0
 
     def fused_rows(
         self,
@@ -215,9 +222,7 @@ class Joint(nn.Module):
         which sees one passage, is not moved by it. Known trouble: what is ranked far below is hardly read, so it can't
         show that it would help."""
         prompt, fid = self.generator.prompt, self.reading == "fid"
-        asked = prompt.questions(questions)
-        given = [None] * len(asked) if answers is None else prompt.answers(answers)
-        reserve = self.generator.config.max_new_tokens if answers is None else 0
+        asked, given, reserve = self._prompted(questions, answers)
         rows: list[Row] = []
         biases: list[Tensor] = []
         for question, answer, hits, prior in zip(asked, given, ids, prior_logp, strict=True):
@@ -357,9 +362,8 @@ class Joint(nn.Module):
         fused, closed_logp = logp.chunk(2)
         together = fused[:, None].expand(-1, ids.shape[1], -1)
         missing = (ids < 0).to(fused.device)[:, :, None]
-        return torch.cat([together.masked_fill(missing, -torch.inf), closed_logp[:, None]], 1), _lengths(closed).to(
-            fused.device
-        )
+        tokens = torch.cat([together.masked_fill(missing, -torch.inf), closed_logp[:, None]], 1)
+        return tokens, _lengths(closed).to(fused.device)
 
 
 def _lengths(rows: Sequence[Row]) -> Int[Tensor, " rows"]:

@@ -280,16 +280,17 @@ class RAG:
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
         return Corpus(documents, self.model.retriever, self.model.generator)
 
-    def _index(self, corpus: Corpus) -> None:
+    def _index(self, corpus: Corpus, propose: bool = True) -> None:
         """Propose and encode; what was indexed before stays until all of it is done."""
-        self.indexer.propose(corpus, self.config.mode, self.config.overlap)
+        if propose:
+            self.indexer.propose(corpus, self.config.mode, self.config.overlap)
         self.index_, self.corpus = self.indexer.encode(corpus, self.config.mode), corpus
 
-    def _reindex(self, corpus: Corpus) -> None:
+    def _reindex(self, corpus: Corpus, propose: bool = True) -> None:
         """The same lines, not read or tokenised again, with the present weights and gate mode."""
         corpus = copy(corpus)  # shallow: what depends on weights is replaced, never changed in place
         corpus.look_up(self.model.retriever)
-        self._index(corpus)
+        self._index(corpus, propose)
 
     def refresh(self) -> None:
         """Encode every passage with the current weights and put the new index in place of the old one.
@@ -297,12 +298,7 @@ class RAG:
         In hard mode the passages themselves depend on the extractor and are proposed anew. What fails or is interrupted
         changes nothing."""
         corpus, index = self._ready()
-        if not self.indexer.proposes_alike(index.manifest, self.config.mode):
-            self._reindex(corpus)
-            return
-        corpus = copy(corpus)
-        corpus.look_up(self.model.retriever)
-        self.index_, self.corpus = self.indexer.encode(corpus, self.config.mode), corpus
+        self._reindex(corpus, propose=not self.indexer.proposes_alike(index.manifest, self.config.mode))
 
     # ---------------------------------------------------------------------------------------------- answering
 

@@ -83,10 +83,6 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.device
 
-    def fingerprint(self) -> str:
-        """A hash of all weights: two encoders that share it give the same vectors. Reads them once."""
-        return fingerprint(self)
-
     def token_fingerprint(self) -> str:
         """A hash of the tokenizer and the longest input: two encoders that share it cut texts into the same tokens."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -309,7 +305,8 @@ class _Batch(NamedTuple):
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of all parameters and buffers that are saved. Reads them once."""
+    """A hash of all parameters and buffers that are saved: two encoders that share it give the same vectors. Reads
+    them once."""
     digest = blake2b(digest_size=16)
     for name, value in module.state_dict().items():
         digest.update(name.encode())
