@@ -125,7 +125,7 @@ def read_on(generator: Generator, rows: Sequence[Row]) -> Tensor:
     shared = int((owner >= 0).nonzero()[0].max()) + 1 if (owner >= 0).any() else 1
     tails = [row.ids[shared:] for row in rows]
     head = torch.from_numpy(rows[0].ids[:shared])[None]
-    ids = torch.from_numpy(pad(tails, generator.pad_id))
+    ids = torch.from_numpy(pad(tails, generator.reader.pad_id))
     decoder = generator.model.get_decoder()
     with autocast(generator.device):
         cache = decoder(input_ids=head, use_cache=True).past_key_values
@@ -135,7 +135,7 @@ def read_on(generator: Generator, rows: Sequence[Row]) -> Tensor:
         stop = torch.tensor([len(tail) for tail in tails])
         column = torch.arange(ids.shape[1])
         row, position = ((column >= start[:, None]) & (column < stop[:, None])).nonzero(as_tuple=True)
-        logp = generator._token_logp(hidden[row, position - 1], ids[row, position])
+        logp = generator.token_logp(hidden[row, position - 1], ids[row, position])
     table = logp.new_zeros(len(rows), int((stop - start).max()))
     return table.index_put((row, position - start[row]), logp)
 

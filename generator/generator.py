@@ -122,11 +122,15 @@ class Generator(nn.Module):
         slots: Sequence[Int[np.ndarray, " _"] | None] | None,
     ) -> Float[Tensor, "rows {width}"]:
         hidden, row, ids = self.reader.states(rows, _token_gates(rows, log_gates, slots))
-        logits = self.reader.logits(hidden)
-        logp = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+        logp = self.token_logp(hidden, ids)
         count = row.bincount(minlength=len(rows))  # rows stand in order
         position = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
         return logp.new_zeros(len(rows), width).index_put((row, position), logp)
+
+    def token_logp(self, hidden: Float[Tensor, "tokens dim"], ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+        """log p of tokens, from the states that they are predicted from."""
+        logits = self.reader.logits(hidden)
+        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
 
     @torch.no_grad()
     def generate(

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from e2erag.retriever.exact import ExactIndex, as_scored
 from e2erag.retriever.index import Encode, Hits, Prior, Queries, Source, Without, check_queries
+from e2erag.retriever.ranks import gathered, rank, ranks
 from e2erag.retriever.scan import TILE, LogZ, scan
 from e2erag.retriever.store import Store
 
@@ -40,9 +41,9 @@ class ShardedIndex(ExactIndex):
         _check_same(queries, k)
         mine, (rows, dead) = self._mine(), self._rows(queries.device)
         hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior.detach()[..., mine], dead)
-        ids = torch.cat(_gathered(hits.ids.where(hits.ids < 0, hits.ids + mine.start)), 1)
+        ids = torch.cat(gathered(hits.ids.where(hits.ids < 0, hits.ids + mine.start)), 1)
         # A rank's equal scores stand in the order of their rows, and ranks in the order of theirs: sorted stably.
-        scores, best = torch.cat(_gathered(hits.scores), 1).sort(dim=1, descending=True, stable=True)
+        scores, best = torch.cat(gathered(hits.scores), 1).sort(dim=1, descending=True, stable=True)
         k = hits.ids.shape[1]
         return Hits(ids.gather(1, best[:, :k]).cpu(), scores[:, :k].cpu(), hits.sums)
 
@@ -65,8 +66,8 @@ class ShardedIndex(ExactIndex):
     def _mine(self) -> slice:
         """This rank's rows."""
         n = len(self.vectors)
-        size = -(-n // (TILE * _ranks())) * TILE
-        return slice(min(n, size * _rank()), min(n, size * (_rank() + 1)))
+        size = -(-n // (TILE * ranks())) * TILE
+        return slice(min(n, size * rank()), min(n, size * (rank() + 1)))
 
     def _rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
         mine = self._mine()
@@ -106,7 +107,7 @@ class ShardedIndex(ExactIndex):
 
     def _written(self, change: Callable[[], int]) -> int:
         count = _on_rank_0(change)
-        if _rank():
+        if rank():
             self.store.reload()
         return count
 
@@ -129,7 +130,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, own):  # type: ignore[no-untyped-def]  # autograd's own form
-        total = torch.stack(_gathered(own)).logsumexp(0)
+        total = torch.stack(gathered(own)).logsumexp(0)
         ctx.save_for_backward((own - total.masked_fill(total == -torch.inf, 0)).exp_())
         return total
 
@@ -140,25 +141,8 @@ class _LogSumExp(torch.autograd.Function):
         return grad * share
 
 
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _ranks() > 1 else 0
-
-
-def _gathered(own: Tensor) -> list[Tensor]:
-    """Every rank's, in the order of ranks."""
-    if _ranks() == 1:
-        return [own]
-    every = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(_ranks())]
-    distributed.all_gather(every, own.contiguous())
-    return every
-
-
 def _summed(own: Tensor) -> Tensor:
-    if _ranks() == 1:
+    if ranks() == 1:
         return own
     total = own.clone(memory_format=torch.contiguous_format)
     distributed.all_reduce(total)
@@ -168,23 +152,23 @@ def _summed(own: Tensor) -> Tensor:
 def _check_same(queries: Tensor, k: int) -> None:
     """One small exchange instead of a deadlock, or of an answer that mixes questions."""
     own = torch.stack([queries.new_tensor(len(queries)), queries.new_tensor(k), queries.sum(), queries.abs().sum()])
-    for rank, other in enumerate(_gathered(own.double())):
+    for number, other in enumerate(gathered(own.double())):
         near = torch.allclose(other[2:], own[2:].double(), rtol=0, atol=1e-4 * float(own[3]))  # processors round apart
         if not near or other[:2].tolist() != own[:2].tolist():
             raise ValueError(
-                f"every rank must ask the same questions with the same k, and rank {rank} asks {int(other[0])} with "
-                f"k = {int(other[1])}, rank {_rank()} {len(queries)} with k = {k}: gather the questions first"
+                f"every rank must ask the same questions with the same k, and rank {number} asks {int(other[0])} with "
+                f"k = {int(other[1])}, rank {rank()} {len(queries)} with k = {k}: gather the questions first"
             )
 
 
 def _on_rank_0(change: Callable[[], int]) -> int:
     """What rank 0 did, once it is done; where it failed, every rank raises."""
-    if _ranks() == 1:
+    if ranks() == 1:
         return change()
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     count = torch.tensor([-1], device=device)
     try:
-        if _rank() == 0:
+        if rank() == 0:
             count[0] = change()
     finally:
         distributed.broadcast(count, 0)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from e2erag.extract.readers.source import sha256 as sha256_of
 from e2erag.retriever.index import Encode, Source
 from e2erag.retriever.ledger import Ledger, StoreError, Version, as_manifest
 
@@ -169,7 +170,7 @@ class Store:
         if not found:
             return None
         name, file, sha256 = found[0]
-        if _sha256_of(self.folder / file) != sha256:
+        if sha256_of(self.folder / file) != sha256:
             raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
         return name, self.folder / file
 
@@ -182,7 +183,7 @@ class Store:
         with self.ledger.explained():
             try:
                 write(partial)
-                sha256 = _sha256_of(partial)
+                sha256 = sha256_of(partial)
                 _flush(partial)
                 os.replace(partial, path)
             finally:
@@ -481,14 +482,6 @@ def _bytes(rows: Tensor) -> memoryview:
 
 def _sha256(rows: Tensor) -> str:
     return hashlib.sha256(_bytes(rows)).hexdigest()
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, distributed
 
 from e2erag.joint import Evidence
 from e2erag.retriever import log_tail
+from e2erag.retriever.ranks import gathered, rank, ranks
 
 
 @dataclass(frozen=True)
@@ -237,16 +238,12 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     every = torch.arange(len(best), device=best.device)
     number = torch.where(allowed.any(1), e.ids.to(best.device)[every, best], -1)
     rows, numbers = _of_all_ranks(e.passage_rows[every, best]), _of_all_ranks(number)
-    own = every + (distributed.get_rank() * len(best) if _ranks() > 1 else 0)
+    own = every + rank() * len(best)
     scores = e.question_rows @ rows.T
     other = torch.arange(len(rows), device=best.device) != own[:, None]
     unfit = other & ((numbers == number[:, None]) | (numbers < 0))
     loss = scores.masked_fill(unfit, -torch.inf).logsumexp(1) - scores.gather(1, own[:, None])[:, 0]
     return torch.where(number >= 0, loss, 0.0)
-
-
-def _ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
@@ -256,19 +253,17 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(_ranks())]
-        distributed.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
+        return torch.cat(gathered(rows))
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Tensor:
         whole = slope.contiguous()
         distributed.all_reduce(whole)
-        return whole.chunk(_ranks())[distributed.get_rank()]
+        return whole.chunk(ranks())[rank()]
 
 
 def _of_all_ranks(rows: Tensor) -> Tensor:
-    return _Gather.apply(rows) if _ranks() > 1 else rows
+    return _Gather.apply(rows) if ranks() > 1 else rows
 
 
 # ------------------------------------------------------------------------------------------------ parts
