@@ -116,11 +116,11 @@ def log_prob_found(
     ids: Int[Tensor, "questions k"],
     nested: Bool[Tensor, "questions passages"] | None = None,
 ) -> Float[Tensor, "questions k"]:
-    """log p(z|x) of the K passages found, with Z over the whole corpus; −∞ where an id is −1.
+    """log p(z|x) of the K passages found, with Z over these scores; −∞ where an id is −1.
 
     Args:
-        scores: s_z of every passage of the corpus: fresh, with gradient into both towers and the extractor, where it
-            was re-encoded; elsewhere from the index, with the query tower's gradient.
+        scores: all that Z sums over: of the whole corpus, or (`log_prob`) of the passages encoded afresh and, in one
+            column more, the rest of the corpus.
         ids: rows of the K found, −1 where there was none.
         nested: passages that mostly repeat one of the K; they are left out of Z, so that no text counts twice.
     """
