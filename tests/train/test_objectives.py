@@ -2,84 +2,29 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
+from evidence import (
+    EXACT,
+    READER_ALONE,
+    RETRIEVER_ALONE,
+    RETRIEVING,
+    STOCHASTIC,
+    Tiny,
+    agree,
+    changed,
+    drawn_slopes,
+    gradients,
+    options,
+    tiny,
+)  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, Options, marginal, rag_sequence
-from e2erag.train.objectives import TARGETS, weighted, weights_of
-
-STOCHASTIC = ("gumbel", "rloo")
-RETRIEVER_ALONE = ("pdist", "lsr", "loop", "contrastive")
-READER_ALONE = ("reader",)
-RETRIEVING = [name for name in OBJECTIVES if name not in READER_ALONE]
-EXACT = [name for name in OBJECTIVES if name not in STOCHASTIC]
-
-
-@dataclass
-class Tiny:
-    """Questions and passages as vectors, log p of each token of each answer after each passage and after none."""
-
-    questions: Tensor  # b d
-    passages: Tensor  # n d
-    tokens: Tensor  # b n t
-    closed: Tensor  # b t
-    length: Tensor  # b
-
-    def evidence(self, k: int, dtype: torch.dtype = torch.float64) -> Evidence:
-        """The K best of all passages, Z over all."""
-        scores = self.questions @ self.passages.T
-        ids = scores.detach().topk(k).indices
-        tokens = self.tokens.gather(1, ids[:, :, None].expand(-1, -1, self.tokens.shape[2]))
-        every = Evidence(
-            prior_logp=scores.log_softmax(1).gather(1, ids),
-            answer_logp=tokens.sum(2),
-            closed_book_logp=self.closed.sum(1),
-            token_logp=tokens,
-            length=self.length,
-            ids=ids,
-            question_rows=self.questions,
-            passage_rows=self.passages[ids],
-        )
-        return changed(every, lambda t: t.to(dtype))
-
-
-def tiny(b: int = 3, n: int = 7, t: int = 4, seed: int = 0, level: float = 2.0) -> Tiny:
-    """Random, with gradient; answers of 1 … t tokens, each token about `level` nats."""
-    g = torch.Generator().manual_seed(seed)
-    length = torch.arange(b) % t + 1
-    real = (torch.arange(t) < length[:, None]).double()
-    made = [torch.randn(b, 3, generator=g).double(), torch.randn(n, 3, generator=g).double()]
-    tokens = -2 * level * torch.rand(b, n, t, generator=g).double() * real[:, None]
-    closed = -2 * level * torch.rand(b, t, generator=g).double() * real
-    return Tiny(*(x.requires_grad_() for x in (*made, tokens, closed)), length)
-
-
-def changed(e: Evidence, how: Callable[[Tensor], Tensor], only: tuple[str, ...] | None = None) -> Evidence:
-    """Its float tensors (or the named ones) put through a function."""
-    values = {field.name: getattr(e, field.name) for field in fields(e)}
-    chosen = {
-        n: v for n, v in values.items() if v is not None and (only is None or n in only) and v.is_floating_point()
-    }
-    return replace(e, **{name: how(value) for name, value in chosen.items()})
-
-
-def options(seed: int = 0, **changes: object) -> Options:
-    return Options(**{"temperature": 0.5, "noise": torch.Generator().manual_seed(seed), **changes})
-
-
-def gradients(name: str, system: Tiny, k: int, o: Options | None = None) -> list[Tensor]:
-    """Of the summed loss in questions, passages and tokens; zero where nothing arrives."""
-    loss = OBJECTIVES[name](system.evidence(k), o or options()).sum()
-    inputs = (system.questions, system.passages, system.tokens)
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
-
 
 # ------------------------------------------------------------------------------------------------ brute force
 
@@ -309,20 +254,6 @@ def test_passage_order_does_not_matter(name: str, seed: int) -> None:
     torch.testing.assert_close(OBJECTIVES[name](e, options()), OBJECTIVES[name](ordered(e, order), options()))
 
 
-def drawn_slopes(name: str, e: Evidence, draws: int, o: Options) -> tuple[Tensor, Tensor]:
-    """Gradient in log p(z|x) and log p(y|x,z) of question 0, a row per draw."""
-    prior, answer = (x[:1].detach().expand(draws, -1).clone().requires_grad_() for x in (e.prior_logp, e.answer_logp))
-    closed, length = e.closed_book_logp[:1].detach().expand(draws), e.length[:1].expand(draws)
-    many = Evidence(prior_logp=prior, answer_logp=answer, closed_book_logp=closed, length=length)
-    return torch.autograd.grad(OBJECTIVES[name](many, o).sum(), (prior, answer))
-
-
-def agree(drawn: Tensor, expected: Tensor, error: Tensor | float = 0.0) -> bool:
-    """Whether a mean over draws is what is expected, within four standard errors."""
-    spread = (drawn.var(0) / len(drawn) + error**2) ** 0.5
-    return bool(((drawn.mean(0) - expected).abs() < 4 * spread + 1e-9).all())
-
-
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_passage_order_does_not_matter_on_average(name: str) -> None:
     """The mean gradient over 20,000 draws is the same in either order, within four standard errors."""
@@ -416,188 +347,3 @@ def test_bfloat16_is_within_its_resolution(name: str) -> None:
     (loss, slope), (rough_loss, rough_slope) = results
     torch.testing.assert_close(loss, rough_loss, atol=0.05, rtol=0.02)
     assert torch.cosine_similarity(slope.flatten(), rough_slope.flatten(), dim=0) > 0.99
-
-
-# ------------------------------------------------------------------------------------------------ samples
-
-
-def test_rlooes_mean_is_the_marginals_gradient() -> None:
-    """Over 50,000 draws, within four standard errors, in p(z|x) (so in both towers) and in the reader."""
-    e = tiny(n=5, level=0.7).evidence(3)
-    drawn = drawn_slopes("rloo", e, 50_000, options(samples=3))
-    exact = drawn_slopes("marginal", e, 1, options())
-    for slopes, expected in zip(drawn, exact, strict=True):
-        assert agree(slopes, expected[0])
-        assert expected.abs().max() > 20 * slopes.std(0).max() / 50_000**0.5  # or anything would agree
-
-
-def test_a_leave_one_out_baseline_lowers_the_variance() -> None:
-    """Four draws with it against the mean of four draws without (a single draw has none)."""
-    e = tiny(n=5, level=0.7).evidence(4)
-    scores = e.prior_logp.detach()
-
-    def spread(slopes: Tensor) -> float:
-        return float((slopes - slopes.sum(1, keepdim=True) * scores[:1].exp()).var(0).sum())  # in the scores
-
-    alone = drawn_slopes("rloo", e, 40_000, options(samples=1))[0].view(10_000, 4, -1).mean(1)
-    together = drawn_slopes("rloo", e, 10_000, options(samples=4))[0]
-    assert spread(together) < 0.8 * spread(alone)
-
-
-def test_gumbels_gradient_is_the_straight_through_one() -> None:
-    """Value: the mixture of the passages drawn. Slope: Σ_z dL/dW_z · d soft_z/ds, for one draw re-made by hand."""
-    system = tiny(b=1)
-    e, o = system.evidence(4), options(7, samples=2)
-    loss = OBJECTIVES["gumbel"](e, o)
-    u = torch.rand(1, 4, generator=options(7).noise, dtype=torch.float64)
-    prior = e.prior_logp.log_softmax(1)
-    noisy = prior - (-u.log()).log()
-    first, second = noisy.detach().argsort(descending=True)[0, :2].tolist()
-    read = e.answer_logp.detach()[0].exp()
-    drawn = read[first] + read[second]
-    assert loss.item() == pytest.approx(-math.log(drawn / 2))
-    left = noisy.clone()
-    left[0, first] = -torch.inf
-    soft = noisy.softmax(1) + left.softmax(1)
-    expected = torch.autograd.grad(-(soft[0] * read / drawn).sum(), system.questions, retain_graph=True)[0]
-    torch.testing.assert_close(torch.autograd.grad(loss.sum(), system.questions)[0], expected)
-
-
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_a_generator_makes_draws_repeatable(name: str) -> None:
-    """The same seed, the same gradient; another seed, another."""
-    a, b, c = (gradients(name, tiny(), 4, options(seed, samples=2))[0] for seed in (1, 1, 2))
-    assert torch.equal(a, b)
-    assert not torch.equal(a, c)
-
-
-# ------------------------------------------------------------------------------------------------ the rest
-
-
-def test_a_gold_passage_out_of_reach_leaves_marginal_quiet_and_rag_sequence_loud() -> None:
-    """None of the K found explains the answer, nor does the closed book: only RAG-Sequence pretends to know better."""
-    norms = {}
-    for name in ("marginal", "rag_sequence"):
-        scores = torch.zeros(1, 1000, dtype=torch.float64, requires_grad=True)
-        e = Evidence(
-            prior_logp=scores.log_softmax(1)[:, :4],
-            answer_logp=torch.tensor([[-9.0, -10.0, -11.0, -12.0]], dtype=torch.float64),
-            closed_book_logp=torch.tensor([-9.0], dtype=torch.float64),
-        )
-        norms[name] = torch.autograd.grad(OBJECTIVES[name](e, options()).sum(), scores)[0].norm().item()
-    assert norms["marginal"] < 0.05 * norms["rag_sequence"]
-
-
-def test_distillation_does_not_shrink_with_k() -> None:
-    """Each passage twice: the target and p_K are both halved, so the divergence stays. Atlas' element mean halves."""
-    e = tiny().evidence(4)
-    twice = replace(
-        e,
-        prior_logp=e.prior_logp.repeat(1, 2) - math.log(2),
-        answer_logp=e.answer_logp.repeat(1, 2),
-        token_logp=None,
-        ids=None,
-        passage_rows=None,
-    )
-    for name in ("pdist", "lsr"):
-        torch.testing.assert_close(OBJECTIVES[name](e, options()), OBJECTIVES[name](twice, options()))
-
-
-def test_a_cold_target_is_one_hot() -> None:
-    """Atlas' default of .01 on log-likelihoods of −.50, −.52, −.55 gives .88, .12, .01; .1 gives .41, .34, .25."""
-    e = Evidence(
-        prior_logp=torch.full((1, 3), 1 / 3).log(),
-        answer_logp=torch.tensor([[-0.50, -0.52, -0.55]]),
-        closed_book_logp=torch.zeros(1),
-        length=torch.tensor([1]),
-    )
-    for temperature, expected in ((0.01, [0.88, 0.12, 0.01]), (0.1, [0.41, 0.34, 0.25])):
-        target = TARGETS["pdist"](e, Options(temperature)).exp()[0].tolist()
-        assert target == pytest.approx(expected, abs=0.006)
-
-
-def test_long_answers_do_not_underflow_a_target() -> None:
-    """Answers of −20, −25 and −120 nats: FedRAG's exp of the sum rounds the last to nothing and the rest to equal."""
-    e = Evidence(
-        prior_logp=torch.full((1, 3), 1 / 3).log(),
-        answer_logp=torch.tensor([[-20.0, -25.0, -120.0]]),
-        closed_book_logp=torch.zeros(1),
-        length=torch.tensor([5]),
-    )
-    assert TARGETS["lsr"](e, Options(1.0)).exp()[0].tolist() == pytest.approx([0.7311, 0.2689, 0.0], abs=1e-4)
-
-
-def test_contrastive_takes_the_gold_passage_where_it_is_known() -> None:
-    """Question 0 names its page, of whose passages the second was found; question 1's page wasn't; question 2 names
-    none. The second is left out, as a row and as a column."""
-    system = tiny()
-    e = system.evidence(4)
-    gold = torch.tensor([[False, True, False, False], [False] * 4, [True] * 4])
-    loss = OBJECTIVES["contrastive"](replace(e, gold=gold), options())
-    best = int((e.prior_logp + e.answer_logp)[2].argmax())
-    rows = torch.stack([e.passage_rows[0, 1], e.passage_rows[2, best]])
-    scores = system.questions[[0, 2]] @ rows.T
-    expected = -scores.log_softmax(1).diagonal()
-    torch.testing.assert_close(loss, torch.stack([expected[0], torch.zeros(()).double(), expected[1]]))
-
-
-def test_a_passage_two_questions_share_is_no_negative_of_either() -> None:
-    """Both questions' best is passage 0: nothing is left to tell it from, and the loss is 0."""
-    system = tiny(b=2)
-    e = system.evidence(4)
-    ids = torch.zeros_like(e.ids)
-    loss = OBJECTIVES["contrastive"](replace(e, ids=ids), options())
-    torch.testing.assert_close(loss, torch.zeros(2).double())
-
-
-def test_weights_compose() -> None:
-    """{"marginal": 1, "pdist": .5} is the sum, in value and gradient."""
-    e = tiny().evidence(4)
-    parts = weighted({"marginal": 1, "pdist": 0.5}, e, options())
-    expected = marginal(e) + 0.5 * OBJECTIVES["pdist"](e, options())
-    torch.testing.assert_close(sum(parts.values()), expected)
-    assert weights_of("emdr2") == {"emdr2": 1.0}
-
-
-def test_wrong_names_and_weights_are_told_the_right_ones() -> None:
-    """The nearest name; a weight that would do nothing or harm; none at all; evidence that is missing."""
-    with pytest.raises(ValueError, match=r"there is no objective 'pdits': did you mean pdist\?"):
-        weights_of({"pdits": 1})
-    with pytest.raises(ValueError, match="there is no objective 'xyz': there are marginal, rag_sequence, rag_token"):
-        weights_of("xyz")
-    for weight in (0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"an objective's weight must be positive, got .* for loop: leave it out"):
-            weights_of({"loop": weight})
-    with pytest.raises(ValueError, match="objective names none: take one or several of marginal"):
-        weights_of({})
-    bare = Evidence(prior_logp=torch.zeros(1, 1), answer_logp=torch.zeros(1, 1), closed_book_logp=torch.zeros(1))
-    for name, missing in (("rag_token", "token_logp"), ("pdist", "needs length"), ("contrastive", "question_rows")):
-        with pytest.raises(ValueError, match=missing):
-            OBJECTIVES[name](bare, Options())
-
-
-def test_the_tail_is_stable_at_both_ends() -> None:
-    """log(1 − P) for P = 1e-12, .5 and 1, with finite gradients."""
-    p = torch.tensor([[1e-12], [0.5], [1.0]], dtype=torch.float64).log().requires_grad_()
-    tail = log_tail(p)
-    tail[:2].sum().backward()
-    torch.testing.assert_close(tail[:2].detach(), torch.tensor([-1e-12, math.log(0.5)], dtype=torch.float64))
-    assert tail[2].item() == -math.inf
-    assert torch.isfinite(p.grad).all()
-
-
-def test_gate_divergence_is_zero_at_its_rates_and_pulls_towards_them() -> None:
-    """Keep gates at .9 and a mean cut of .1 cost nothing; all open and all cut is pulled down, all shut up."""
-    from e2erag.extract import Extraction
-    from e2erag.train.module import gate_divergence
-
-    def extraction(keep: float, cut: float) -> Extraction:
-        logits = [torch.full((6,), p).logit().requires_grad_() for p in (keep, keep, 0.5, cut, 0.5, 0.5, 0.5)]
-        return Extraction(*logits)
-
-    assert gate_divergence(extraction(0.9, 0.1), 0.9, 0.1).item() == pytest.approx(0, abs=1e-6)
-    for keep, cut, sign in ((0.97, 0.5, 1), (0.2, 0.02, -1)):
-        out = extraction(keep, cut)
-        gate_divergence(out, 0.9, 0.1).backward()
-        for logits in (out.retrieve, out.read, out.cut):
-            assert (logits.grad.sign() == sign).all()
