@@ -32,6 +32,13 @@ class StoreError(ValueError):
     """A folder isn't the index that was expected there. The text names the rule, what came and the way out."""
 
 
+class ReplacedError(StoreError):
+    """A newer version has taken a version's place, in one transaction, while that was looked at."""
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(f"a newer version has taken this one's place in {folder}: call reload() to see it")
+
+
 class Version(NamedTuple):
     """Rows made in one way. Readers see the newest whole one; at most one is being built beside it.
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from e2erag.extract.readers.source import sha256 as sha256_of
 from e2erag.retriever.index import Encode, Source
-from e2erag.retriever.ledger import Ledger, StoreError, Version, as_manifest
+from e2erag.retriever.ledger import Ledger, ReplacedError, StoreError, Version, as_manifest
 
 LEDGER = "ledger.sqlite"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -93,17 +93,18 @@ class Store:
             raise StoreError(f"{folder} must hold {LEDGER}, and doesn't: check the path, or build the index there")
         store = cls(folder)
         if store.version is None:
-            raise StoreError(
-                f"{folder} holds no whole index, only one begun: call build() again, it goes on from there"
-            )
+            raise StoreError(f"{folder} holds no whole index, only one begun: call build() again, which goes on there")
         for key, value in (expect or {}).items():
             if (there := store.manifest.get(key)) != value:
                 raise StoreError(
                     f"the index in {folder} was made with another {key} ({there!r} there, {value!r} here), so new "
                     "queries don't fit its rows: call build() with this one, or load what it was made with"
                 )
-        if verify:
-            store.verify()
+        try:
+            if verify:
+                store.verify()
+        except ReplacedError:  # between the two looks
+            return cls.open(folder, expect, verify)
         return store
 
     # ------------------------------------------------------------------------------------------------ reading
@@ -135,18 +136,18 @@ class Store:
 
     def sources(self) -> Iterator[tuple[Source, slice]]:
         """Documents in the order of their rows, and where these stand."""
-        listed = False
+        each = None
         for each in self.ledger.sources(self.version) if self.version else ():
-            listed = True
             yield each
-        if len(self) and not listed:  # all at once, in the transaction that put a newer version in its place
-            raise StoreError(
-                f"a newer version has taken this one's place in {self.folder}: call reload() to see its documents"
-            )
+        if len(self) and each is None:
+            raise ReplacedError(self.folder)
 
     def verify(self) -> None:
         """Read every row and compare it with the hash taken when it was written."""
-        for start, stop, sha256 in self.ledger.parts(self.version) if self.version else ():
+        parts = self.ledger.parts(self.version) if self.version else []
+        if self.folder is not None and len(self) and not parts:
+            raise ReplacedError(self.folder)
+        for start, stop, sha256 in parts:
             if _sha256(self.rows[start:stop]) != sha256:
                 raise StoreError(
                     f"rows {start} to {stop} in {self.folder} have changed since they were written: fetch the folder "
@@ -159,7 +160,10 @@ class Store:
             return self.rows[start:stop]
         assert self.version is not None  # else there are no rows to read
         width = self.rows.shape[1] * self.rows.element_size()
-        data = np.fromfile(self._file(self.version), np.uint8, (stop - start) * width, offset=start * width)
+        try:
+            data = np.fromfile(self._file(self.version), np.uint8, (stop - start) * width, offset=start * width)
+        except FileNotFoundError:  # replaced, and still mapped
+            return self.rows[start:stop].clone()
         return torch.from_numpy(data).view(self.rows.dtype).view(stop - start, self.rows.shape[1])
 
     def structure(self, kind: str | None) -> tuple[str, Path] | None:
@@ -170,7 +174,11 @@ class Store:
         if not found:
             return None
         name, file, sha256 = found[0]
-        if sha256_of(self.folder / file) != sha256:
+        try:
+            there = sha256_of(self.folder / file)
+        except FileNotFoundError:
+            raise ReplacedError(self.folder) from None
+        if there != sha256:
             raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
         return name, self.folder / file
 
@@ -201,8 +209,9 @@ class Store:
         path, dtype = self._file(version), DTYPES[version.dtype]
         if path.stat().st_size < version.rows * version.dim * dtype.itemsize:
             raise StoreError(f"{path} is shorter than its ledger states: fetch the folder afresh or build it anew")
-        size = version.rows * version.dim
-        return torch.from_file(str(path), shared=False, size=size, dtype=dtype).view(version.rows, version.dim)
+        # mode "c": private to this process, and a missing file is a FileNotFoundError (torch.from_file's has no type)
+        data = np.memmap(path, np.uint8, "c", shape=(version.rows * version.dim * dtype.itemsize,))
+        return torch.from_numpy(data).view(dtype).view(version.rows, version.dim)
 
     def _file(self, version: Version) -> Path:
         assert self.folder is not None  # in memory there are no files
@@ -370,12 +379,10 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove files that no version needs: of those replaced, and what killed processes left."""
-        if self.folder is None:
-            self._held = {
-                number: rows for number, rows in self._held.items() if f"rows-{number}.bin" in self.ledger.files()
-            }
-            return
         needed = self.ledger.files()
+        if self.folder is None:
+            self._held = {n: rows for n, rows in self._held.items() if f"rows-{n}.bin" in needed}
+            return
         for path in [*self.folder.glob("rows-*.bin"), *self.folder.glob("*.faiss*")]:
             if path.name not in needed:
                 path.unlink(missing_ok=True)

@@ -13,10 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError
+from e2erag.retriever.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each takes no time")
 
@@ -192,6 +194,38 @@ def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path
     assert len(versions) > 1
     assert torch.equal(first.vectors, kept)
     assert Store.open(tmp_path / "a").manifest["encoder"] == 20
+
+
+@pytest.mark.parametrize(("where", "look"), [(np, "memmap"), (Ledger, "parts")])
+def test_a_version_replaced_between_two_looks_at_it_is_looked_at_anew(
+    where: Any, look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process publishes after the ledger was read and before the file is mapped, or before it is verified."""
+    build(tmp_path / "a", 1)
+    original, first = getattr(where, look), True
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        nonlocal first
+        if first:
+            first = False
+            forked(lambda: build(tmp_path / "a", 2))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(where, look, late)
+    store = Store.open(tmp_path / "a")
+    assert store.manifest["encoder"] == 2
+    assert torch.equal(store.rows, torch.cat([rows_of(batch) for batch in sources(2)]))
+
+
+def test_a_reader_of_a_replaced_version_keeps_its_rows(tmp_path: Path) -> None:
+    """They stay mapped; what lies in the ledger alone is refused with the way out."""
+    build(tmp_path / "a", 1)
+    store = Store(tmp_path / "a")
+    build(tmp_path / "a", 2)
+    assert torch.equal(store.read(3, 9), torch.cat([rows_of(batch) for batch in sources(1)])[3:9])
+    for look in (store.verify, lambda: list(store.sources())):
+        with pytest.raises(StoreError, match=r"call reload\(\) to see it"):
+            look()
 
 
 @pytest.fixture
