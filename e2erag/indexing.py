@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2erag.corpus import Corpus, Gates
@@ -43,15 +44,37 @@ class Indexer:
     @torch.no_grad()
     def encode(self, corpus: Corpus, mode: GateMode) -> Index:
         """Every candidate's row, in memory, with what it was made with as the index' manifest."""
-        model, every = self.model, torch.arange(len(corpus.passages))
+        model = self.model
         made_with = self.made_with(corpus, mode)
-        gates = model.gates(corpus, mode)
-        log_prior = model.log_prior(corpus, gates)
         if model.retriever.config.gates == "pool":
+            gates = model.gates(corpus, mode)
             sums = self._line_sums(corpus, gates, made_with["encoder"])
-            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
+            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), model.log_prior(corpus, gates))
         else:
-            rows = model.encode(corpus, every, gates, log_prior, mode)
+            rows = self.rows(corpus, torch.arange(len(corpus.passages)), mode)
+        return self._index(corpus, rows, made_with)
+
+    @torch.no_grad()
+    def encode_some(self, corpus: Corpus, index: Index, passages: Int[Tensor, " passages"], mode: GateMode) -> Index:
+        """An index beside this one, in which these candidates' rows are of the present weights. Its manifest says that
+        it was made with several, so it fits no system."""
+        rows = index.vectors.clone()
+        rows[passages] = self.rows(corpus, passages, mode).to(rows)
+        return self._index(corpus, rows, {**index.manifest, "encoder": "several", "extractor": "several"})
+
+    @torch.no_grad()
+    def rows(self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode) -> Float[Tensor, "passages row"]:
+        """These candidates' rows with the present weights."""
+        gates = self.model.gates(corpus, mode)
+        return self.model.encode(corpus, passages, gates, self.model.log_prior(corpus, gates), mode)
+
+    def of(self, model: Joint) -> "Indexer":
+        """The same for a copy of the model, with the sums that are held here."""
+        other = Indexer(model)
+        other._sums = self._sums
+        return other
+
+    def _index(self, corpus: Corpus, rows: Float[Tensor, "passages row"], made_with: Mapping[str, object]) -> Index:
         count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
         named = zip(corpus.documents, count, strict=True)
         sources = [Source(document.sha256, document.sha256, n) for document, n in named]

@@ -250,6 +250,7 @@ class Joint(nn.Module):
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
         mined: int = 0,
+        rerank: int = 0,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -261,6 +262,8 @@ class Joint(nn.Module):
                 into retriever and extractor's prior stay exact; the reader loses at most this share per passage.
             mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
                 is over the whole corpus, so whichever passages are read, the sum is the same sum.
+            rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
+                0: the K best by the stored ones.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -269,8 +272,14 @@ class Joint(nn.Module):
         log_prior = self.log_prior(corpus, gates)
         sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
         added = self.retriever.with_bm25(self.retriever.config.prior_weight * log_prior, sparse)
-        found = index.search(q, OVERFETCH * k, added)
-        hits = corpus.spans.distinct(found, k).ids
+        found = index.search(q, OVERFETCH * max(k, rerank), added)
+        hits = corpus.spans.distinct(found, max(k, rerank)).ids
+        if rerank:
+            with torch.no_grad():
+                unique = hits[hits >= 0].unique()
+                rows = self.encode(corpus, unique, gates, log_prior, mode)
+                fresh = self.retriever.with_bm25(q @ rows.T, None if sparse is None else sparse[:, unique])
+                hits = _best(fresh, unique, hits, k)
         if mined:
             hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
@@ -364,6 +373,18 @@ class Joint(nn.Module):
         missing = (ids < 0).to(fused.device)[:, :, None]
         tokens = torch.cat([together.masked_fill(missing, -torch.inf), closed_logp[:, None]], 1)
         return tokens, _lengths(closed).to(fused.device)
+
+
+def _best(
+    fresh: Float[Tensor, "questions found"],
+    rows: Int[Tensor, " found"],
+    hits: Int[Tensor, "questions candidates"],
+    k: int,
+) -> Int[Tensor, "questions k"]:
+    """Each question's k best of its candidates by fresh scores; `fresh` has a column per row, ascending."""
+    column = torch.searchsorted(rows, hits.clamp_min(0)).clamp_max(len(rows) - 1)
+    score = fresh.cpu().gather(1, column).masked_fill(hits < 0, -torch.inf)
+    return hits.gather(1, score.argsort(dim=1, descending=True, stable=True)[:, :k])
 
 
 def _lengths(rows: Sequence[Row]) -> Int[Tensor, " rows"]:

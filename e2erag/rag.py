@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from e2erag.artefact import ManifestError, check_folder, write_folder
 from e2erag.citation import Citation, cite, holds
@@ -292,13 +293,47 @@ class RAG:
         corpus.look_up(self.model.retriever)
         self._index(corpus, propose)
 
-    def refresh(self) -> None:
+    def refresh(self, passages: Int[Tensor, " passages"] | None = None) -> None:
         """Encode every passage with the current weights and put the new index in place of the old one.
 
         In hard mode the passages themselves depend on the extractor and are proposed anew. What fails or is interrupted
-        changes nothing."""
+        changes nothing.
+
+        Args:
+            passages: numbers of those to encode; the others keep their rows, and the proposals stay. Such an index is
+                for training on: it isn't saved before a refresh of all."""
         corpus, index = self._ready()
+        if passages is not None:
+            self.index_ = self.indexer.encode_some(corpus, index, passages, self.config.mode)
+            return
         self._reindex(corpus, propose=not self.indexer.proposes_alike(index.manifest, self.config.mode))
+
+    @torch.no_grad()
+    def drift(self, passages: Int[Tensor, " passages"]) -> Float[Tensor, " passages"]:
+        """How far these passages have moved since they were indexed: 1 − cosine of stored and present vector."""
+        corpus, index = self._ready()
+        rows = self.indexer.rows(corpus, passages, self.config.mode)
+        return 1 - cosine_similarity(index.vectors[passages, :-1].to(rows), rows[:, :-1])
+
+    def shadow(self, device: str | None = None) -> "RAG":
+        """This system with a copy of what an index depends on, extractor and retriever, to refresh while this one goes
+        on; `take_index` brings the result back.
+
+        Args:
+            device: of the copies; None: where the originals are."""
+        model, shadow = self.model, copy(self)
+        extractor, retriever = deepcopy(model.extractor), deepcopy(model.retriever)
+        if device is not None:
+            extractor, retriever = extractor.to(device), retriever.to(device)
+        precision, carried, reading = model.precision, model.read_carried, model.reading
+        shadow.model = Joint(extractor, retriever, model.generator, precision, carried, reading)
+        shadow.indexer = self.indexer.of(shadow.model)
+        return shadow
+
+    def take_index(self, other: "RAG") -> None:
+        """Answer from what a shadow of this system has indexed."""
+        self.corpus, self.index_ = other._ready()
+        self.indexer = other.indexer.of(self.model)
 
     # ---------------------------------------------------------------------------------------------- answering
 
@@ -449,11 +484,12 @@ class RAG:
         noise: torch.Generator | None = None,
         negligible: float = 0.0,
         mined: int = 0,
+        rerank: int = 0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined)
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank)
 
     def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
         """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""

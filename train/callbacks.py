@@ -1,4 +1,4 @@
-"""What happens beside the steps: the index is refreshed, and progress is shown."""
+"""What happens beside the steps: a collapse is warned of, and progress is shown."""
 
 import sys
 import warnings
@@ -9,18 +9,6 @@ import lightning as L
 from tqdm import tqdm
 
 from e2erag.retriever import OVERFETCH
-
-
-class Refresh(L.Callback):
-    """Encode the whole index anew every N steps, so that what a search finds is never older than that."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step and step % self.every == 0:
-            module.rag.refresh()
 
 
 class CollapseGuard(L.Callback):

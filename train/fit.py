@@ -21,10 +21,11 @@ from e2erag.extract import GateMode
 from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
-from e2erag.train.callbacks import CollapseGuard, Progress, Refresh
+from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
+from e2erag.train.refresh import Refresh, Schedule
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class FitConfig:
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
-        refresh_every: steps between two encodings of the whole index.
+        rerank: passages per question that are found by the stored vectors and encoded afresh before the K best of them
+            are read; 0 takes the K best by the stored ones.
+        refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`).
+        refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
+        refresh_share: of the passages that are encoded then, those that have moved most.
+        refresh_background: encode with a copy of the weights while training goes on (`Refresh`).
+        refresh_device: where that copy computes: a second GPU; None: beside the model.
         keep_rate, cut_rate, gate_weight: of the lines to keep and the gaps to cut, and how much keeping to these rates
             weighs against the loss (`gate_divergence`).
         token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
@@ -73,7 +80,12 @@ class FitConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()
-    refresh_every: int = 4
+    rerank: int = 0
+    refresh_every: int | str = 4
+    refresh_drift: float = 0.0
+    refresh_share: float = 1.0
+    refresh_background: bool = False
+    refresh_device: str | None = None
     keep_rate: float = 0.8
     cut_rate: float = 0.1
     gate_weight: float = 0.3
@@ -100,8 +112,26 @@ class FitConfig:
             raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
         if self.collapse not in ("warn", "stop", "ignore"):
             raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
-        for name in ("epochs", "batch_size", "k", "refresh_every", "samples", "mined"):
-            least = 0 if name == "mined" else 1
+        Schedule(self.refresh_every)
+        if not (self.refresh_drift >= 0 and 0 < self.refresh_share <= 1):
+            raise ValueError(
+                f"refresh_drift is at least 0 and refresh_share in (0, 1], got {self.refresh_drift} and "
+                f"{self.refresh_share}: 0 and 1 encode everything whenever it is due"
+            )
+        if self.refresh_background and self.refresh_share < 1:
+            raise ValueError(
+                f"a refresh in the background is of the whole index, got refresh_share={self.refresh_share}: leave "
+                "one of the two out"
+            )
+        if self.refresh_device is not None and not self.refresh_background:
+            raise ValueError(
+                f"refresh_device={self.refresh_device!r} is where a refresh in the background computes: set "
+                "refresh_background too, or leave it out"
+            )
+        if 0 < self.rerank < self.k:
+            raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
+        for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank"):
+            least = 0 if name in ("mined", "rerank") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -173,7 +203,13 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             max_epochs=config.epochs,
             logger=logger,
             callbacks=[
-                Refresh(config.refresh_every),
+                Refresh(
+                    Schedule(config.refresh_every),
+                    config.refresh_drift,
+                    config.refresh_share,
+                    config.refresh_background,
+                    config.refresh_device,
+                ),
                 *([CollapseGuard(config.collapse == "stop")] if config.collapse != "ignore" else []),
                 *([Progress(len(rows) * config.epochs)] if config.progress else []),
             ],

@@ -25,6 +25,8 @@ FIGURES = {
     "spread": "standard deviation of s over the K",
     "distinct": "different passages in a batch, share",
     "staleness": "1 − cosine of stored and fresh vectors",
+    "drift": "the same over the corpus, when last looked at",
+    "index_age": "steps since the index' weights",
     "gate_retrieve": "gate for finding, mean",
     "gate_read": "gate for reading, mean",
     "gate_gap": "|soft − hard| gate for reading, mean",

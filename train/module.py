@@ -32,6 +32,7 @@ class TrainModule(L.LightningModule):
         self.rag, self.config, self.steps = rag, config, max(steps, 1)
         self.model = rag.model
         self.history: list[dict[str, float]] = []
+        self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
         self.weights = weights_of(config.objective)
         self.options = Options(config.target_temperature, config.samples, config.per_token, self.noise)
@@ -41,7 +42,7 @@ class TrainModule(L.LightningModule):
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
         c = self.config
-        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined)
+        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank)
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
@@ -59,6 +60,7 @@ class TrainModule(L.LightningModule):
             answer_found=answer_found(self.rag, batch, terms.ids),
             **target_entropy(terms, self.weights, self.options),
             **health(terms, self.model.extractor),
+            **self.beside,
         )
         return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
 

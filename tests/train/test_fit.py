@@ -132,15 +132,6 @@ def test_a_seed_makes_a_run_repeatable(rag: RAG) -> None:
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_index_is_refreshed_while_training(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second of eight steps: before the third, the fifth and the seventh."""
-    calls = []
-    refresh = rag.refresh
-    monkeypatch.setattr(rag, "refresh", lambda: (calls.append(1), refresh())[1])
-    quick(rag, epochs=4, refresh_every=2)
-    assert len(calls) == 3
-
-
 def test_gates_grow_colder_over_a_run(rag: RAG) -> None:
     """The gates' temperature stays for half of the run and falls towards the second value from there."""
     quick(rag, epochs=4, gate_temperature=(1.0, 0.2))  # eight steps, of which the last is at 7/8

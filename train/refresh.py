@@ -1,0 +1,147 @@
+"""When and how the index follows the weights while they are trained."""
+
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from e2erag.rag import RAG
+
+PROBE = 64
+"""One passage of so many in a row tells how far they have moved, so looking costs a 64th of encoding them all."""
+
+
+class Span(NamedTuple):
+    """Steps from `start` on and before `stop` (None: to the end), every `every` of them."""
+
+    start: int
+    stop: int | None
+    every: int
+
+
+class Schedule:
+    """Steps at which something is due, as text: "0-200:50,200-:200" is every 50 steps before step 200 and every 200
+    from there on; a number alone goes for the whole run. Step 0 never is: nothing has moved yet."""
+
+    def __init__(self, text: int | str) -> None:
+        parts = [part.strip() for part in str(text).split(",")]
+        found = [re.fullmatch(r"(?:(\d+)-(\d*):)?(\d+)", part) for part in parts]
+        self.spans = [Span(int(m[1] or 0), int(m[2]) if m[2] else None, int(m[3])) for m in found if m]
+        ends = [0, *(span.stop for span in self.spans)]
+        in_order = all(end is not None and end <= span.start for end, span in zip(ends, self.spans, strict=False))
+        some = all(span.every > 0 and (span.stop is None or span.stop > span.start) for span in self.spans)
+        if not (all(found) and in_order and some):
+            raise ValueError(
+                "refresh_every is a number of steps, at least 1, or ranges of steps with one each, one range after the "
+                f'other, such as "0-200:50,200-:200"; got {text!r}'
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether this step is one of them."""
+        return step > 0 and any(
+            span.start <= step and (span.stop is None or step < span.stop) and (step - span.start) % span.every == 0
+            for span in self.spans
+        )
+
+
+class Refresh(L.Callback):
+    """Encodes the index anew by a schedule, as far as it has moved: all of it or a share, at once or in the background.
+
+    Notes with every step `drift` (1 − cosine of stored and present vectors when last looked at, mean) and `index_age`
+    (steps since the weights that the index, or the newest part of it, was encoded with).
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        drift: float = 0.0,
+        share: float = 1.0,
+        background: bool = False,
+        device: str | None = None,
+    ) -> None:
+        """
+        Args:
+            drift: where the index has moved less, a step that is due passes.
+            share: of the passages; the runs of `PROBE` in a row whose probe has moved most. 1: all.
+            background: encode with a copy of the weights while training goes on; the index is exchanged between two
+                steps when it is whole. A run then isn't repeatable to the bit: when it is whole depends on the machine.
+            device: where the copy computes; None: where the model does.
+        """
+        self.schedule, self.drift, self.share = schedule, drift, share
+        self.background, self.device = background, device
+        self._worker = ThreadPoolExecutor(1, "refresh") if background else None
+        self._coming: tuple[int, Future[RAG]] | None = None
+        self._encoded_at, self._moved = 0, 0.0
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        step, rag = trainer.global_step, module.rag
+        self._exchange(rag)
+        if self.schedule.due(step) and self._coming is None:
+            self._refresh(step, rag)
+        module.beside.update(drift=self._moved, index_age=float(step - self._encoded_at))
+
+    def _refresh(self, step: int, rag: RAG) -> None:
+        if self.drift or self.share < 1:
+            probed = probe(rag)
+            self._moved = float(probed.mean())
+            if self._moved < self.drift:
+                return
+            if self.share < 1:
+                rag.refresh(most_moved(rag, probed, self.share))
+                self._encoded_at = step
+                return
+        if self._worker is not None:
+            self._coming = step, self._worker.submit(_refreshed, rag.shadow(self.device))
+            return
+        before = rag._ready()[1].vectors
+        rag.refresh()
+        self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
+
+    def _exchange(self, rag: RAG) -> None:
+        """Take over what the background has finished; what failed there is raised here."""
+        if self._coming is not None and self._coming[1].done():
+            step, future = self._coming
+            self._coming = None
+            shadow, before = future.result(), rag._ready()[1].vectors
+            rag.take_index(shadow)
+            self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        if self._worker is not None:
+            self._worker.shutdown(cancel_futures=True)
+
+
+def _refreshed(shadow: RAG) -> RAG:
+    shadow.refresh()
+    return shadow
+
+
+def probe(rag: RAG) -> Float[Tensor, " runs"]:
+    """How far the passage in the middle of every run has moved since it was stored: 1 − cosine."""
+    passages = len(rag._ready()[0].passages)
+    starts = torch.arange(0, passages, PROBE)
+    return rag.drift((starts + PROBE // 2).clamp_max(passages - 1))
+
+
+def most_moved(rag: RAG, probed: Float[Tensor, " runs"], share: float) -> Int[Tensor, " passages"]:
+    """The passages of the runs whose probes have moved most: this share of the runs, at least one."""
+    passages = len(rag._ready()[0].passages)
+    runs = probed.topk(max(1, round(share * len(probed)))).indices.sort().values
+    every = (runs.cpu()[:, None] * PROBE + torch.arange(PROBE)).flatten()
+    return every[every < passages]
+
+
+def _moved(before: Float[Tensor, "passages row"], after: Float[Tensor, "passages row"]) -> float:
+    """1 − cosine of each row and the one in its place, mean. The last component, the prior, is no part of a vector."""
+    if before.shape != after.shape:  # others were proposed
+        return float("nan")
+    return float(1 - F.cosine_similarity(before[:, :-1].float(), after[:, :-1].float()).mean())
