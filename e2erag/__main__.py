@@ -14,6 +14,7 @@ from e2erag.extract import Document, read_report
 from e2erag.rag import GENERATOR, RAG, RETRIEVER, RAGConfig
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import RetrieverConfig
+from e2erag.retriever.ranks import join, rank, share_weights
 from e2erag.train import FitConfig
 
 
@@ -30,6 +31,8 @@ def fit(
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
 
+    On several devices: `torchrun --nproc-per-node 4 -m e2erag fit …`; batch_size is that of each process.
+
     Args:
         files: paths, globs or folders of PDFs.
         questions: a jsonl file with `question` and `answers`.
@@ -43,11 +46,14 @@ def fit(
     """
     if system is not None and (retrieval, answering) != (RetrieverConfig(), RAGConfig()):
         raise ValueError(f"{system} keeps what it was made with: leave out --retrieval and --answering, or --system")
+    join()
     rag = RAG.from_pretrained(system, retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
+    share_weights(rag.model)
     rag.index(files)
     rag.fit(questions, settings)
-    rag.save_pretrained(out)
-    print(f"saved to {out}")
+    if rank() == 0:
+        rag.save_pretrained(out)
+        print(f"saved to {out}")
 
 
 def extract(

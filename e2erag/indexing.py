@@ -14,6 +14,7 @@ from e2erag.extract import GateMode, LineTokens
 from e2erag.joint import Joint
 from e2erag.retriever import ExactIndex, Index, LineSums, Source
 from e2erag.retriever.encoder import fingerprint
+from e2erag.retriever.ranks import gathered, rank, ranks
 
 
 class Indexer:
@@ -21,6 +22,7 @@ class Indexer:
 
     def __init__(self, model: Joint) -> None:
         self.model = model
+        self.kind: type[ExactIndex] = ExactIndex
         self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
 
     @torch.no_grad()
@@ -51,7 +53,7 @@ class Indexer:
             sums = self._line_sums(corpus, gates, made_with["encoder"])
             rows = model.retriever.passage_rows(sums.pool(gates.retrieve), model.log_prior(corpus, gates))
         else:
-            rows = self.rows(corpus, torch.arange(len(corpus.passages)), mode)
+            rows = self._rows_of_ranks(corpus, torch.arange(len(corpus.passages)), mode)
         return self._index(corpus, rows, made_with)
 
     @torch.no_grad()
@@ -59,7 +61,7 @@ class Indexer:
         """An index beside this one, in which these candidates' rows are of the present weights. Its manifest says that
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
-        rows[passages] = self.rows(corpus, passages, mode).to(rows)
+        rows[passages] = self._rows_of_ranks(corpus, passages, mode).to(rows)
         return self._index(corpus, rows, {**index.manifest, "encoder": "several", "extractor": "several"})
 
     @torch.no_grad()
@@ -67,6 +69,16 @@ class Indexer:
         """These candidates' rows with the present weights."""
         gates = self.model.gates(corpus, mode)
         return self.model.encode(corpus, passages, gates, self.model.log_prior(corpus, gates), mode)
+
+    def _rows_of_ranks(
+        self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode
+    ) -> Float[Tensor, "passages row"]:
+        """The same, each rank having encoded its share of them."""
+        if ranks() == 1:
+            return self.rows(corpus, passages, mode)
+        own = passages[rank() :: ranks()]
+        even = torch.cat([own, passages[: -(-len(passages) // ranks()) - len(own)]])  # as many on every rank
+        return torch.stack(gathered(self.rows(corpus, even, mode)), 1).flatten(0, 1)[: len(passages)]
 
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""
@@ -78,7 +90,7 @@ class Indexer:
         count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
         named = zip(corpus.documents, count, strict=True)
         sources = [Source(document.sha256, document.sha256, n) for document, n in named]
-        return ExactIndex.of(rows, sources, made_with)
+        return self.kind.of(rows, sources, made_with)
 
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
         """What rows depend on, to be compared: hashes of weights and texts, and the settings that play a part.

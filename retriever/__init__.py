@@ -9,7 +9,7 @@ from e2erag.retriever.ledger import StoreError
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.milvus import MilvusIndex
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
-from e2erag.retriever.sharded import ShardedIndex
+from e2erag.retriever.sharded import ParallelIndex, ShardedIndex
 from e2erag.retriever.softmax import log_prob
 from e2erag.retriever.spans import OVERFETCH, Spans
 from e2erag.retriever.store import Store
@@ -24,6 +24,7 @@ __all__ = [
     "Index",
     "LineSums",
     "MilvusIndex",
+    "ParallelIndex",
     "Retriever",
     "RetrieverConfig",
     "ShardedIndex",

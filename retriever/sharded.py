@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from e2erag.retriever.exact import ExactIndex, as_scored
 from e2erag.retriever.index import Encode, Hits, Prior, Queries, Source, Without, check_queries
-from e2erag.retriever.ranks import gathered, rank, ranks
+from e2erag.retriever.ranks import gathered, of_all, of_this, rank, ranks
 from e2erag.retriever.scan import TILE, LogZ, scan
 from e2erag.retriever.store import Store
 
@@ -39,6 +40,10 @@ class ShardedIndex(ExactIndex):
         check_queries(self, queries, k)
         queries, prior = as_scored(queries.detach(), prior)
         _check_same(queries, k)
+        return self._scan(queries, k, prior)
+
+    def _scan(self, queries: Queries, k: int, prior: Prior | None) -> Hits:
+        """The best of all ranks' rows, for questions that all ranks ask; sums of the rank's own rows."""
         mine, (rows, dead) = self._mine(), self._rows(queries.device)
         hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior.detach()[..., mine], dead)
         ids = torch.cat(gathered(hits.ids.where(hits.ids < 0, hits.ids + mine.start)), 1)
@@ -56,6 +61,9 @@ class ShardedIndex(ExactIndex):
     ) -> Float[Tensor, " questions"]:
         """As `Index.log_z`; the gradient that comes back must be the same on every rank."""
         queries, prior = _Replicated.apply(*as_scored(queries, prior))
+        return self._log_z(queries, prior, hits, without)
+
+    def _log_z(self, queries: Queries, prior: Prior | None, hits: Hits, without: Without | None) -> Tensor:
         mine, (rows, dead) = self._mine(), self._rows(queries.device)
         if without is not None:
             here = _within(without.rows, mine)
@@ -112,6 +120,44 @@ class ShardedIndex(ExactIndex):
         return count
 
 
+class ParallelIndex(ShardedIndex):
+    """For training on many ranks: each asks as many questions of its own, and each scans its run of rows for all.
+
+    The rows are in every rank's memory (a GPU gets its own part alone), and every rank makes the same changes to them.
+    Slopes of questions are whole. Those of a prior that all questions share are what this rank's rows say of all ranks'
+    questions: summed over the ranks, as parameters' gradients are (`average_gradients`), they are those of one process.
+    """
+
+    def __init__(self, store: Store) -> None:
+        ExactIndex.__init__(self, store)
+        self._key = None
+
+    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
+        check_queries(self, queries, k)
+        _check_as_many(len(queries), k)
+        queries, prior = self._of_all(queries.detach(), None if prior is None else prior.detach())
+        found = self._scan(queries, k, prior)
+        return Hits(of_this(found.ids), of_this(found.scores), found.sums)
+
+    def log_z(
+        self,
+        queries: Queries,
+        hits: Hits,
+        without: Without | None = None,
+        prior: Prior | None = None,
+    ) -> Float[Tensor, " questions"]:
+        """As `Index.log_z`, of this rank's questions."""
+        without = None if without is None else _union(without, len(self.vectors))
+        return of_this(self._log_z(*self._of_all(queries, prior), hits, without))
+
+    def _of_all(self, queries: Queries, prior: Prior | None) -> tuple[Queries, Prior | None]:
+        queries, prior = as_scored(queries, prior)
+        return of_all(queries), of_all(prior) if prior is not None and prior.ndim == 2 else prior
+
+    def _written(self, change: Callable[[], int]) -> int:
+        return change()
+
+
 class _Replicated(torch.autograd.Function):
     """The same on every rank; backward sums what each rank's rows have to say."""
 
@@ -141,6 +187,34 @@ class _LogSumExp(torch.autograd.Function):
         return grad * share
 
 
+def _union(without: Without, rows: int) -> Without:
+    """What every rank's questions leave out, as one."""
+    count = gathered(torch.tensor([len(without.rows)], device=_device()))
+    more = max(map(int, count)) - len(without.rows)
+    every = gathered(F.pad(without.rows, (0, more), value=rows).to(_device()))
+    masks = gathered(F.pad(without.mask, (0, more)).byte().to(_device()))
+    out = torch.cat(every).unique()
+    out = out[out < rows]
+    mask = torch.zeros(sum(map(len, masks)), len(out) + 1, dtype=torch.uint8, device=out.device)
+    for own, there, here in zip(every, masks, mask.split([len(m) for m in masks]), strict=True):
+        here[:, torch.searchsorted(out, own)] = there  # what was padded stands behind the others
+    return Without(out, mask[:, :-1].bool())
+
+
+def _check_as_many(questions: int, k: int) -> None:
+    for number, other in enumerate(gathered(torch.tensor([questions, k], device=_device()))):
+        if other.tolist() != [questions, k]:
+            raise ValueError(
+                f"every rank must ask as many questions with the same k, and rank {number} asks {int(other[0])} with "
+                f"k = {int(other[1])}, rank {rank()} {questions} with k = {k}: give every rank batches of one size"
+            )
+
+
+def _device() -> str:
+    """Where what ranks exchange has to lie."""
+    return "cuda" if ranks() > 1 and distributed.get_backend() == "nccl" else "cpu"
+
+
 def _summed(own: Tensor) -> Tensor:
     if ranks() == 1:
         return own
@@ -165,8 +239,7 @@ def _on_rank_0(change: Callable[[], int]) -> int:
     """What rank 0 did, once it is done; where it failed, every rank raises."""
     if ranks() == 1:
         return change()
-    device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    count = torch.tensor([-1], device=device)
+    count = torch.tensor([-1], device=_device())
     try:
         if rank() == 0:
             count[0] = change()

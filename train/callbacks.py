@@ -9,6 +9,7 @@ import lightning as L
 from tqdm import tqdm
 
 from e2erag.retriever import OVERFETCH
+from e2erag.retriever.ranks import ranks
 
 
 class CollapseGuard(L.Callback):
@@ -84,7 +85,7 @@ class Progress(L.Callback):
         loss = module.history[-1]["loss"]
         self.mean = loss if self.mean is None else 0.9 * self.mean + 0.1 * loss
         self.bar.set_postfix(loss=f"{self.mean:.2f}", refresh=False)
-        self.bar.update(len(batch))
+        self.bar.update(len(batch) * ranks())
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self.bar.close()

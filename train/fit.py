@@ -12,19 +12,19 @@ from time import perf_counter
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
 
 from e2erag.artefact import write_file
 from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.questions import Question, read_questions
+from e2erag.questions import read_questions
 from e2erag.rag import RAG
+from e2erag.retriever.ranks import join, rank, ranks, share_weights
 from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
+from e2erag.train.parallel import loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule
 
 
@@ -170,6 +170,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     No page or passage label is used, except by `contrastive` where a question has one. Afterwards the index is rebuilt
     with the trained weights, in the system's own gate mode.
 
+    Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
+    passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same weights.
+
     Args:
         questions: a question file, or rows with `question` and `answers`.
         config, changes: a `FitConfig`, and single settings on top of it.
@@ -188,18 +191,22 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
     rows = read_questions(questions)
+    join()
+    if ranks() > 1 and config.refresh_background:
+        raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
+    share_weights(rag.model)
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
-    order = torch.Generator().manual_seed(config.seed)
-    loader = DataLoader[Question](rows, config.batch_size, shuffle=True, collate_fn=list, generator=order)  # type: ignore[arg-type]
+    batches = loader(rows, config.batch_size, config.seed)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning()
-    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, _quiet():
-        module = TrainModule(rag, config, steps=config.epochs * len(loader))
+    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, over_ranks(rag), _quiet():
+        module = TrainModule(rag, config, steps=config.epochs * len(batches))
         home = rag.model.device
+        asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly
         trainer = L.Trainer(
-            accelerator="cpu" if home.type == "cpu" else "auto",
-            devices=1 if home.type == "cpu" else [home.index or 0],
+            **trainer_settings(home),
+            use_distributed_sampler=False,
             max_epochs=config.epochs,
             logger=logger,
             callbacks=[
@@ -211,7 +218,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
                     config.refresh_device,
                 ),
                 *([CollapseGuard(config.collapse == "stop")] if config.collapse != "ignore" else []),
-                *([Progress(len(rows) * config.epochs)] if config.progress else []),
+                *([Progress(asked * config.epochs)] if config.progress and rank() == 0 else []),
             ],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -220,11 +227,11 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         )
         start = perf_counter()
         try:
-            trainer.fit(module, loader)
+            trainer.fit(module, batches)
         finally:
             rag.to(home)  # Lightning leaves a model on the CPU
         seconds = perf_counter() - start
-    if folder is not None:
+    if folder is not None and rank() == 0:
         draw_run(module.history, folder / "report.png")
     return Run(trainer.global_step, seconds, module.history, folder)
 
@@ -258,7 +265,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _logger(folder: Path | None, config: FitConfig) -> CSVLogger | bool:
-    if folder is None:
+    if folder is None or rank():
         return False
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "config.json", json.dumps(asdict(config), indent=2, default=str))  # a Path

@@ -14,6 +14,7 @@ from e2erag.evaluation import on_gold_page
 from e2erag.extract import Extraction
 from e2erag.questions import Question
 from e2erag.rag import RAG
+from e2erag.retriever.ranks import average, average_gradients, rank
 from e2erag.train.health import answer_found, health, target_entropy
 from e2erag.train.objectives import Options, weighted, weights_of
 
@@ -35,7 +36,9 @@ class TrainModule(L.LightningModule):
         self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
         self.weights = weights_of(config.objective)
-        self.options = Options(config.target_temperature, config.samples, config.per_token, self.noise)
+        # Gates are drawn alike on every rank, since all share the corpus; passages for a rank's own questions.
+        drawn = torch.Generator().manual_seed(config.seed + 1 + rank())
+        self.options = Options(config.target_temperature, config.samples, config.per_token, drawn)
 
     def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
         return batch  # texts; their tokens are made where the model is
@@ -47,8 +50,6 @@ class TrainModule(L.LightningModule):
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()} at step {self.global_step}: lower the learning rates")
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         tokens = self.rag.reading_share(terms.gates)
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
@@ -62,11 +63,13 @@ class TrainModule(L.LightningModule):
             **health(terms, self.model.extractor),
             **self.beside,
         )
+        if not math.isfinite(mean := self.history[-1]["loss"]):  # on every rank, so that none waits for another
+            raise RuntimeError(f"the loss is {mean} at step {self.global_step}: lower the learning rates")
         return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
 
     def _note(self, **values: Tensor | float) -> None:
-        """Log, and keep in `history` for the run's result."""
-        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
+        """Log means over the ranks, and keep them in `history` for the run's result."""
+        row = average({name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()})
         if "loss" in row:
             self.history.append(row)
         else:
@@ -111,6 +114,7 @@ class TrainModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norms = {}
         for name, parameters in self.parameters_by_stage().items():
+            average_gradients(parameters)
             if parameters:
                 norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self._note(**norms)

@@ -14,15 +14,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, distributed
+from torch import Tensor
 
 from e2erag.joint import Evidence
 from e2erag.retriever import log_tail
-from e2erag.retriever.ranks import gathered, rank, ranks
+from e2erag.retriever.ranks import of_all, rank
 
 
 @dataclass(frozen=True)
@@ -237,33 +236,13 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     best = joint_logp(e, o)[:, :-1].masked_fill(~allowed, -torch.inf).argmax(1)
     every = torch.arange(len(best), device=best.device)
     number = torch.where(allowed.any(1), e.ids.to(best.device)[every, best], -1)
-    rows, numbers = _of_all_ranks(e.passage_rows[every, best]), _of_all_ranks(number)
+    rows, numbers = of_all(e.passage_rows[every, best]), of_all(number)
     own = every + rank() * len(best)
     scores = e.question_rows @ rows.T
     other = torch.arange(len(rows), device=best.device) != own[:, None]
     unfit = other & ((numbers == number[:, None]) | (numbers < 0))
     loss = scores.masked_fill(unfit, -torch.inf).logsumexp(1) - scores.gather(1, own[:, None])[:, 0]
     return torch.where(number >= 0, loss, 0.0)
-
-
-class _Gather(torch.autograd.Function):
-    """Every rank's rows, in the order of ranks. Backward: what every rank's loss says of this rank's rows, summed.
-
-    (torch's own differentiable all_gather is deprecated, and what replaces it isn't in the oldest torch we take.)"""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return torch.cat(gathered(rows))
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        whole = slope.contiguous()
-        distributed.all_reduce(whole)
-        return whole.chunk(ranks())[rank()]
-
-
-def _of_all_ranks(rows: Tensor) -> Tensor:
-    return _Gather.apply(rows) if ranks() > 1 else rows
 
 
 # ------------------------------------------------------------------------------------------------ parts

@@ -1,0 +1,120 @@
+"""A run that torchrun starts over two processes: the weights of one process with the joined batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_ranks import ASKED, system
+from torch import nn
+
+from e2erag.rag import RAG
+from e2erag.retriever import ExactIndex
+from e2erag.retriever.ranks import average, average_gradients, join, rank, ranks, share_weights
+from e2erag.train import FitConfig
+
+HERE = Path(__file__).parent
+COMPARED = ("loss", "mass", "utility", "gradient_extractor", "gradient_retriever", "gradient_generator", "drift")
+
+
+def train(rag: RAG, folder: Path, batch_size: int) -> None:
+    """Three steps over four questions, the index encoded anew before each; rank 0 writes what came of it."""
+    if rank():
+        with torch.no_grad():
+            rag.model.extractor.scores.bias += 1.0  # weights that are others than rank 0's, as drawn ones would be
+    rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
+    run = rag.fit(rows, epochs=3, batch_size=batch_size, k=8, refresh_every=1, progress=False, folder=folder / "run")
+    assert type(rag.index_) is ExactIndex
+    ids = rag.search(["seats ?"] * (1 + rank())).ids  # each rank what it likes
+    save_file({"ids": ids, "rows": rag.index_.vectors.contiguous()}, folder / f"found-{rank()}.safetensors")
+    save_file({name: p.detach().clone() for name, p in rag.model.named_parameters()}, folder / f"{rank()}.safetensors")
+    if rank() == 0:
+        (folder / "history.json").write_text(json.dumps(run.history))
+
+
+def check_sums(rag: RAG) -> None:
+    """What ranks tell each other, each with other numbers."""
+    a, b, c = (nn.Parameter(torch.zeros(2, 2, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float32))
+    a.grad = torch.full((2, 2), 1.0 + rank())
+    if rank():
+        b.grad = torch.full((2, 2), 3.0, dtype=torch.float64)
+    average_gradients([a, b, c])
+    assert a.grad.tolist() == [[1.5, 1.5]] * 2
+    assert b.grad.tolist() == [[1.5, 1.5]] * 2
+    assert c.grad is None
+    assert average({"x": 1.0 + rank(), "y": 2.0}) == {"x": 1.5, "y": 2.0}
+    module = nn.BatchNorm1d(2)
+    module.running_mean += rank()
+    share_weights(module)
+    assert module.running_mean.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="leave out refresh_background"):
+        rag.fit([ASKED[0]], FitConfig(refresh_background=True))
+
+
+def torchrun(folder: Path, what: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    path = os.pathsep.join([str(HERE.parent), str(HERE.parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    run = subprocess.run(
+        [*command, str(folder), what], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert run.returncode == 0, run.stderr[:5000]
+
+
+def test_two_processes_train_as_one_with_the_joined_batches(tmp_path: Path) -> None:
+    """Losses, gradient norms, weights after three steps and the index, encoded in halves; rank 1's weights and index
+    too. Each rank starts from rank 0's weights."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    torchrun(tmp_path / "two", "train")
+    train(system(), tmp_path / "one", 4)
+    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    assert one[0]["loss"] > one[2]["loss"] + 1e-3
+    for a, b in zip(one, two, strict=True):
+        assert {name: b[name] for name in COMPARED} == pytest.approx({name: a[name] for name in COMPARED}, rel=1e-5)
+    expected = load_file(tmp_path / "one" / "0.safetensors")
+    start = dict(system().model.named_parameters())
+    assert sum(bool((expected[name] - start[name]).abs().max() > 1e-5) for name in expected) > 20
+    for number in range(2):
+        got = load_file(tmp_path / "two" / f"{number}.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, atol=1e-7, rtol=1e-6, msg=lambda t, n=name: f"{n}: {t}")
+        found = load_file(tmp_path / "two" / f"found-{number}.safetensors")
+        own = load_file(tmp_path / "one" / "found-0.safetensors")
+        assert found["ids"].tolist() == own["ids"].tolist() * (1 + number)
+        torch.testing.assert_close(found["rows"], own["rows"], atol=1e-5, rtol=1e-5)
+    assert (tmp_path / "two" / "run" / "report.png").exists()
+    assert len((tmp_path / "two" / "run" / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
+    """Means of gradients (None where no rank has one), of figures, and rank 0's weights."""
+    torchrun(tmp_path, "check_sums")
+
+
+def test_without_torchrun_there_is_one_process() -> None:
+    """Joining does nothing, sums are what they were."""
+    join()
+    assert (ranks(), rank()) == (1, 0)
+    assert average({"x": 1.0}) == {"x": 1.0}
+    p = nn.Parameter(torch.zeros(2))
+    average_gradients([p])
+    assert p.grad is None
+
+
+def main(folder: str, what: str) -> None:
+    rag = system()  # made before the ranks meet: from then on transformers saves from rank 0 alone
+    join()
+    if what == "train":
+        train(rag, Path(folder), 2)
+    else:
+        check_sums(rag)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
