@@ -67,9 +67,11 @@ class Terms(Evidence):
     staleness: Float[Tensor, ""]
 
 
-Reading = Literal["marginal", "concat", "fid"]
-"""How K passages are read: "marginal", each alone; "concat", one after the other as one text; "fid", each encoded with
-the question, and the decoder of an encoder–decoder attends to all (Fusion-in-Decoder, Izacard & Grave 2021)."""
+Reading = Literal["marginal", "concat", "parallel", "fid"]
+"""How K passages are read: "marginal", each alone; "concat", one after the other as one text; "parallel", beside each
+other in one row of a causal model, none seeing another and all at the same positions, the question seeing all (parallel
+context windows, Ratner et al. 2023); "fid", each encoded with the question, and the decoder of an encoder–decoder
+attends to all (Fusion-in-Decoder, Izacard & Grave 2021)."""
 
 
 class Joint(nn.Module):
@@ -88,7 +90,12 @@ class Joint(nn.Module):
         if reading == "fid" and not generator.model.config.is_encoder_decoder:
             raise ValueError(
                 f'reading "fid" wants an encoder–decoder (T5, BART), and {type(generator.model).__name__} is a causal '
-                'model: read with "concat", or take another generator'
+                'model: read with "parallel" or "concat", or take another generator'
+            )
+        if reading == "parallel" and generator.model.config.is_encoder_decoder:
+            raise ValueError(
+                f'reading "parallel" wants a causal model, and {type(generator.model).__name__} is an '
+                'encoder–decoder: read with "fid", which is the same there'
             )
         self.extractor, self.retriever, self.generator = extractor, retriever, generator
         self.precision: Precision = precision
@@ -221,6 +228,7 @@ class Joint(nn.Module):
         the decoder's attention over documents). With "fid" it stands on the question's copies too, so the encoder,
         which sees one passage, is not moved by it. Known trouble: what is ranked far below is hardly read, so it can't
         show that it would help."""
+        assert self.reading != "marginal"  # which reads each alone
         prompt, fid = self.generator.prompt, self.reading == "fid"
         asked, given, reserve = self._prompted(questions, answers)
         rows: list[Row] = []
@@ -229,7 +237,7 @@ class Joint(nn.Module):
             found = hits[hits >= 0].tolist()
             read = [self.reading_lines(corpus, i, gates, mode) for i in found]
             passages = [corpus.texts(i, lines) for i, (lines, _) in zip(found, read, strict=True)]
-            rows.append(prompt.fused(corpus.generator_lines, passages, question, answer, reserve, apart=fid))
+            rows.append(prompt.fused(corpus.generator_lines, passages, question, answer, reserve, self.reading))
             share = prior[: len(found)].log_softmax(0) + math.log(max(len(found), 1))
             bias = share.repeat_interleave(torch.tensor([len(lines) for lines in passages], device=share.device))
             if mode != "hard" and found:

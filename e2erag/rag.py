@@ -60,8 +60,8 @@ class RAGConfig:
         overlap: two passages that share more than this of their joint lines aren't both read.
         mode: gates of the index: "hard" drops shut lines, "soft" turns them down.
         read_carried: whether the reader sees the carried identity lines, or only the retriever does.
-        reading: whether the reader sees passages one at a time ("marginal") or together ("concat"; "fid" for an
-            encoder–decoder), when it learns as when it answers; see `Joint.fused_rows`.
+        reading: whether the reader sees passages one at a time ("marginal") or together ("concat"; "parallel" for a
+            causal model, "fid" for an encoder–decoder), when it learns as when it answers; see `Joint.fused_rows`.
         precision: "auto" computes in bfloat16 where the processor does.
     """
 

@@ -33,7 +33,9 @@ class Causal:
         prompts = torch.tensor([row.prompt for row in rows], device=device)
         column = torch.arange(ids.shape[1], device=device)
         # Padding stands on the right, where a causal model's real tokens never look: no mask is needed.
-        extra = {} if gates is None else {"key_bias": gates.bias(gates.slots)}
+        extra = _blocks(rows, device) if any(row.blocks is not None for row in rows) else {}
+        if gates is not None:
+            extra["key_bias"] = gates.bias(gates.slots)
         hidden = self.model.get_decoder()(input_ids=ids, use_cache=False, **extra).last_hidden_state
         # The token at position t is predicted from position t − 1.
         answer = (column >= prompts[:, None]) & (column < lengths[:, None])
@@ -50,7 +52,7 @@ class Causal:
     def decode(
         self, rows: Sequence[Row], gates: TokenGates | None
     ) -> Callable[[Int[Tensor, " rows"] | None], Float[Tensor, "rows dim"]]:
-        """A function from the token chosen last (None at first) to the state that the next one is predicted from.
+        """A function from the token chosen last (None at where) to the state that the next one is predicted from.
 
         `model.generate` can't carry a bias per key from step to step, so this keeps the cache itself."""
         device = self.model.device
@@ -58,17 +60,21 @@ class Causal:
         mask = torch.from_numpy(pad([np.ones(len(row.ids), np.int64) for row in rows], 0, left=True)).to(device)
         bias = None if gates is None else gates.bias(gates.slots, left=True)
         position, cache = (mask.cumsum(1) - 1).clamp_min(0), None
+        where = {"attention_mask": mask, "position_ids": position}
+        if any(row.blocks is not None for row in rows):
+            where = _blocks(rows, device, left=True)
+            position = where["position_ids"]
 
         def step(chosen: Int[Tensor, " rows"] | None) -> Float[Tensor, "rows dim"]:
-            nonlocal ids, mask, bias, position, cache
+            nonlocal ids, mask, bias, position, cache, where
             if chosen is not None:
                 ids, position = chosen[:, None], position[:, -1:] + 1
                 mask = F.pad(mask, (0, 1), value=1)
+                where = {"attention_mask": mask, "position_ids": position}
                 bias = None if bias is None else F.pad(bias, (0, 1))  # an answer's token has no gate
             out = self.model.get_decoder()(
                 input_ids=ids,
-                attention_mask=mask,
-                position_ids=position,
+                **where,
                 past_key_values=cache,
                 use_cache=True,
                 **({} if bias is None else {"key_bias": bias}),
@@ -77,3 +83,16 @@ class Causal:
             return out.last_hidden_state[:, -1]
 
         return step
+
+
+def _blocks(rows: Sequence[Row], device: torch.device, left: bool = False) -> dict[str, Tensor]:
+    """Attention mask (true: seen) and positions of rows in which blocks don't see each other.
+
+    A padded token sees itself: one that saw nothing would be NaN, also to those that don't look at it."""
+    block = torch.from_numpy(pad([row.block for row in rows], -1, left)).to(device)
+    position = torch.from_numpy(pad([row.positions for row in rows], 0, left)).to(device)
+    real = torch.from_numpy(pad([np.ones(len(row.ids), np.int64) for row in rows], 0, left)).to(device).bool()
+    query, key = block[:, :, None], block[:, None, :]
+    seen = ((query < 0) | (key < 0) | (query == key)).tril() & real[:, None, :]
+    itself = torch.eye(seen.shape[1], dtype=torch.bool, device=device)
+    return {"attention_mask": (seen | itself)[:, None], "position_ids": position}

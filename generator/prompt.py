@@ -5,7 +5,7 @@ what a passage's tokens attend to then doesn't depend on the question.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +14,12 @@ from e2erag.extract.tokens import LineTokens
 
 SYSTEM = "Answer with a short span copied from the text. No sentence, no explanation."
 CONTEXT, QUESTION = "\u241fcontext\u241f", "\u241fquestion\u241f"
+
+
+Together = Literal["concat", "parallel", "fid"]
+"""How several passages stand in one row: one after the other as one text; as blocks that don't see each other, for a
+causal model (parallel context windows, Ratner et al. 2023); each with the question to itself (Fusion-in-Decoder,
+Izacard & Grave 2021)."""
 
 
 class Row(NamedTuple):
@@ -25,12 +31,33 @@ class Row(NamedTuple):
             belongs to the prompt around part i.
         prompt: how many of the tokens are prompt; the rest is the answer with its end token.
         parts: bounds of the pieces of the prompt that don't see each other, in tokens; None: all is one.
+        blocks: bounds of passages, one behind the other, that don't see each other, in tokens; what is before them is
+            seen by all, what is behind them sees all. None: everything sees what is before it.
     """
 
     ids: Int[np.ndarray, " tokens"]
     owner: Int[np.ndarray, " tokens"]
     prompt: int
     parts: Int[np.ndarray, " bounds"] | None = None
+    blocks: Int[np.ndarray, " bounds"] | None = None
+
+    @property
+    def block(self) -> Int[np.ndarray, " tokens"]:
+        """Per token the number of its block, −1 outside of them."""
+        found = np.full(len(self.ids), -1)
+        if self.blocks is not None:
+            found[self.blocks[0] : self.blocks[-1]] = np.repeat(np.arange(len(self.blocks) - 1), np.diff(self.blocks))
+        return found
+
+    @property
+    def positions(self) -> Int[np.ndarray, " tokens"]:
+        """Per token its position: every block begins where the first does, what follows begins behind the longest."""
+        if self.blocks is None:
+            return np.arange(len(self.ids))
+        first, widths = int(self.blocks[0]), np.diff(self.blocks)
+        inside = np.arange(first, int(self.blocks[-1])) - np.repeat(self.blocks[:-1] - first, widths)
+        rest = np.arange(len(self.ids) - int(self.blocks[-1])) + first + int(widths.max())
+        return np.concatenate([np.arange(first), inside, rest])
 
     @property
     def size(self) -> int:
@@ -125,21 +152,32 @@ class Prompt:
         question: Int[np.ndarray, " question"],
         answer: Int[np.ndarray, " answer"] | None = None,
         reserve: int = 0,
-        apart: bool = False,
+        how: Together = "concat",
     ) -> Row:
         """One row over several passages, best first; its `owner` counts on through the lines of all of them.
 
         Args:
-            apart: every passage with the question to itself (FiD), each as long as `max_tokens` allows. Else one text
-                of at most `max_tokens`, which is cut at its end: the least probable passage gives way first.
+            how: "concat" makes one text of at most `max_tokens`, which is cut at its end: the least probable passage
+                gives way first. "parallel" and "fid" cut each passage to what `max_tokens` allows it alone.
         """
         if not len(passages):
             return self.row(None, None, question, answer, reserve)
-        if not apart:
+        if how == "concat":
             return self.row(lines, np.concatenate(passages), question, answer, reserve)
         tail = np.zeros(0, np.int64) if answer is None else answer
         pieces = [self.row(lines, passage, question, None, reserve + len(tail)) for passage in passages]
         before = np.cumsum([0, *map(len, passages)])[:-1]
+        if how == "parallel":
+            start, end = len(self._opening), len(self._middle) + len(question) + len(self._closing)
+            ids = [piece.ids[start : len(piece.ids) - end] for piece in pieces]
+            owner = [p.owner[start : len(p.ids) - end] + before[i] for i, p in enumerate(pieces)]
+            closing = pieces[0].ids[len(pieces[0].ids) - end :]
+            return Row(
+                np.concatenate([self._opening, *ids, closing, tail]),
+                np.concatenate([np.full(start, -1), *owner, np.full(end + len(tail), -1)]),
+                start + sum(map(len, ids)) + end,
+                blocks=start + np.cumsum([0, *map(len, ids)]),
+            )
         parts = np.cumsum([0, *(len(piece.ids) for piece in pieces)])
         owner = [np.where(p.owner < 0, -2 - i, p.owner + before[i]) for i, p in enumerate(pieces)]
         return Row(

@@ -88,7 +88,8 @@ def test_the_loss_is_the_brute_force_sum(k: int, reader: ReaderKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "reading"), [("llama", "marginal"), ("t5", "marginal"), ("llama", "concat"), ("bart", "fid")]
+    ("reader", "reading"),
+    [("llama", "marginal"), ("t5", "marginal"), ("llama", "concat"), ("llama", "parallel"), ("bart", "fid")],
 )
 @pytest.mark.parametrize("stage", ["extractor", "retriever", "generator"])
 def test_every_stages_gradient_equals_finite_differences(stage: str, reader: ReaderKind, reading: Reading) -> None:
@@ -323,12 +324,15 @@ def read_together(system: RAG, question: Question, terms: Terms, even: bool) -> 
     bias += list(share) if fid else []
     row = prompt.fused(
         corpus.generator_lines, lines, prompt.questions([question.question])[0],
-        prompt.answers([question.answers[0]])[0], apart=fid,
+        prompt.answers([question.answers[0]])[0], how=system.config.reading,
     )  # fmt: skip
     return model.generator.log_likelihood([row], torch.stack(bias), [torch.tensor(slots).numpy()])[0]
 
 
-@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "concat"), ("t5", "fid"), ("bart", "fid")])
+@pytest.mark.parametrize(
+    ("reader", "reading"),
+    [("llama", "concat"), ("llama", "parallel"), ("t5", "concat"), ("t5", "fid"), ("bart", "fid")],
+)
 def test_passages_read_together_count_as_one_of_all_their_mass(reader: ReaderKind, reading: Reading) -> None:
     """−log[P_K·p(y|x,z_1…z_K) + (1 − P_K)·p(y|x,∅)], with the ranking in the reader's attention."""
     system = ten_passages(4, reader, reading)
@@ -340,7 +344,7 @@ def test_passages_read_together_count_as_one_of_all_their_mass(reader: ReaderKin
     torch.testing.assert_close(loss(system, ASKED[:1], k=4), expected, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "fid")])
+@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("llama", "parallel"), ("t5", "fid")])
 def test_an_even_ranking_leaves_the_reader_as_it_is(reader: ReaderKind, reading: Reading) -> None:
     """Where p(z|x) is the same for all that were found nothing is added, and an uneven one does change the answer's."""
     system = ten_passages(4, reader, reading)

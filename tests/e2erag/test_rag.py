@@ -37,7 +37,9 @@ print(json.dumps([
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])
-@pytest.mark.parametrize(("reader", "reading"), [("llama", "concat"), ("t5", "fid"), ("bart", "concat")])
+@pytest.mark.parametrize(
+    ("reader", "reading"), [("llama", "concat"), ("llama", "parallel"), ("t5", "fid"), ("bart", "concat")]
+)
 def test_passages_read_together_give_one_answer(
     rag: RAG, reader: ReaderKind, reading: Reading, mode: GateMode, tmp_path: Path
 ) -> None:
@@ -71,10 +73,12 @@ def test_where_an_answer_stands_is_what_is_cited(rag: RAG, monkeypatch: pytest.M
 
 def test_a_way_of_reading_that_is_none_or_that_the_generator_cannot_is_an_error() -> None:
     """The first names those there are, the second what to do."""
-    with pytest.raises(ValueError, match="reading must be one of marginal, concat, fid, got 'fusion'"):
+    with pytest.raises(ValueError, match="reading must be one of marginal, concat, parallel, fid, got 'fusion'"):
         RAGConfig.__post_init__(SimpleNamespace(k=1, overlap=0.3, mode="hard", reading="fusion"))
-    with pytest.raises(ValueError, match='LlamaForCausalLM is a causal model: read with "concat", or take another'):
+    with pytest.raises(ValueError, match='LlamaForCausalLM is a causal model: read with "parallel" or "concat"'):
         tiny_rag(config=RAGConfig(reading="fid"))
+    with pytest.raises(ValueError, match='is an encoder–decoder: read with "fid"'):
+        tiny_rag(reader="t5", config=RAGConfig(k=2, reading="parallel"))
 
 
 def test_reading_together_learns(rag: RAG) -> None:

@@ -8,7 +8,7 @@ import torch
 from helpers import in_double
 
 from e2erag.extract import CLOSED
-from e2erag.generator import Generator, GeneratorConfig, Row
+from e2erag.generator import Generator, GeneratorConfig, Row, Together
 from e2erag.generator.attention import use_gates
 from e2erag.testing import ReaderKind, tiny_generator
 
@@ -232,11 +232,11 @@ def test_the_models_own_limit_bounds_a_row() -> None:
     assert generator.prompt.max_tokens == 512
 
 
-def fused(generator: Generator, passages: list[list[int]], apart: bool, answer: str = ANSWER) -> Row:
+def fused(generator: Generator, passages: list[list[int]], how: Together, answer: str = ANSWER) -> Row:
     prompt = generator.prompt
     lines, question = prompt.lines(LINES), prompt.questions([QUESTION])[0]
     return prompt.fused(
-        lines, [np.array(p, np.int64) for p in passages], question, prompt.answers([answer])[0], apart=apart
+        lines, [np.array(p, np.int64) for p in passages], question, prompt.answers([answer])[0], how=how
     )
 
 
@@ -263,7 +263,7 @@ def test_a_row_of_parts_is_fusion_in_the_decoder(kind: ReaderKind) -> None:
     """Each passage encoded alone with the question, the decoder over all; with another row of fewer parts beside it."""
     generator = tiny_generator(kind=kind)
     many, few = [[0, 1], [2], []], [[1]]
-    got = generator.log_likelihood([fused(generator, many, True), fused(generator, few, True)])
+    got = generator.log_likelihood([fused(generator, many, "fid"), fused(generator, few, "fid")])
     expected = [fusion_in_decoder(generator, passages, torch.zeros(len(passages))) for passages in (many, few)]
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=0)
 
@@ -274,14 +274,14 @@ def test_a_bias_on_a_whole_part_is_seen_by_the_decoder_alone(kind: ReaderKind) -
     generator = tiny_generator(kind=kind)
     passages, bias = [[0, 1], [2]], torch.tensor([-2.0, 0.5])
     slots = np.array([0, 0, 1, 1, 0])  # three lines, then what frames the last part and the first
-    got = generator.log_likelihood([fused(generator, passages, True)], bias, [slots])[0]
+    got = generator.log_likelihood([fused(generator, passages, "fid")], bias, [slots])[0]
     torch.testing.assert_close(got, fusion_in_decoder(generator, passages, bias), atol=1e-5, rtol=0)
 
 
 def test_the_order_of_parts_does_not_matter_to_a_t5() -> None:
     """Its decoder knows no positions in what it looks at."""
     generator = tiny_generator(kind="t5")
-    made = [fused(generator, passages, True) for passages in ([[0, 1], [2]], [[2], [0, 1]])]
+    made = [fused(generator, passages, "fid") for passages in ([[0, 1], [2]], [[2], [0, 1]])]
     here, there = generator.log_likelihood(made)
     torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
 
@@ -290,10 +290,10 @@ def test_the_order_of_parts_does_not_matter_to_a_t5() -> None:
 def test_passages_in_one_text_are_one_passage_of_all_their_lines(kind: ReaderKind) -> None:
     """Concatenation, token by token; read together with nothing found is closed book."""
     generator = tiny_generator(kind=kind)
-    whole, joined = row(generator, [0, 1, 2]), fused(generator, [[0, 1], [2]], False)
+    whole, joined = row(generator, [0, 1, 2]), fused(generator, [[0, 1], [2]], "concat")
     assert joined.ids.tolist() == whole.ids.tolist()
     assert joined.owner.tolist() == whole.owner.tolist()
-    assert fused(generator, [], False).ids.tolist() == row(generator, None).ids.tolist()
+    assert fused(generator, [], "concat").ids.tolist() == row(generator, None).ids.tolist()
 
 
 def test_of_passages_in_one_text_the_last_gives_way_first_and_parts_are_cut_each_to_its_own() -> None:
@@ -303,7 +303,7 @@ def test_of_passages_in_one_text_the_last_gives_way_first_and_parts_are_cut_each
     lines = prompt.lines(["seats 4"] * 60)
     question, answer = prompt.questions(["seats ?"])[0], prompt.answers(["4"])[0]
     passages = [np.arange(30), np.arange(30, 60)]
-    one, parts = (prompt.fused(lines, passages, question, answer, apart=apart) for apart in (False, True))
+    one, parts = (prompt.fused(lines, passages, question, answer, how=how) for how in ("concat", "fid"))
     assert len(one.ids) == 80
     assert 0 <= one.owner.max() < 30
     assert (np.diff(parts.parts) == 80 - len(answer)).all()
@@ -313,6 +313,87 @@ def test_of_passages_in_one_text_the_last_gives_way_first_and_parts_are_cut_each
 def test_the_size_of_parts_counts_their_padding() -> None:
     """Three sources, padded to the longest, and the answer."""
     generator = tiny_generator(kind="t5")
-    made = fused(generator, [[0, 1], [2], []], True)
+    made = fused(generator, [[0, 1], [2], []], "fid")
     widths = np.diff(made.parts)
     assert made.size == 3 * widths.max() + len(made.ids) - made.prompt
+
+
+def test_blocks_stand_side_by_side() -> None:
+    """All at the positions of the first; the question behind the longest; each token knows its block."""
+    made = Row(np.arange(10), np.full(10, -1), 9, blocks=np.array([2, 5, 5, 7]))
+    assert made.block.tolist() == [-1, -1, 0, 0, 0, 2, 2, -1, -1, -1]
+    assert made.positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 5, 6, 7]
+    assert made.size == 10
+
+
+def in_blocks(generator: Generator, made: Row) -> torch.Tensor:
+    """log p of a row's answer token by token of the sequence: every token alone attends to what its block may see."""
+    block, position = made.block, made.positions
+    total = torch.zeros(())
+    for t in range(made.prompt, len(made.ids)):
+        seen = torch.zeros(1, 1, t, t, dtype=torch.bool)
+        for i in range(t):
+            for j in range(i + 1):
+                seen[0, 0, i, j] = bool(block[i] < 0 or block[j] < 0 or block[i] == block[j])
+        hidden = generator.model.get_decoder()(
+            torch.from_numpy(made.ids)[None, :t], attention_mask=seen, position_ids=torch.from_numpy(position)[None, :t]
+        ).last_hidden_state
+        total = total + generator.reader.logits(hidden[0, -1:]).log_softmax(-1)[0, made.ids[t]]
+    return total
+
+
+def test_parallel_passages_do_not_see_each_other_and_the_question_sees_all() -> None:
+    """Against a mask written out pair by pair, with shorter rows and one without blocks beside it; one passage alone is
+    the plain row; the order of passages is nothing."""
+    generator = tiny_generator(kind="llama")
+    made = [fused(generator, passages, "parallel") for passages in ([[0, 1], [2]], [[2], [1], [0]], [[0, 1]], [])]
+    got = generator.log_likelihood(made)
+    expected = [in_blocks(generator, one) for one in made[:2]] + [own_logp(generator, one) for one in made[2:]]
+    torch.testing.assert_close(got, torch.stack(expected), atol=1e-5, rtol=0)
+    assert made[2].ids.tolist() == row(generator, [0, 1]).ids.tolist()
+    again = generator.log_likelihood([fused(generator, [[2], [0, 1]], "parallel")])
+    torch.testing.assert_close(again, got[:1], atol=1e-5, rtol=0)
+    one_text = generator.log_likelihood([fused(generator, [[0, 1], [2]], "concat")])
+    assert (one_text - got[:1]).abs() > 1e-4
+
+
+def test_a_gate_shuts_a_parallel_passage_out() -> None:
+    """log w of −10⁴ on the shorter of two leaves the row of the longer alone: its positions are that row's own."""
+    generator = tiny_generator(kind="llama")
+    both = fused(generator, [[0, 1], [2]], "parallel")
+    gates = torch.tensor([0.0, 0.0, -1e4])
+    got = generator.log_likelihood([both], gates, [np.arange(3)])
+    torch.testing.assert_close(got, generator.log_likelihood([row(generator, [0, 1])]), atol=1e-5, rtol=0)
+
+
+def test_parallel_passages_are_answered_from_as_they_are_scored() -> None:
+    """log p of gated greedy answers, rows of several lengths padded together, is their log-likelihood."""
+    generator = tiny_generator(kind="llama")
+    prompt, gates = generator.prompt, torch.tensor([-2.0, 0.0, -1.0])
+    lines, asked = prompt.lines(LINES), prompt.questions([QUESTION])[0]
+    groups = [[np.array([0, 1]), np.array([2])], [np.array([2]), np.array([0])]]
+    open_rows = [prompt.fused(lines, group, asked, how="parallel") for group in groups] + [
+        prompt.row(None, None, asked)
+    ]
+    slots = [np.array([0, 1, 2]), np.array([2, 0]), None]
+    got = generator.generate(open_rows, gates, slots)
+    answers = [
+        ids if len(ids) == generator.config.max_new_tokens else np.append(ids, generator.tokenizer.eos_token_id)
+        for ids in got.ids
+    ]
+    closed = [prompt.fused(lines, g, asked, a, how="parallel") for g, a in zip(groups, answers, strict=False)]
+    closed.append(prompt.row(None, None, asked, answers[2]))
+    scored = generator.log_likelihood(closed, gates, slots).detach()
+    torch.testing.assert_close(got.logp, scored, atol=1e-4, rtol=0)
+
+
+def test_parallel_passages_are_cut_each_to_its_own() -> None:
+    """80 tokens hold each passage alone with question and answer; together they are longer."""
+    generator = tiny_generator(config=GeneratorConfig(max_tokens=80), kind="llama")
+    prompt = generator.prompt
+    lines = prompt.lines(["seats 4"] * 60)
+    question, answer = prompt.questions(["seats ?"])[0], prompt.answers(["4"])[0]
+    made = prompt.fused(lines, [np.arange(30), np.arange(30, 60)], question, answer, how="parallel")
+    assert made.positions.max() == 79
+    assert len(made.ids) > 80
+    assert {0, 30} <= set(made.owner.tolist())
