@@ -21,16 +21,20 @@ from e2erag.retriever.lora import add_lora
 
 @dataclass(frozen=True)
 class RetrieverConfig:
-    """Attributes:
-    temperature: τ, the scale of the inner product; .05 with unit vectors.
-    prior_weight: α, how much the extractor's log π counts.
-    tied: one model for questions and passages; untied towers start equal and have parameters of their own.
-    gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
-        extractor needs no encoding where it leaves the passages as they are (`LineSums`); it needs a model with mean
-        pooling.
-    lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
-    bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
-    token_budget, held_tokens: see `Encoder`.
+    """How passages are encoded and scored.
+
+    Attributes:
+        temperature: τ, the scale of the inner product; .05 with unit vectors.
+        prior_weight: α, how much the extractor's log π counts.
+        tied: one model for questions and passages; untied towers start equal and have parameters of their own.
+        gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
+            extractor needs no encoding where it leaves the passages as they are (`LineSums`); it needs a model with
+            mean pooling.
+        lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
+        bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
+        token_budget: padded tokens of one forward pass; bounds its memory.
+        held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is
+            computed a second time there.
     """
 
     temperature: float = 0.05

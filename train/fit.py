@@ -34,12 +34,17 @@ class FitConfig:
 
     Attributes:
         objective: a name in `OBJECTIVES`, or several with weights: {"marginal": 1, "pdist": 0.5}.
-        target_temperature, samples, per_token: what `Options` says of them; the temperature is that of the targets.
-        epochs, batch_size: passes over the questions, questions per step.
+        target_temperature: of the targets that some objectives have; see `Options`.
+        samples: draws per question of `rloo` and `gumbel`.
+        per_token: divide an answer's log p by its length.
+        epochs: passes over the questions.
+        batch_size: questions per step (of each process).
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
-        lr_extractor, lr_retriever, lr_generator: AdamW learning rates, falling linearly to a tenth of themselves.
+        lr_extractor: AdamW learning rate, falling linearly to a tenth of itself; likewise those below.
+        lr_retriever: of encoder, temperature and adapters.
+        lr_generator: of the reader.
         lr_bm25: likewise, of the weight of BM25 in the score (one number, so it needs longer steps).
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
@@ -51,8 +56,9 @@ class FitConfig:
         refresh_share: of the passages that are encoded then, those that have moved most.
         refresh_background: encode with a copy of the weights while training goes on (`Refresh`).
         refresh_device: where that copy computes: a second GPU; None: beside the model.
-        keep_rate, cut_rate, gate_weight: of the lines to keep and the gaps to cut, and how much keeping to these rates
-            weighs against the loss (`gate_divergence`).
+        keep_rate: of the lines to keep.
+        cut_rate: of the gaps between lines to cut at.
+        gate_weight: how much keeping to these rates weighs against the loss (`gate_divergence`).
         token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
             gates let through is charged in proportion, whatever a question has found.
         gates: "soft", or "sample" for binary concrete noise on top.

@@ -50,6 +50,11 @@ class TrainModule(L.LightningModule):
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
         loss = torch.stack(list(losses.values())).sum()
+        if not loss.requires_grad and "extractor" in c.freeze:  # else keep rates and token price still teach gates
+            raise ValueError(
+                f"nothing that isn't frozen learns from {' and '.join(self.weights)}: leave a stage it teaches out of "
+                f"freeze ({', '.join(c.freeze)}), or take another objective"
+            )
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         tokens = self.rag.reading_share(terms.gates)
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}

@@ -1,14 +1,17 @@
 """What the command line hands on."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
 from e2erag.retriever import RetrieverConfig
+from e2erag.train import FitConfig
 
 
 class Asked(Exception):
@@ -46,3 +49,10 @@ def test_a_saved_system_is_not_given_other_options(monkeypatch: pytest.MonkeyPat
     )
     with pytest.raises(SystemExit, match="s keeps what it was made with: leave out --retrieval and --answering"):
         main()
+
+
+@pytest.mark.parametrize("settings", [FitConfig, RAGConfig, RetrieverConfig])
+def test_every_flag_says_what_it_is(settings: type) -> None:
+    """`--help` takes its texts from the docstring, one for each name; names that share a text would have none."""
+    told = {entry.arg_name for entry in parse(settings.__doc__ or "").params}
+    assert told == {field.name for field in fields(settings)}

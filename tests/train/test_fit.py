@@ -235,3 +235,11 @@ def test_objectives_that_compare_passages_are_refused_where_passages_are_read_to
     with pytest.raises(ValueError, match=r'pdist compares passages, .*take one of marginal, .*reading="marginal"'):
         quick(rag, objective={"reader": 1, "pdist": 1})
     assert quick(rag).steps == 2
+
+
+def test_an_objective_that_teaches_only_what_is_frozen_says_so(rag: RAG) -> None:
+    """`contrastive` teaches the retriever alone; torch's own error would name no setting."""
+    with pytest.raises(
+        ValueError, match=r"learns from contrastive: leave a stage .* out of freeze \(retriever, extractor"
+    ):
+        quick(rag, objective="contrastive", freeze=("retriever", "extractor"))
