@@ -239,7 +239,5 @@ def test_objectives_that_compare_passages_are_refused_where_passages_are_read_to
 
 def test_an_objective_that_teaches_only_what_is_frozen_says_so(rag: RAG) -> None:
     """`contrastive` teaches the retriever alone; torch's own error would name no setting."""
-    with pytest.raises(
-        ValueError, match=r"learns from contrastive: leave a stage .* freeze \(retriever, extractor"
-    ):
+    with pytest.raises(ValueError, match=r"learns from contrastive: leave a stage .* freeze \(retriever, extractor"):
         quick(rag, objective="contrastive", freeze=("retriever", "extractor"))
