@@ -155,9 +155,8 @@ def main() -> None:
             print(f"seed {seed}, {name}: {kept['seconds']:.0f} s", flush=True)
     scores = {name: np.concatenate(parts) for name, parts in found.items()}
     count = len(scores[UNTRAINED])
-    print(
-        f"\n{len(args.seeds)} seeds, {size.questions[0]} questions to learn from, {count} to test on; difference to untrained"
-    )
+    print(f"\n{len(args.seeds)} seeds, {size.questions[0]} questions to learn from, {count} to test on")
+    print("(in brackets the difference to untrained, and its interval)")
     print(f"{'':14}" + "".join(f"{m:>17}{'95 %':>19}" for m in MEASURES))
     figures: dict[str, dict[str, list[float]]] = {}
     for name, values in scores.items():
