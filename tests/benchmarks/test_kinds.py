@@ -1,7 +1,9 @@
 """Cranfield's own format, as `benchmarks/kinds.py` reads it."""
 
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 from kinds import cranfield
 
 PASSAGES = """.I 1
