@@ -3,7 +3,7 @@
     python benchmarks/kinds.py [--quick] [--json figures.json] [--runs FOLDER] [--data FOLDER]
 
 Collections: Cranfield (1,400 abstracts, 225 queries, grades) and, without --quick, SQuAD (20,411 paragraphs of which
-1,388 are asked about, every fourth answerable question of dev; a question's own paragraph is the one that counts). The
+1,388 are dev's, every fourth answerable question of dev; a question's own paragraph is the one that counts). The
 encoder is all-MiniLM-L6-v2 as it comes; the hybrid adds β·BM25 to the score, with β not tuned. Per kind nDCG@10 with a
 95 % bootstrap interval over queries, reciprocal rank, recall, the share of the exact index's ten that it finds, and its
 time for a query. Measures are ir_measures'. Passages are cut at the encoder's 256 tokens; BM25 reads them whole.

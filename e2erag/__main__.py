@@ -14,8 +14,9 @@ from e2erag.extract import Document, read_report
 from e2erag.rag import GENERATOR, RAG, RETRIEVER, RAGConfig
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import RetrieverConfig
-from e2erag.retriever.ranks import join, rank, share_weights
+from e2erag.retriever.ranks import join, rank
 from e2erag.train import FitConfig
+from e2erag.train.parallel import check_started, over_ranks
 
 
 def fit(
@@ -48,8 +49,9 @@ def fit(
         raise ValueError(f"{system} keeps what it was made with: leave out --retrieval and --answering, or --system")
     join()
     rag = RAG.from_pretrained(system, retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
-    share_weights(rag.model)
-    rag.index(files)
+    check_started(rag)
+    with over_ranks(rag):
+        rag.index(files)
     rag.fit(questions, settings)
     if rank() == 0:
         rag.save_pretrained(out)

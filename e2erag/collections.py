@@ -18,6 +18,7 @@ Judgements = Mapping[str, Mapping[str, int]]
 """Grades, by query and passage; what isn't judged counts as 0."""
 MEASURES = ("nDCG@10", "RR@10", "R@1", "R@10", "R@100")
 """In ir_measures' notation."""
+_BEIR = "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
 
 
 class CollectionError(ValueError):
@@ -48,9 +49,9 @@ class Collection:
         queries = {key: text for key, text, _ in _rows(folder / "queries.jsonl", ("text", ""))}
         path = folder / "qrels" / f"{split}.tsv"
         judgements: dict[str, dict[str, int]] = {}
-        with _opened(path) as file:
+        with _opened(path, _BEIR) as file:
             for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
-                if number == 1 and row[-1:] == ["score"]:
+                if not row or (number == 1 and row[-1:] == ["score"]):
                     continue
                 _judge(judgements, row, path, number)
         unknown = [key for key in judgements if key not in queries]
@@ -66,8 +67,13 @@ def read_judgements(path: str | Path) -> dict[str, dict[str, int]]:
     with _opened(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                query, *rest = line.split()
-                _judge(found, [query, *rest[1:]], path, number)
+                fields = line.split()
+                if len(fields) != 4:
+                    raise CollectionError(
+                        f"{path}, line {number}: a line has query, a field that nobody uses, passage and grade, got "
+                        f"{line.strip()!r}"
+                    )
+                _judge(found, [fields[0], *fields[2:]], path, number)
     return found
 
 
@@ -81,7 +87,7 @@ def write_run(path: str | Path, run: Run, tag: str = "e2erag") -> None:
     lines = []
     for query, found in run.items():
         ranked = sorted(found.items(), key=lambda one: (one[1], one[0]), reverse=True)
-        lines += [f"{query} Q0 {name} {rank} {score:.8g} {tag}\n" for rank, (name, score) in enumerate(ranked, 1)]
+        lines += [f"{query} Q0 {name} {rank} {score:.9g} {tag}\n" for rank, (name, score) in enumerate(ranked, 1)]
     write_file(Path(path), "".join(lines))
 
 
@@ -130,13 +136,13 @@ def measure(
 
 def _rows(path: Path, fields: tuple[str, str]) -> Iterator[tuple[str, str, str]]:
     """Id, the first field and (where it is there) the second of each row of a jsonl file."""
-    with _opened(path) as file:
+    with _opened(path, _BEIR) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                yield str(row["_id"]), str(row[fields[0]]), str(row.get(fields[1]) or "")
+                yield str(row["_id"]), str(row[fields[0]] or ""), str(row.get(fields[1]) or "")
             except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
                 raise CollectionError(
                     f"{path}, line {number}: every line must be a JSON object with _id and {fields[0]}, got "
@@ -154,9 +160,7 @@ def _judge(judgements: dict[str, dict[str, int]], row: list[str], path: Path, nu
         ) from None
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]  # a text file, as open() gives it
+def _opened(path: Path, layout: str = "check the path"):  # type: ignore[no-untyped-def]  # a text file, as open() gives it
     if not path.is_file():
-        raise CollectionError(
-            f"{path} must be there, and isn't: a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
-        )
+        raise CollectionError(f"{path} must be there, and isn't: {layout}")
     return open(path, encoding="utf-8", newline="")

@@ -14,15 +14,22 @@ from e2erag.extract import GateMode, LineTokens
 from e2erag.joint import Joint
 from e2erag.retriever import ExactIndex, Index, LineSums, Source
 from e2erag.retriever.encoder import fingerprint
-from e2erag.retriever.ranks import gathered, rank, ranks
+from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
 
 
 class Indexer:
-    """Proposes and encodes with a model's present weights; keeps the sums over lines that it can use again."""
+    """Proposes and encodes with a model's present weights; keeps the sums over lines that it can use again.
+
+    Attributes:
+        kind: of the index that is made.
+        together: whether the processes of torch.distributed each encode a share. All must then have the same corpus and
+            make the same calls. (Where gates act on pooling alone each encodes all.)
+    """
 
     def __init__(self, model: Joint) -> None:
         self.model = model
         self.kind: type[ExactIndex] = ExactIndex
+        self.together = False
         self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
 
     @torch.no_grad()
@@ -48,6 +55,8 @@ class Indexer:
         """Every candidate's row, in memory, with what it was made with as the index' manifest."""
         model = self.model
         made_with = self.made_with(corpus, mode)
+        if self.together:
+            check_alike(f"{made_with['corpus']} {made_with['count']}", "index the same files in the same order")
         if model.retriever.config.gates == "pool":
             gates = model.gates(corpus, mode)
             sums = self._line_sums(corpus, gates, made_with["encoder"])
@@ -74,7 +83,7 @@ class Indexer:
         self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode
     ) -> Float[Tensor, "passages row"]:
         """The same, each rank having encoded its share of them."""
-        if ranks() == 1:
+        if not self.together or ranks() == 1:
             return self.rows(corpus, passages, mode)
         own = passages[rank() :: ranks()]
         even = torch.cat([own, passages[: -(-len(passages) // ranks()) - len(own)]])  # as many on every rank

@@ -95,7 +95,12 @@ class Joint(nn.Module):
         if reading == "parallel" and generator.model.config.is_encoder_decoder:
             raise ValueError(
                 f'reading "parallel" wants a causal model, and {type(generator.model).__name__} is an '
-                'encoder–decoder: read with "fid", which is the same there'
+                'encoder–decoder: read with "fid"'
+            )
+        if reading == "parallel" and getattr(generator.model.config.get_text_config(), "sliding_window", None):
+            raise ValueError(
+                'reading "parallel" wants a model whose tokens see all that is before them, and '
+                f'{type(generator.model).__name__} has a sliding window: read with "concat" or "marginal"'
             )
         self.extractor, self.retriever, self.generator = extractor, retriever, generator
         self.precision: Precision = precision
@@ -280,7 +285,7 @@ class Joint(nn.Module):
         log_prior = self.log_prior(corpus, gates)
         sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
         added = self.retriever.with_bm25(self.retriever.config.prior_weight * log_prior, sparse)
-        found = index.search(q, OVERFETCH * max(k, rerank), added)
+        found = index.search(q, max(OVERFETCH * k, 2 * rerank), added)
         hits = corpus.spans.distinct(found, max(k, rerank)).ids
         if rerank:
             with torch.no_grad():

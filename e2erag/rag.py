@@ -304,7 +304,10 @@ class RAG:
                 for training on: it isn't saved before a refresh of all."""
         corpus, index = self._ready()
         if passages is not None:
+            corpus = copy(corpus)
+            corpus.look_up(self.model.retriever)
             self.index_ = self.indexer.encode_some(corpus, index, passages, self.config.mode)
+            self.corpus = corpus
             return
         self._reindex(corpus, propose=not self.indexer.proposes_alike(index.manifest, self.config.mode))
 
@@ -333,6 +336,7 @@ class RAG:
     def take_index(self, other: "RAG") -> None:
         """Answer from what a shadow of this system has indexed."""
         self.corpus, self.index_ = other._ready()
+        self.corpus.text = self.corpus.text.to(self.model.device)
         self.indexer = other.indexer.of(self.model)
 
     # ---------------------------------------------------------------------------------------------- answering

@@ -52,7 +52,7 @@ class Causal:
     def decode(
         self, rows: Sequence[Row], gates: TokenGates | None
     ) -> Callable[[Int[Tensor, " rows"] | None], Float[Tensor, "rows dim"]]:
-        """A function from the token chosen last (None at where) to the state that the next one is predicted from.
+        """A function from the token chosen last (None at first) to the state that the next one is predicted from.
 
         `model.generate` can't carry a bias per key from step to step, so this keeps the cache itself."""
         device = self.model.device

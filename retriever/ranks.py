@@ -3,6 +3,7 @@
 import atexit
 import os
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     atexit.register(lambda: distributed.is_initialized() and distributed.destroy_process_group())
 
 
@@ -38,6 +39,27 @@ def gathered(own: Tensor) -> list[Tensor]:
     every = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(ranks())]
     distributed.all_gather(every, own.contiguous())
     return every
+
+
+def device() -> str:
+    """Where what is exchanged has to lie, if it is on no device yet."""
+    return "cuda" if ranks() > 1 and distributed.get_backend() == "nccl" else "cpu"
+
+
+def check_alike(what: str, rule: str) -> None:
+    """Refuse, on every rank, what is not the same on all of them: one small exchange instead of a mixture."""
+    own = torch.frombuffer(bytearray(sha256(what.encode()).digest()), dtype=torch.uint8).to(device())
+    if any(not torch.equal(other, own) for other in gathered(own)):
+        raise ValueError(f"every process must {rule}, and rank {rank()} has something else than another")
+
+
+def of_rank_0(own: Tensor) -> Tensor:
+    """Rank 0's figures on every rank, so that all decide alike."""
+    if ranks() == 1:
+        return own
+    same = own.to(device())
+    distributed.broadcast(same, 0)
+    return same.to(own.device)
 
 
 def of_all(own: Tensor) -> Tensor:
@@ -87,8 +109,7 @@ def average(values: dict[str, float]) -> dict[str, float]:
     """Means over the ranks, which must have the same names in the same order."""
     if ranks() == 1:
         return values
-    own = torch.tensor(list(values.values()), dtype=torch.float64)
-    own = own.cuda() if distributed.get_backend() == "nccl" else own
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=device())
     distributed.all_reduce(own)
     return dict(zip(values, (own / ranks()).tolist(), strict=True))
 

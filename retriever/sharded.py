@@ -1,10 +1,12 @@
 """Exact search over torch.distributed: every rank scores a part of the rows, and all ranks get the whole answer.
 
-The convention: every rank holds the same questions in the same order and makes the same calls in the same order. Where
-ranks have questions of their own, gather them first; then losses are the same everywhere too, and so is every gradient
-that arrives here. What goes out again is the whole gradient, on every rank: what one process would have got.
+The convention of `ShardedIndex`: every rank holds the same questions in the same order and makes the same calls in the
+same order. Where ranks have questions of their own, gather them first; then losses are the same everywhere too, and so
+is every gradient that arrives here. What goes out again is the whole gradient, on every rank: what one process would
+have got. Its rows lie once, in a folder that all ranks reach, and a rank reads its own part of them only. Rank 0 writes
+there.
 
-The rows lie once, in a folder that all ranks reach, and a rank reads its own part of them only. Rank 0 writes there.
+`ParallelIndex` is for ranks with questions of their own, and with the rows in their memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from torch.nn import functional as F
 
 from e2erag.retriever.exact import ExactIndex, as_scored
 from e2erag.retriever.index import Encode, Hits, Prior, Queries, Source, Without, check_queries
-from e2erag.retriever.ranks import gathered, of_all, of_this, rank, ranks
+from e2erag.retriever.ranks import device, gathered, of_all, of_this, rank, ranks
 from e2erag.retriever.scan import TILE, LogZ, scan
 from e2erag.retriever.store import Store
 
@@ -77,15 +79,15 @@ class ShardedIndex(ExactIndex):
         size = -(-n // (TILE * ranks())) * TILE
         return slice(min(n, size * rank()), min(n, size * (rank() + 1)))
 
-    def _rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rows(self, processor: torch.device) -> tuple[Tensor, Tensor]:
         mine = self._mine()
         rows, dead = self.vectors[mine], self.store.dead[_within(self.store.dead, mine)] - mine.start
-        if device.type != "cpu":
-            key = (self.store.version, device)
+        if processor.type != "cpu":
+            key = (self.store.version, processor)
             if self._elsewhere is None or self._key != key:
-                self._elsewhere, self._key = rows.to(device), key
+                self._elsewhere, self._key = rows.to(processor), key
             rows = self._elsewhere
-        return rows, dead.to(device)
+        return rows, dead.to(processor)
 
     # ------------------------------------------------------------------------------------------------ rank 0 writes
 
@@ -157,6 +159,13 @@ class ParallelIndex(ShardedIndex):
     def _written(self, change: Callable[[], int]) -> int:
         return change()
 
+    def save(self, folder: str | Path) -> None:
+        def write() -> int:
+            self.store.save(folder)
+            return 0
+
+        _on_rank_0(write)
+
 
 class _Replicated(torch.autograd.Function):
     """The same on every rank; backward sums what each rank's rows have to say."""
@@ -189,10 +198,10 @@ class _LogSumExp(torch.autograd.Function):
 
 def _union(without: Without, rows: int) -> Without:
     """What every rank's questions leave out, as one."""
-    count = gathered(torch.tensor([len(without.rows)], device=_device()))
+    count = gathered(torch.tensor([len(without.rows)], device=device()))
     more = max(map(int, count)) - len(without.rows)
-    every = gathered(F.pad(without.rows, (0, more), value=rows).to(_device()))
-    masks = gathered(F.pad(without.mask, (0, more)).byte().to(_device()))
+    every = gathered(F.pad(without.rows, (0, more), value=rows).to(device()))
+    masks = gathered(F.pad(without.mask, (0, more)).byte().to(device()))
     out = torch.cat(every).unique()
     out = out[out < rows]
     mask = torch.zeros(sum(map(len, masks)), len(out) + 1, dtype=torch.uint8, device=out.device)
@@ -202,17 +211,12 @@ def _union(without: Without, rows: int) -> Without:
 
 
 def _check_as_many(questions: int, k: int) -> None:
-    for number, other in enumerate(gathered(torch.tensor([questions, k], device=_device()))):
+    for number, other in enumerate(gathered(torch.tensor([questions, k], device=device()))):
         if other.tolist() != [questions, k]:
             raise ValueError(
                 f"every rank must ask as many questions with the same k, and rank {number} asks {int(other[0])} with "
                 f"k = {int(other[1])}, rank {rank()} {questions} with k = {k}: give every rank batches of one size"
             )
-
-
-def _device() -> str:
-    """Where what ranks exchange has to lie."""
-    return "cuda" if ranks() > 1 and distributed.get_backend() == "nccl" else "cpu"
 
 
 def _summed(own: Tensor) -> Tensor:
@@ -239,7 +243,7 @@ def _on_rank_0(change: Callable[[], int]) -> int:
     """What rank 0 did, once it is done; where it failed, every rank raises."""
     if ranks() == 1:
         return change()
-    count = torch.tensor([-1], device=_device())
+    count = torch.tensor([-1], device=device())
     try:
         if rank() == 0:
             count[0] = change()

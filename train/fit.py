@@ -19,12 +19,12 @@ from e2erag.extract import GateMode
 from e2erag.joint import Joint
 from e2erag.questions import read_questions
 from e2erag.rag import RAG
-from e2erag.retriever.ranks import join, rank, ranks, share_weights
+from e2erag.retriever.ranks import rank, ranks
 from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
-from e2erag.train.parallel import loader, over_ranks, trainer_settings
+from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule
 
 
@@ -50,7 +50,7 @@ class FitConfig:
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
         rerank: passages per question that are found by the stored vectors and encoded afresh before the K best of them
-            are read; 0 takes the K best by the stored ones.
+            are read; 0 takes the K best by the stored ones. Some dozens: pairs of them are compared.
         refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`).
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
         refresh_share: of the passages that are encoded then, those that have moved most.
@@ -197,16 +197,15 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
     rows = read_questions(questions)
-    join()
+    check_started(rag)
     if ranks() > 1 and config.refresh_background:
         raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
-    share_weights(rag.model)
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
     batches = loader(rows, config.batch_size, config.seed)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning()
-    with rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, over_ranks(rag), _quiet():
+    with over_ranks(rag), rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(batches))
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import ExactIndex, ParallelIndex
-from e2erag.retriever.ranks import rank, ranks
+from e2erag.retriever.ranks import join, rank, ranks, share_weights
 
 
 class Ranks(DDPStrategy):
@@ -21,6 +22,23 @@ class Ranks(DDPStrategy):
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
+
+
+def check_started(rag: RAG) -> None:
+    """Meet the processes that torchrun started, each on its own device, with rank 0's weights.
+
+    Raises:
+        ValueError: several processes that something else has started."""
+    join()
+    if ranks() == 1:
+        return
+    if not distributed.is_torchelastic_launched():
+        raise ValueError(
+            f"{ranks()} processes train where torchrun has started them: torchrun --nproc-per-node {ranks()} script.py"
+        )
+    if rag.model.device.type == "cuda":
+        rag.to(f"cuda:{os.environ['LOCAL_RANK']}")
+    share_weights(rag.model)
 
 
 def trainer_settings(home: torch.device) -> dict[str, Any]:
@@ -51,14 +69,15 @@ def loader(rows: Sequence[Question], batch_size: int, seed: int) -> DataLoader[Q
 
 @contextmanager
 def over_ranks(rag: RAG) -> Iterator[None]:
-    """While ranks train, each scans a part of the index for all; afterwards each can ask what it likes, alone."""
+    """What is indexed in here is encoded by all ranks, each a share, and scanned by all, each a part for every rank's
+    questions. Afterwards each has the whole index, and asks, indexes and saves alone."""
     if ranks() == 1:
         yield
         return
-    rag.indexer.kind, index = ParallelIndex, rag._ready()[1]
-    assert isinstance(index, ExactIndex)
-    rag.index_ = ParallelIndex(index.store)
+    rag.indexer.kind, rag.indexer.together = ParallelIndex, True
     try:
         yield
     finally:
-        rag.indexer.kind = ExactIndex
+        rag.indexer.kind, rag.indexer.together = ExactIndex, False
+        if isinstance(rag.index_, ParallelIndex):
+            rag.index_ = ExactIndex(rag.index_.store)

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.rag import RAG
+from e2erag.retriever.ranks import of_rank_0
 
 PROBE = 64
 """One passage of so many in a row tells how far they have moved, so looking costs a 64th of encoding them all."""
+_AT_ONCE = 1 << 14  # rows compared at a time
 
 
 class Span(NamedTuple):
@@ -113,7 +115,9 @@ class Refresh(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self._worker is not None:
-            self._worker.shutdown()
+            self._worker.shutdown(cancel_futures=True)
+            if self._coming is not None and not self._coming[1].cancelled():
+                self._coming[1].result()  # nobody needs it any more, but its error is told
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
         if self._worker is not None:
@@ -129,7 +133,7 @@ def probe(rag: RAG) -> Float[Tensor, " runs"]:
     """How far the passage in the middle of every run has moved since it was stored: 1 − cosine."""
     passages = len(rag._ready()[0].passages)
     starts = torch.arange(0, passages, PROBE)
-    return rag.drift((starts + PROBE // 2).clamp_max(passages - 1))
+    return of_rank_0(rag.drift((starts + PROBE // 2).clamp_max(passages - 1)))
 
 
 def most_moved(rag: RAG, probed: Float[Tensor, " runs"], share: float) -> Int[Tensor, " passages"]:
@@ -144,4 +148,5 @@ def _moved(before: Float[Tensor, "passages row"], after: Float[Tensor, "passages
     """1 − cosine of each row and the one in its place, mean. The last component, the prior, is no part of a vector."""
     if before.shape != after.shape:  # others were proposed
         return float("nan")
-    return float(1 - F.cosine_similarity(before[:, :-1].float(), after[:, :-1].float()).mean())
+    parts = zip(before.split(_AT_ONCE), after.split(_AT_ONCE), strict=True)
+    return 1 - sum(float(F.cosine_similarity(a[:, :-1], b[:, :-1]).sum()) for a, b in parts) / len(before)

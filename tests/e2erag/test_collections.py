@@ -32,6 +32,9 @@ def test_a_beir_folder_is_read_as_it_is(folder: Path) -> None:
     assert collection.passages == {"d1": "Wings lift of a wing", "d2": "a slipstream", "d3": "heat"}
     assert collection.queries == {"q1": "wing", "q2": "heat"}
     assert collection.judgements == {"q1": {"d1": 2, "d2": 1}, "q2": {"d3": 1}}
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "title": null, "text": null}\n')
+    (folder / "qrels" / "test.tsv").write_text(JUDGED + "\n")
+    assert Collection.beir(folder).passages == {"d1": ""}
 
 
 @pytest.mark.parametrize(
@@ -74,8 +77,11 @@ def test_judgements_are_read_in_trecs_layout(tmp_path: Path) -> None:
     """Four fields, of which the second means nothing."""
     (tmp_path / "qrels").write_text("q1 0 d1 2\nq1 0 d2 -1\n\nq2 0 d3 1\n")
     assert read_judgements(tmp_path / "qrels") == {"q1": {"d1": 2, "d2": -1}, "q2": {"d3": 1}}
-    with pytest.raises(CollectionError, match="qrels2 must be there"):
+    with pytest.raises(CollectionError, match="qrels2 must be there, and isn't: check the path"):
         read_judgements(tmp_path / "qrels2")
+    (tmp_path / "qrels").write_text("q1 d1 2\n")
+    with pytest.raises(CollectionError, match=r"line 1: a line has query, a field that nobody uses, .* got 'q1 d1 2'"):
+        read_judgements(tmp_path / "qrels")
 
 
 def test_measures_are_those_of_the_formulas() -> None:

@@ -79,6 +79,10 @@ def test_a_way_of_reading_that_is_none_or_that_the_generator_cannot_is_an_error(
         tiny_rag(config=RAGConfig(reading="fid"))
     with pytest.raises(ValueError, match='is an encoder–decoder: read with "fid"'):
         tiny_rag(reader="t5", config=RAGConfig(k=2, reading="parallel"))
+    system = tiny_rag()
+    system.model.generator.model.config.sliding_window = 64
+    with pytest.raises(ValueError, match="LlamaForCausalLM has a sliding window: read with"):
+        RAG(system.model.extractor, system.model.retriever, system.model.generator, RAGConfig(reading="parallel"))
 
 
 def test_reading_together_learns(rag: RAG) -> None:

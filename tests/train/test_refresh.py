@@ -212,6 +212,28 @@ def test_a_refresh_that_fails_in_the_background_ends_the_run_and_leaves_the_old_
     assert many.index_ is index
 
 
+def test_what_fails_in_the_background_after_the_last_step_is_told_too(
+    many: RAG, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody needs that index any more, and a full disk is still worth knowing of."""
+    go, terms, steps = threading.Event(), many.terms, []
+
+    def failing(self: RAG) -> None:
+        go.wait(60)
+        raise OSError("no space left")
+
+    def step(*args: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            threading.Timer(0.5, go.set).start()
+        return terms(*args)
+
+    monkeypatch.setattr(RAG, "refresh", failing)
+    monkeypatch.setattr(many, "terms", step)
+    with pytest.raises(OSError, match="no space left"):
+        run(many, epochs=4, refresh_every="3-4:1", refresh_background=True)
+
+
 def test_candidates_found_by_stale_vectors_are_ranked_by_fresh_ones(many: RAG) -> None:
     """With all of the corpus to choose from, the K read are the K best of a fresh index, however stale this one is."""
     asked = [Question(row["question"], tuple(row["answers"])) for row in ROWS]

@@ -15,19 +15,27 @@ from torch import nn
 from e2erag.rag import RAG
 from e2erag.retriever import ExactIndex
 from e2erag.retriever.ranks import average, average_gradients, join, rank, ranks, share_weights
+from e2erag.testing import tiny_document
 from e2erag.train import FitConfig
+from e2erag.train.parallel import over_ranks
 
 HERE = Path(__file__).parent
 COMPARED = ("loss", "mass", "utility", "gradient_extractor", "gradient_retriever", "gradient_generator", "drift")
 
 
 def train(rag: RAG, folder: Path, batch_size: int) -> None:
-    """Three steps over four questions, the index encoded anew before each; rank 0 writes what came of it."""
+    """Three steps over four questions, the index encoded anew before each; rank 0 writes what came of it.
+
+    Both ranks have rows to scan: 72 passages, more than a tile. All of them are read: what only the other rank has
+    found counts as the rest of the corpus does, without gradient into it."""
+    lines = [f"in {i} seats {i % 7} engine maker {i * 3}" for i in range(64)]
+    rag.index([*rag.corpus.documents, tiny_document([lines[:32], lines[32:]], "more.pdf")])
+    assert len(rag.corpus.passages) == 72
     if rank():
         with torch.no_grad():
             rag.model.extractor.scores.bias += 1.0  # weights that are others than rank 0's, as drawn ones would be
     rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
-    run = rag.fit(rows, epochs=3, batch_size=batch_size, k=8, refresh_every=1, progress=False, folder=folder / "run")
+    run = rag.fit(rows, epochs=3, batch_size=batch_size, k=72, refresh_every=1, progress=False, folder=folder / "run")
     assert type(rag.index_) is ExactIndex
     ids = rag.search(["seats ?"] * (1 + rank())).ids  # each rank what it likes
     save_file({"ids": ids, "rows": rag.index_.vectors.contiguous()}, folder / f"found-{rank()}.safetensors")
@@ -51,6 +59,9 @@ def check_sums(rag: RAG) -> None:
     module.running_mean += rank()
     share_weights(module)
     assert module.running_mean.tolist() == [0, 0]
+    rag.index([tiny_document([[f"seats of rank {rank()}"]])])  # alone each does what it likes
+    with over_ranks(rag), pytest.raises(ValueError, match="every process must index the same files"):
+        rag.refresh()
     with pytest.raises(ValueError, match="leave out refresh_background"):
         rag.fit([ASKED[0]], FitConfig(refresh_background=True))
 
