@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Without
 
@@ -28,10 +27,14 @@ Scores = Float[Tensor, "questions rows"]
 def blocks(
     queries: Tensor, rows: Tensor, prior: Tensor | None, dead: Int[Tensor, " dead"], without: Without | None = None
 ) -> Iterator[tuple[int, Tensor, Scores]]:
-    """First row, rows and scores of one block after the other; the terms left out score −∞."""
+    """First row, rows and scores of one block after the other, whole tiles; terms left out and what is beyond the last
+    row score −∞. The scores may be written to, and last until the next block."""
+    room = queries.new_empty(len(queries), min(BLOCK, -(-len(rows) // TILE) * TILE))
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK].to(queries.dtype)
-        scores = queries @ block.T
+        every = room[:, : -(-len(block) // TILE) * TILE]
+        every[:, len(block) :] = -torch.inf
+        scores = torch.mm(queries, block.T, out=every[:, : len(block)])
         if prior is not None:
             scores += prior[..., start : start + BLOCK].to(scores)
         scores[:, dead[_within(dead, start)] - start] = -torch.inf
@@ -39,7 +42,7 @@ def blocks(
             here = _within(without.rows, start)
             column = without.rows[here] - start
             scores[:, column] = scores[:, column].masked_fill(without.mask[:, here], -torch.inf)
-        yield start, block, scores
+        yield start, block, every
 
 
 def _within(rows: Int[Tensor, " n"], start: int) -> slice:
@@ -56,7 +59,7 @@ def scan(queries: Tensor, rows: Tensor, k: int, prior: Tensor | None, dead: Int[
     )
     sums = queries.new_empty(len(queries), -(-len(rows) // TILE))
     for start, _, scores in blocks(queries, rows, prior, dead):
-        tiles = F.pad(scores, (0, -scores.shape[1] % TILE), value=-torch.inf).unflatten(1, (-1, TILE))
+        tiles = scores.unflatten(1, (-1, TILE))
         best = tiles.amax(2)
         found = _merged(found, start, tiles, best)
         sums[:, start // TILE :][:, : best.shape[1]] = _log_sums(tiles, best)
@@ -119,7 +122,7 @@ class LogZ(torch.autograd.Function):
         to_prior = None if prior is None else torch.zeros_like(prior)
         base = log_z.masked_fill(log_z == -torch.inf, 0)[:, None]  # nothing left: every p is exp(−∞)
         for start, block, scores in blocks(queries, ctx.rows, prior, ctx.dead, ctx.without):
-            p = scores.sub_(base).exp_().mul_(grad[:, None])
+            p = scores[:, : len(block)].sub_(base).exp_().mul_(grad[:, None])
             to_queries += p @ block
             if to_prior is not None:
                 to_prior[..., start : start + len(block)] = p.sum(0) if to_prior.ndim == 1 else p
