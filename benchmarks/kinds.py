@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from e2erag.artefact import write_file
 from e2erag.collections import MEASURES, Collection, measure, write_run
+from e2erag.evaluation import bootstrap
 from e2erag.models import resolve
 from e2erag.rag import RETRIEVER
 from e2erag.retriever import BM25, Encoder, ExactIndex, FaissIndex, Hits, Index, MilvusIndex, Source, Store
@@ -105,11 +105,6 @@ def found(ids: Tensor, scores: Tensor, names: list[str], queries: list[str]) -> 
     }
 
 
-def interval(values: np.ndarray, samples: int = 1000) -> tuple[float, float]:
-    draws = np.random.default_rng(0).choice(values, (samples, len(values))).mean(1)
-    return tuple(np.quantile(draws, [0.025, 0.975]).tolist())  # type: ignore[return-value]
-
-
 def compare(name: str, collection: Collection, encoder: Encoder, runs: Path | None) -> dict[str, dict[str, float]]:
     """Every kind on one collection: figures by kind, printed as they come."""
     names, texts = list(collection.passages), list(collection.passages.values())
@@ -128,7 +123,7 @@ def compare(name: str, collection: Collection, encoder: Encoder, runs: Path | No
         same = (hits.ids[:, :10, None] == exact[:, None]).any(1).float().mean().item()
         run = found(hits.ids, hits.scores, names, queries)
         scores = measure(run, collection.judgements)
-        low, high = interval(scores["nDCG@10"])
+        low, high = bootstrap(scores["nDCG@10"])
         figures[kind] = {m: float(v.mean()) for m, v in scores.items()} | {
             "nDCG@10_low": low, "nDCG@10_high": high, "exact_ten": same, "build_seconds": build,
             "ms_per_query": 1000 * search / len(queries),

@@ -23,6 +23,7 @@ from reading_table import FOLDER, rows
 
 from e2erag import RAG, RAGConfig
 from e2erag.artefact import write_file
+from e2erag.evaluation import bootstrap
 from e2erag.extract import Extractor, ExtractorConfig
 from e2erag.generator import Generator
 from e2erag.models import resolve
@@ -124,12 +125,6 @@ def run(objective: str, size: Size, seed: int, folder: Path) -> dict[str, object
     return {"scores": measured(rag, asked).tolist(), "seconds": seconds}
 
 
-def interval(values: np.ndarray, samples: int = 2000) -> tuple[float, float]:
-    draws = np.random.default_rng(0).choice(len(values), (samples, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(low), float(high)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few questions, two objectives: only that it runs")
@@ -163,7 +158,7 @@ def main() -> None:
         change = values - scores[UNTRAINED]
         cells, figures[name] = "", {}
         for i, measure in enumerate(MEASURES):
-            low, high = interval(change[:, i])
+            low, high = bootstrap(change[:, i])
             figures[name][measure] = [float(values[:, i].mean()), float(change[:, i].mean()), low, high]
             cells += f"{values[:, i].mean():9.3f} ({change[:, i].mean():+.3f})  [{low:+.3f}, {high:+.3f}]"
         print(f"{name:14}{cells}")

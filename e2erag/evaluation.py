@@ -37,12 +37,16 @@ class Evaluation:
     def interval(self, metric: str, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of the mean over questions."""
         column = self.scores[:, METRICS.index(metric)]
-        known = column[~np.isnan(column)]
-        if not len(known):
-            return float("nan"), float("nan")
-        draws = np.random.default_rng(seed).choice(known, (samples, len(known))).mean(1)
-        low, high = np.quantile(draws, [0.025, 0.975])
-        return float(low), float(high)
+        return bootstrap(column[~np.isnan(column)], samples, seed)
+
+
+def bootstrap(values: Float[np.ndarray, " n"], samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean; NaN of nothing."""
+    if not len(values):
+        return float("nan"), float("nan")
+    draws = np.random.default_rng(seed).choice(values, (samples, len(values))).mean(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def evaluate(

@@ -10,6 +10,7 @@ This is where the stages meet; what to make of the terms is an objective's busin
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,6 +111,16 @@ class Joint(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.generator.device
+
+    def twin(self, device: str | None = None) -> "Joint":
+        """The same generator, and a copy of what an index depends on: extractor and retriever.
+
+        Args:
+            device: of the copies; None: where the originals are."""
+        extractor, retriever = deepcopy(self.extractor), deepcopy(self.retriever)
+        if device is not None:
+            extractor, retriever = extractor.to(device), retriever.to(device)
+        return Joint(extractor, retriever, self.generator, self.precision, self.read_carried, self.reading)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which both encoders compute; see `e2erag.precision`."""

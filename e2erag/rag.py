@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -324,12 +324,8 @@ class RAG:
 
         Args:
             device: of the copies; None: where the originals are."""
-        model, shadow = self.model, copy(self)
-        extractor, retriever = deepcopy(model.extractor), deepcopy(model.retriever)
-        if device is not None:
-            extractor, retriever = extractor.to(device), retriever.to(device)
-        precision, carried, reading = model.precision, model.read_carried, model.reading
-        shadow.model = Joint(extractor, retriever, model.generator, precision, carried, reading)
+        shadow = copy(self)
+        shadow.model = self.model.twin(device)
         shadow.indexer = self.indexer.of(shadow.model)
         return shadow
 

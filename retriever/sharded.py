@@ -40,14 +40,15 @@ class ShardedIndex(ExactIndex):
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         check_queries(self, queries, k)
-        queries, prior = as_scored(queries.detach(), prior)
-        _check_same(queries, k)
-        return self._scan(queries, k, prior)
+        queries, prior = as_scored(queries.detach(), None if prior is None else prior.detach())
+        self._check(queries, k)
+        found = self._scan(*self._of_ranks(queries, prior), k)
+        return Hits(self._own(found.ids), self._own(found.scores), found.sums)
 
-    def _scan(self, queries: Queries, k: int, prior: Prior | None) -> Hits:
+    def _scan(self, queries: Queries, prior: Prior | None, k: int) -> Hits:
         """The best of all ranks' rows, for questions that all ranks ask; sums of the rank's own rows."""
         mine, (rows, dead) = self._mine(), self._rows(queries.device)
-        hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior.detach()[..., mine], dead)
+        hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior[..., mine], dead)
         ids = torch.cat(gathered(hits.ids.where(hits.ids < 0, hits.ids + mine.start)), 1)
         # A rank's equal scores stand in the order of their rows, and ranks in the order of theirs: sorted stably.
         scores, best = torch.cat(gathered(hits.scores), 1).sort(dim=1, descending=True, stable=True)
@@ -62,16 +63,29 @@ class ShardedIndex(ExactIndex):
         prior: Prior | None = None,
     ) -> Float[Tensor, " questions"]:
         """As `Index.log_z`; the gradient that comes back must be the same on every rank."""
-        queries, prior = _Replicated.apply(*as_scored(queries, prior))
-        return self._log_z(queries, prior, hits, without)
-
-    def _log_z(self, queries: Queries, prior: Prior | None, hits: Hits, without: Without | None) -> Tensor:
+        queries, prior = self._of_ranks(*as_scored(queries, prior))
         mine, (rows, dead) = self._mine(), self._rows(queries.device)
         if without is not None:
+            without = self._left_out(without)
             here = _within(without.rows, mine)
             without = Without((without.rows[here] - mine.start).to(rows.device), without.mask[:, here].to(rows.device))
         own = LogZ.apply(queries, None if prior is None else prior[..., mine], rows, dead, hits.sums, without)
-        return _LogSumExp.apply(own)
+        return self._own(_LogSumExp.apply(own))
+
+    # What all ranks ask, from what one is asked; and what one is answered. Here it is the same.
+
+    def _check(self, queries: Queries, k: int) -> None:
+        _check_same(queries, k)
+
+    def _of_ranks(self, queries: Queries, prior: Prior | None) -> tuple[Queries, Prior | None]:
+        queries, prior = _Replicated.apply(queries, prior)
+        return queries, prior
+
+    def _left_out(self, without: Without) -> Without:
+        return without
+
+    def _own(self, every: Tensor) -> Tensor:
+        return every
 
     def _mine(self) -> slice:
         """This rank's rows."""
@@ -105,7 +119,7 @@ class ShardedIndex(ExactIndex):
             self.store.save(folder)
             return 0
 
-        self._written(write)
+        _on_rank_0(write)
 
     @classmethod
     def load(
@@ -134,37 +148,20 @@ class ParallelIndex(ShardedIndex):
         ExactIndex.__init__(self, store)
         self._key = None
 
-    def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
-        check_queries(self, queries, k)
+    def _check(self, queries: Queries, k: int) -> None:
         _check_as_many(len(queries), k)
-        queries, prior = self._of_all(queries.detach(), None if prior is None else prior.detach())
-        found = self._scan(queries, k, prior)
-        return Hits(of_this(found.ids), of_this(found.scores), found.sums)
 
-    def log_z(
-        self,
-        queries: Queries,
-        hits: Hits,
-        without: Without | None = None,
-        prior: Prior | None = None,
-    ) -> Float[Tensor, " questions"]:
-        """As `Index.log_z`, of this rank's questions."""
-        without = None if without is None else _union(without, len(self.vectors))
-        return of_this(self._log_z(*self._of_all(queries, prior), hits, without))
-
-    def _of_all(self, queries: Queries, prior: Prior | None) -> tuple[Queries, Prior | None]:
-        queries, prior = as_scored(queries, prior)
+    def _of_ranks(self, queries: Queries, prior: Prior | None) -> tuple[Queries, Prior | None]:
         return of_all(queries), of_all(prior) if prior is not None and prior.ndim == 2 else prior
+
+    def _left_out(self, without: Without) -> Without:
+        return _union(without, len(self.vectors))
+
+    def _own(self, every: Tensor) -> Tensor:
+        return of_this(every)
 
     def _written(self, change: Callable[[], int]) -> int:
         return change()
-
-    def save(self, folder: str | Path) -> None:
-        def write() -> int:
-            self.store.save(folder)
-            return 0
-
-        _on_rank_0(write)
 
 
 class _Replicated(torch.autograd.Function):

@@ -102,6 +102,10 @@ class Refresh(L.Callback):
             return
         before = rag._ready()[1].vectors
         rag.refresh()
+        self._note(step, before, rag)
+
+    def _note(self, step: int, before: Tensor, rag: RAG) -> None:
+        """The index is of that step's weights now."""
         self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
 
     def _exchange(self, rag: RAG) -> None:
@@ -111,7 +115,7 @@ class Refresh(L.Callback):
             self._coming = None
             shadow, before = future.result(), rag._ready()[1].vectors
             rag.take_index(shadow)
-            self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
+            self._note(step, before, rag)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self._worker is not None:

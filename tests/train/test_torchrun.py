@@ -44,7 +44,7 @@ def train(rag: RAG, folder: Path, batch_size: int) -> None:
         (folder / "history.json").write_text(json.dumps(run.history))
 
 
-def check_sums(rag: RAG) -> None:
+def check_sums(rag: RAG, folder: Path) -> None:
     """What ranks tell each other, each with other numbers."""
     a, b, c = (nn.Parameter(torch.zeros(2, 2, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.float32))
     a.grad = torch.full((2, 2), 1.0 + rank())
@@ -64,6 +64,7 @@ def check_sums(rag: RAG) -> None:
         rag.refresh()
     with pytest.raises(ValueError, match="leave out refresh_background"):
         rag.fit([ASKED[0]], FitConfig(refresh_background=True))
+    (folder / f"checked-{rank()}").touch()
 
 
 def torchrun(folder: Path, what: str) -> None:
@@ -106,6 +107,7 @@ def test_two_processes_train_as_one_with_the_joined_batches(tmp_path: Path) -> N
 def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     """Means of gradients (None where no rank has one), of figures, and rank 0's weights."""
     torchrun(tmp_path, "check_sums")
+    assert {path.name for path in tmp_path.iterdir()} == {"checked-0", "checked-1"}  # both came to the end
 
 
 def test_without_torchrun_there_is_one_process() -> None:
@@ -124,7 +126,7 @@ def main(folder: str, what: str) -> None:
     if what == "train":
         train(rag, Path(folder), 2)
     else:
-        check_sums(rag)
+        check_sums(rag, Path(folder))
 
 
 if __name__ == "__main__":
