@@ -74,8 +74,7 @@ class Refresh(L.Callback):
                 steps when it is whole. A run then isn't repeatable to the bit: when it is whole depends on the machine.
             device: where the copy computes; None: where the model does.
         """
-        self.schedule, self.drift, self.share = schedule, drift, share
-        self.background, self.device = background, device
+        self.schedule, self.drift, self.share, self.device = schedule, drift, share, device
         self._worker = ThreadPoolExecutor(1, "refresh") if background else None
         self._coming: tuple[int, Future[RAG]] | None = None
         self._encoded_at, self._moved = 0, 0.0
