@@ -87,7 +87,8 @@ class Size:
         form: questions that teach the reader the form of answers, beforehand.
         read: test questions whose answers' likelihood is measured.
         share: of the printed lines, those that aren't text.
-        sizes: of the windows, in lines.
+        sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
+        tokens: of a window, at most.
         k: passages read per question.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         epochs, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
@@ -100,7 +101,8 @@ class Size:
     form: int = 96
     read: int = 128
     share: float = 0.5
-    sizes: tuple[int, ...] = (8,)
+    sizes: tuple[int, ...] = (1000,)
+    tokens: int = 128
     k: int = 2
     prior_weight: float = 0.0
     epochs: int = 1
@@ -114,12 +116,12 @@ class Size:
     def candidates(self) -> ExtractorConfig:
         """For articles windows and nothing else, and no line that travels with them."""
         if self.corpus == "reports":
-            return ExtractorConfig(sizes=self.sizes)
-        return ExtractorConfig(identity_lines=0, sizes=self.sizes, kinds=())
+            return ExtractorConfig(sizes=self.sizes, max_tokens=self.tokens)
+        return ExtractorConfig(identity_lines=0, sizes=self.sizes, kinds=(), max_tokens=self.tokens)
 
 
 REPORTS = Size(
-    corpus="reports", articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
+    corpus="reports", tokens=254, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
     refresh_every=4, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
 )  # fmt: skip
 """What `make demo` does, the number of questions aside: as many as there are."""

@@ -8,6 +8,7 @@ Lengths are in points, the origin is the top left of the page and y grows downwa
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
