@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from e2erag.answering import Answer
     from e2erag.citation import Citation
     from e2erag.evaluation import Evaluation, evaluate
     from e2erag.questions import Question, QuestionError, read_questions
-    from e2erag.rag import RAG, Answer, RAGConfig
+    from e2erag.rag import RAG, RAGConfig
 
 __version__ = "0.1.0"
 
@@ -24,10 +25,11 @@ __all__ = [
 ]
 
 _HOME = {
+    "answering": ("Answer",),
     "citation": ("Citation",),
     "evaluation": ("Evaluation", "evaluate"),
     "questions": ("Question", "QuestionError", "read_questions"),
-    "rag": ("RAG", "Answer", "RAGConfig"),
+    "rag": ("RAG", "RAGConfig"),
 }
 
 

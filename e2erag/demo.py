@@ -7,9 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from e2erag.answering import Answer
 from e2erag.evaluation import Evaluation, evaluate
 from e2erag.questions import read_questions
-from e2erag.rag import RAG, Answer
+from e2erag.rag import RAG
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
 

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float
 from torchmetrics.functional.text import squad
 
+from e2erag.answering import Answer
 from e2erag.extract import Passage
 from e2erag.questions import Question, read_questions
-from e2erag.rag import RAG, Answer
+from e2erag.rag import RAG
 
 METRICS = ("recall@1", "recall@5", "exact match", "F1", "tokens read")
 

@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from e2erag.answering import Answer, answers
 from e2erag.artefact import ManifestError, check_folder, write_folder
-from e2erag.citation import Citation, cite, holds
 from e2erag.corpus import Corpus, Gates
 from e2erag.extract import (
     Document,
@@ -28,7 +27,7 @@ from e2erag.extract import (
     ReadError,
     read_many,
 )
-from e2erag.generator import Generator, GeneratorConfig, Row
+from e2erag.generator import Generator, GeneratorConfig
 from e2erag.indexing import Indexer
 from e2erag.joint import Joint, Reading, Terms
 from e2erag.models import resolve
@@ -90,26 +89,6 @@ def _distinct(documents: Sequence[Document]) -> list[Document]:
             seen[document.sha256] = document.file
             kept.append(document)
     return kept
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and where it stands.
-
-    Attributes:
-        text: the answer.
-        score: its probability among the answers that the passages read gave; where they are read together,
-            p(y|x,z_1…z_K).
-        citations: the lines it rests on, best first.
-        passages: those read, best first by p(z|x).
-        tokens_read: tokens of passages that the reader saw for it.
-    """
-
-    text: str
-    score: float
-    citations: tuple[Citation, ...]
-    passages: tuple[Passage, ...]
-    tokens_read: int
 
 
 class Found(NamedTuple):
@@ -373,80 +352,7 @@ class RAG:
         found = self.search(questions)
         with torch.no_grad():
             gates = self.model.gates(self._ready()[0], self.config.mode)
-            read = self._read_apart if self.model.reading == "marginal" else self._read_together
-            return read(questions, found, gates, citations)
-
-    def _read_apart(self, questions: Sequence[str], found: Found, gates: Gates, citations: bool) -> list[Answer]:
-        """Every passage gives an answer; the same words from several count together, the best joint wins.
-
-        log p(y) ≥ logsumexp over the z that gave y."""
-        corpus, _ = self._ready()
-        model, mode = self.model, self.config.mode
-        rows, slots = model.rows(corpus, questions, None, found.ids, gates, mode, closed_book=False)
-        with model.autocast():
-            generated = model.generator.generate(rows, None if mode == "hard" else gates.read, slots)
-        answers, start = [], 0
-        for question, ids, prior in zip(questions, found.ids, found.prior_logp, strict=True):
-            here = int((ids >= 0).sum())
-            rank = slice(start, start + here)
-            start += here
-            texts = [model.generator.text(tokens) for tokens in generated.ids[rank]]
-            joint = prior[:here] + generated.logp[rank]
-            total = {text: float(joint[[t == text for t in texts]].logsumexp(0)) for text in dict.fromkeys(texts)}
-            best = max(total, key=total.__getitem__)  # the first, so the better passage's, where two are equal
-            share = joint.softmax(0)
-            givers = [i for i in share.argsort(descending=True).tolist() if texts[i] == best]
-            score = float(np.exp(total[best] - float(joint.logsumexp(0))))
-            cited = self._cite(question, best, ids, share, givers, gates) if citations else ()
-            answers.append(self._answer(best, score, cited, ids[:here], rows[rank]))
-        return answers
-
-    def _read_together(self, questions: Sequence[str], found: Found, gates: Gates, citations: bool) -> list[Answer]:
-        """All passages give one answer. Cited are those in which its words stand, or else the one that alone explains
-        it best; for their scores each is read once more by itself."""
-        corpus, _ = self._ready()
-        model, mode = self.model, self.config.mode
-        prior = found.prior_logp.to(model.device)
-        rows, bias, slots = model.fused_rows(corpus, questions, None, found.ids, prior, gates, mode)
-        with model.autocast():
-            generated = model.generator.generate(rows, bias, slots)
-        texts = [model.generator.text(tokens) for tokens in generated.ids]
-        joint = prior
-        if citations:
-            alone, own = model.rows(corpus, questions, texts, found.ids, gates, mode, closed_book=False)
-            with model.autocast():
-                logp = model.generator.log_likelihood(alone, None if mode == "hard" else gates.read, own)
-            joint = prior + torch.zeros_like(prior).masked_scatter((found.ids >= 0).to(prior.device), logp.to(prior))
-        answers = []
-        for n, (question, text, ids) in enumerate(zip(questions, texts, found.ids, strict=True)):
-            ids = ids[ids >= 0]
-            share = joint[n, : len(ids)].softmax(0)
-            order = share.argsort(descending=True).tolist()
-            holding = [i for i in order if holds(model, corpus, text, int(ids[i]), gates, mode)]
-            cited = self._cite(question, text, ids, share, holding or order[:1], gates) if citations else ()
-            answers.append(self._answer(text, float(generated.logp[n].exp()), cited, ids, rows[n : n + 1]))
-        return answers
-
-    def _answer(
-        self, text: str, score: float, cited: tuple[Citation, ...], ids: Int[Tensor, " k"], rows: Sequence[Row]
-    ) -> Answer:
-        passages = tuple(self.passage(i) for i in ids.tolist())
-        return Answer(text, score, cited, passages, sum(int((row.owner >= 0).sum()) for row in rows))
-
-    def _cite(
-        self,
-        question: str,
-        answer: str,
-        ids: Int[Tensor, " k"],
-        share: Float[Tensor, " k"],
-        chosen: Sequence[int],
-        gates: Gates,
-    ) -> tuple[Citation, ...]:
-        corpus, _ = self._ready()
-        return tuple(
-            cite(self.model, corpus, question, answer, int(ids[i]), float(share[i]), gates, self.config.mode)
-            for i in chosen
-        )
+            return answers(self.model, self._ready()[0], questions, *found, gates, self.config.mode, citations)
 
     def _ready(self) -> tuple[Corpus, Index]:
         if self.corpus is None or self.index_ is None:
