@@ -91,7 +91,7 @@ class Size:
         tokens: of a window, at most.
         k: passages read per question.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
-        epochs, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
+        epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
     """
 
     corpus: str = "squad"
@@ -106,11 +106,12 @@ class Size:
     k: int = 2
     prior_weight: float = 0.0
     epochs: int = 1
-    refresh_every: int = 20
+    batch_size: int = 16
+    refresh_every: int = 6
     gate_weight: float = 0.3
-    keep_rate: float = 0.8
+    keep_rate: float = 0.7
     token_price: float = 0.05
-    lr_extractor: float = 6e-3
+    lr_extractor: float = 1.2e-2
 
     @property
     def candidates(self) -> ExtractorConfig:
@@ -122,7 +123,7 @@ class Size:
 
 REPORTS = Size(
     corpus="reports", tokens=254, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
-    refresh_every=4, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
+    batch_size=4, refresh_every=4, keep_rate=0.8, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
 )  # fmt: skip
 """What `make demo` does, the number of questions aside: as many as there are."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
@@ -252,7 +253,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
-            epochs=size.epochs, k=size.k, refresh_every=size.refresh_every, gate_weight=size.gate_weight,
+            epochs=size.epochs, batch_size=size.batch_size, k=size.k, refresh_every=size.refresh_every, gate_weight=size.gate_weight,
             keep_rate=size.keep_rate, token_price=size.token_price, lr_extractor=size.lr_extractor, seed=seed,
             freeze=FROZEN[arm],
         )  # fmt: skip
