@@ -253,9 +253,9 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
-            epochs=size.epochs, batch_size=size.batch_size, k=size.k, refresh_every=size.refresh_every, gate_weight=size.gate_weight,
-            keep_rate=size.keep_rate, token_price=size.token_price, lr_extractor=size.lr_extractor, seed=seed,
-            freeze=FROZEN[arm],
+            epochs=size.epochs, batch_size=size.batch_size, k=size.k, refresh_every=size.refresh_every,
+            gate_weight=size.gate_weight, keep_rate=size.keep_rate, token_price=size.token_price,
+            lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)

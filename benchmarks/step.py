@@ -36,11 +36,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from e2erag.config import RAGConfig
 from e2erag.extract import Document, Extractor, ExtractorConfig
 from e2erag.generator.attention import NAME
 from e2erag.generator.prompt import SYSTEM
 from e2erag.questions import Question
-from e2erag.rag import RAG, RAGConfig
+from e2erag.rag import RAG
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
 from e2erag.testing import WORDS, ReaderKind, tiny_document, tiny_encoder, tiny_generator
 from e2erag.train import marginal, rag_sequence

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from e2erag.answering import Answer
     from e2erag.citation import Citation
+    from e2erag.config import RAGConfig
     from e2erag.evaluation import Evaluation, evaluate
     from e2erag.questions import Question, QuestionError, read_questions
-    from e2erag.rag import RAG, RAGConfig
+    from e2erag.rag import RAG
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,8 @@ _HOME = {
     "citation": ("Citation",),
     "evaluation": ("Evaluation", "evaluate"),
     "questions": ("Question", "QuestionError", "read_questions"),
-    "rag": ("RAG", "RAGConfig"),
+    "config": ("RAGConfig",),
+    "rag": ("RAG",),
 }
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from e2erag.artefact import write_file
+from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import METRICS
 from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
-from e2erag.rag import GENERATOR, RAG, RETRIEVER, RAGConfig
+from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import RetrieverConfig
 from e2erag.retriever.ranks import join, rank

@@ -1,6 +1,7 @@
 """Documents laid out for the three stages: lines numbered through, tokenised once for each encoder."""
 
 from collections.abc import Sequence
+from copy import copy
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -9,9 +10,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from e2erag.extract import READINGS, Document, Extraction, Extractor, Passage, layout_features, table_texts
+from e2erag.extract import (
+    READINGS,
+    Document,
+    Extraction,
+    Extractor,
+    LineTokens,
+    Passage,
+    layout_features,
+    table_texts,
+)
 from e2erag.generator import Generator
-from e2erag.retriever import BM25, Retriever, Spans
+from e2erag.retriever import BM25, Retriever, Source, Spans
 
 Lines = Int[np.ndarray, " _"]  # line numbers, as many as there are
 
@@ -61,6 +71,36 @@ class Corpus:
         """Number of lines."""
         return int(self.first_line[-1])
 
+    def joined(self, other: "Corpus") -> "Corpus":
+        """The documents of both, each with the candidates it has, those of `other` behind."""
+        new = copy(self)
+        own, theirs = len(self), len(other)
+        new.documents = self.documents + other.documents
+        new.first_line = np.concatenate([self.first_line, own + other.first_line[1:]])
+        # Lines first, then the other readings of table lines.
+        new.text_of = np.concatenate(
+            [
+                self.text_of + theirs * (self.text_of >= own),
+                other.text_of + np.where(other.text_of >= theirs, len(self.strings), own),
+            ],
+            axis=1,
+        )
+        new.strings = [*self.strings[:own], *other.strings[:theirs], *self.strings[own:], *other.strings[theirs:]]
+        new.retriever_lines, new.generator_lines = (
+            LineTokens.joined([(a, slice(own)), (b, slice(theirs)), (a, slice(own, None)), (b, slice(theirs, None))])
+            for a, b in (
+                (self.retriever_lines, other.retriever_lines),
+                (self.generator_lines, other.generator_lines),
+            )
+        )
+        new.layout = torch.cat([self.layout, other.layout])
+        new.text = torch.cat([self.text, other.text.to(self.text.device)])
+        new.page = torch.cat([self.page, other.page + self.page.max() + 1])
+        new.passages, new._bm25 = self.passages + other.passages, None
+        behind = torch.tensor([len(self.documents), own, own, 0])
+        new.spans = Spans(torch.cat([self.spans.spans, other.spans.spans + behind]), self.spans.overlap)
+        return new
+
     def propose(
         self,
         extractor: Extractor,
@@ -94,12 +134,21 @@ class Corpus:
         self._bm25 = None
         self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
 
-    def fingerprint(self) -> str:
-        """A hash of the documents, of their lines as the retriever reads them, and of the candidates."""
-        digest = blake2b("".join(document.sha256 for document in self.documents).encode(), digest_size=16)
-        for values in (self.retriever_lines.ids, self.retriever_lines.offsets, self.spans.spans.numpy()):
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
+    def sources(self) -> list[Source]:
+        """Documents with candidates as an index knows them: by a hash of the file; and by a hash of that, of its lines
+        as the retriever reads them, and of its candidates."""
+        spans, found = self.spans.spans.numpy(), []
+        ends = np.searchsorted(spans[:, 0], np.arange(len(self.documents) + 1))
+        for j, document in enumerate(self.documents):
+            own = spans[ends[j] : ends[j + 1]] - [j, self.first_line[j], self.first_line[j], 0]
+            if not len(own):
+                continue
+            texts = np.unique(self.text_of[:, self.first_line[j] : self.first_line[j + 1]])
+            digest = blake2b(document.sha256.encode(), digest_size=16)
+            for values in (*self.retriever_lines.gather(texts), own):
+                digest.update(np.ascontiguousarray(values).data)
+            found.append(Source(document.sha256, digest.hexdigest(), len(own)))
+        return found
 
     @property
     def bm25(self) -> BM25:

@@ -1,10 +1,12 @@
 """How a corpus becomes an index: candidates are proposed and encoded, and what they were made with is written down."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,9 +14,16 @@ from torch import Tensor
 from e2erag.corpus import Corpus, Gates
 from e2erag.extract import GateMode, LineTokens
 from e2erag.joint import Joint
-from e2erag.retriever import ExactIndex, Index, LineSums, Source
+from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store
 from e2erag.retriever.encoder import fingerprint
+from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
+from e2erag.retriever.store import DTYPES
+
+AT_ONCE = 4096
+"""Passages that are encoded between two writes to a folder: what memory holds of rows, and a kill can lose."""
+
+logger = logging.getLogger(__name__)
 
 
 class Indexer:
@@ -44,26 +53,72 @@ class Indexer:
         kept = gates.retrieve[: len(corpus)] == 0
         corpus.propose(extractor, overlap, cuts.cpu().numpy(), kept.cpu().numpy())
         corpus.drop_repeated([_kept(corpus, gates, i) for i in range(len(corpus.passages))])
-        if not corpus.passages:
+
+    @torch.no_grad()
+    def encode(self, corpus: Corpus, mode: GateMode, config: IndexConfig, old: Index | None = None) -> Index:
+        """Every candidate's row, in memory or (processes that don't work together) in a folder, with what it was made
+        with as the index' manifest.
+
+        Args:
+            old: an index made with the same weights and settings; what it holds isn't encoded again."""
+        if mode == "hard" and not corpus.passages:
             raise RuntimeError(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
             )
-
-    @torch.no_grad()
-    def encode(self, corpus: Corpus, mode: GateMode) -> Index:
-        """Every candidate's row, in memory, with what it was made with as the index' manifest."""
         model = self.model
         made_with = self.made_with(corpus, mode)
         if self.together:
-            check_alike(f"{made_with['corpus']} {made_with['count']}", "index the same files in the same order")
-        if model.retriever.config.gates == "pool":
+            check_alike(fingerprint_of(corpus.sources()), "index the same files in the same order")
+        elif config.folder is not None:
+            return self._build(corpus, mode, config, made_with)
+        else:
+            config.over(Store())  # refuses what searches no memory
+        if old is not None:
+            rows = self._rows_beside(corpus, mode, old)
+        elif model.retriever.config.gates == "pool":
             gates = model.gates(corpus, mode)
             sums = self._line_sums(corpus, gates, made_with["encoder"])
             rows = model.retriever.passage_rows(sums.pool(gates.retrieve), model.log_prior(corpus, gates))
         else:
             rows = self._rows_of_ranks(corpus, torch.arange(len(corpus.passages)), mode)
-        return self._index(corpus, rows, made_with)
+        return self._index(corpus, rows, made_with, DTYPES[config.dtype])
+
+    def _build(self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object]) -> Index:
+        """In a folder, a batch of documents at a time. What is there of them already is not encoded again."""
+        assert config.folder is not None
+        gates = self.model.gates(corpus, mode)
+        log_prior = self.model.log_prior(corpus, gates)
+        sources = corpus.sources()
+        ends = np.cumsum([source.passages for source in sources])
+        where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
+
+        def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
+            passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
+            return self.model.encode(corpus, passages, gates, log_prior, mode)
+
+        batch = np.append(0, ends[:-1]) // AT_ONCE
+        batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
+        store = Store(config.folder, DTYPES[config.dtype])
+        store.build(
+            ([sources[i] for i in each] for each in batches), encode, made_with, len(corpus.passages), logger.info
+        )
+        return config.over(store)
+
+    def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index) -> Float[Tensor, "passages row"]:
+        """Rows that an index holds copied, the others encoded."""
+        known, sources = dict(old.sources()), corpus.sources()
+        new = torch.tensor([source not in known for source in sources])
+        size = torch.tensor([source.passages for source in sources])
+        fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode).to(old.vectors.dtype)
+        encoded = iter(fresh.split(size[new].tolist()))
+        return torch.cat([old.vectors[known[s]] if s in known else next(encoded) for s in sources])
+
+    @torch.no_grad()
+    def add(self, corpus: Corpus, index: Index, mode: GateMode) -> None:
+        """Encode the candidates of a corpus of new documents into an index."""
+        if corpus.passages:
+            index.add(corpus.sources(), self.rows(corpus, torch.arange(len(corpus.passages)), mode))
 
     @torch.no_grad()
     def encode_some(self, corpus: Corpus, index: Index, passages: Int[Tensor, " passages"], mode: GateMode) -> Index:
@@ -71,7 +126,8 @@ class Indexer:
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
         rows[passages] = self._rows_of_ranks(corpus, passages, mode).to(rows)
-        return self._index(corpus, rows, {**index.manifest, "encoder": "several", "extractor": "several"})
+        made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
+        return self._index(corpus, rows, made_with, rows.dtype)
 
     @torch.no_grad()
     def rows(self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode) -> Float[Tensor, "passages row"]:
@@ -95,14 +151,18 @@ class Indexer:
         other._sums = self._sums
         return other
 
-    def _index(self, corpus: Corpus, rows: Float[Tensor, "passages row"], made_with: Mapping[str, object]) -> Index:
-        count = corpus.spans.spans[:, 0].bincount(minlength=len(corpus.documents)).tolist()
-        named = zip(corpus.documents, count, strict=True)
-        sources = [Source(document.sha256, document.sha256, n) for document, n in named]
-        return self.kind.of(rows, sources, made_with)
+    def _index(
+        self,
+        corpus: Corpus,
+        rows: Float[Tensor, "passages row"],
+        made_with: Mapping[str, object],
+        dtype: torch.dtype = torch.float32,
+    ) -> Index:
+        return self.kind.of(rows, corpus.sources(), made_with, dtype)
 
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
-        """What rows depend on, to be compared: hashes of weights and texts, and the settings that play a part.
+        """What rows depend on beside the documents, to be compared: hashes of weights, and the settings that play a
+        part.
 
         Reads the weights once."""
         retriever, extractor = self.model.retriever, self.model.extractor
@@ -116,8 +176,6 @@ class Indexer:
             "extractor": fingerprint(extractor),
             "extractor_config": self._settings(),
             "mode": mode,
-            "corpus": corpus.fingerprint(),
-            "count": len(corpus.passages),
         }
 
     def proposes_alike(self, manifest: Mapping[str, object], mode: GateMode) -> bool:
@@ -126,7 +184,10 @@ class Indexer:
 
     def changed(self, manifest: Mapping[str, object], corpus: Corpus, mode: GateMode) -> list[str]:
         """What is other now than when an index with this manifest was made."""
-        now = self.made_with(corpus, mode) | {"tokenizer": self.model.retriever.passage.token_fingerprint()}
+        now = self.made_with(corpus, mode) | {
+            "tokenizer": self.model.retriever.passage.token_fingerprint(),
+            "corpus": fingerprint_of(corpus.sources()),
+        }
         return [name for name, value in now.items() if manifest.get(name) != value]
 
     def _settings(self) -> dict[str, Any]:

@@ -5,9 +5,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from e2erag.answering import Answer, answers
 from e2erag.artefact import ManifestError, check_folder, write_folder
+from e2erag.config import RAGConfig
 from e2erag.corpus import Corpus, Gates
 from e2erag.extract import (
     Document,
@@ -27,17 +29,19 @@ from e2erag.extract import (
     ReadError,
     read_many,
 )
+from e2erag.extract.read import find
+from e2erag.extract.readers.source import sha256
 from e2erag.generator import Generator, GeneratorConfig
 from e2erag.indexing import Indexer
-from e2erag.joint import Joint, Reading, Terms
+from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
-from e2erag.precision import Precision
 from e2erag.questions import Question
 from e2erag.retriever import (
     OVERFETCH,
     Encoder,
     ExactIndex,
     Index,
+    IndexConfig,
     Retriever,
     RetrieverConfig,
     log_prob,
@@ -48,34 +52,6 @@ if TYPE_CHECKING:
 
 RETRIEVER = "sentence-transformers/all-MiniLM-L6-v2"
 GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-@dataclass(frozen=True)
-class RAGConfig:
-    """How a system searches and answers.
-
-    Attributes:
-        k: passages read per question.
-        overlap: two passages that share more than this of their joint lines aren't both read.
-        mode: gates of the index: "hard" drops shut lines, "soft" turns them down.
-        read_carried: whether the reader sees the carried identity lines, or only the retriever does.
-        reading: whether the reader sees passages one at a time ("marginal") or together ("concat"; "parallel" for a
-            causal model, "fid" for an encoder–decoder), when it learns as when it answers; see `Joint.fused_rows`.
-        precision: "auto" computes in bfloat16 where the processor does.
-    """
-
-    k: int = 4
-    overlap: float = 0.3
-    mode: GateMode = "hard"
-    read_carried: bool = False
-    reading: Reading = "marginal"
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        if self.k < 1 or not 0 <= self.overlap <= 1 or self.mode not in ("hard", "soft"):
-            raise ValueError(f"k must be at least 1, overlap in [0, 1] and mode hard or soft, got {self}")
-        if self.reading not in get_args(Reading):
-            raise ValueError(f"reading must be one of {', '.join(get_args(Reading))}, got {self.reading!r}")
 
 
 def _distinct(documents: Sequence[Document]) -> list[Document]:
@@ -89,6 +65,22 @@ def _distinct(documents: Sequence[Document]) -> list[Document]:
             seen[document.sha256] = document.file
             kept.append(document)
     return kept
+
+
+class Change(NamedTuple):
+    """What `RAG.add` did with the files it was given: how many of each.
+
+    Attributes:
+        added: new ones, those included that replaced another.
+        replaced: documents that an added one of the same file name replaced.
+        unchanged: whose bytes are indexed already; they were not read.
+        failed: that could not be read; each was warned of once.
+    """
+
+    added: int
+    replaced: int
+    unchanged: int
+    failed: list[ReadError]
 
 
 class Found(NamedTuple):
@@ -129,6 +121,7 @@ class RAG:
         device: str | torch.device | None = None,
         seed: int = 0,
         reindex: bool = False,
+        index: IndexConfig | None = None,
     ) -> "RAG":
         """A saved system (`folder`), or a new one over pretrained models.
 
@@ -139,6 +132,8 @@ class RAG:
             seed: of the new extractor's random weights.
             reindex: whether the saved documents are encoded anew with the folder's weights, in place of a saved index
                 that doesn't fit these.
+            index: where a saved index is searched, and how, in place of what it was saved with: a `folder` gets a copy
+                of its own, in which it can grow.
 
         Raises:
             ModelNotFound: a name that can't be had; the text lists what was tried.
@@ -147,7 +142,7 @@ class RAG:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if folder is not None:
-            return cls._load(Path(folder), torch.device(device), reindex)
+            return cls._load(Path(folder), torch.device(device), reindex, index)
         encoder = Encoder.load(resolve(retriever))
         text_dim = encoder.transformer.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
@@ -158,7 +153,7 @@ class RAG:
             fresh,
             Retriever(encoder, retrieval),
             Generator.load(resolve(generator), generation),
-            config,
+            config if index is None else replace(config or RAGConfig(), index=index),
         ).to(device)
 
     def to(self, device: str | torch.device) -> "RAG":
@@ -188,7 +183,7 @@ class RAG:
             model.generator.save(new / "generator")
             save_file(model.extractor.state_dict(), new / "extractor.safetensors")
             settings = {
-                "rag": asdict(self.config),
+                "rag": asdict(replace(self.config, index=replace(self.config.index, folder=None))),
                 "extractor": asdict(model.extractor.config),
                 "retriever": asdict(model.retriever.config),
                 "generator": asdict(model.generator.config),
@@ -201,16 +196,18 @@ class RAG:
                 self.index_.save(new / "index")
 
     @classmethod
-    def _load(cls, folder: Path, device: torch.device, reindex: bool) -> "RAG":
+    def _load(cls, folder: Path, device: torch.device, reindex: bool, where: IndexConfig | None) -> "RAG":
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = RAGConfig.from_json(settings["rag"])
+        config = config if where is None else replace(config, index=where)
         extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
         extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
         rag = cls(
             extractor,
             Retriever.load(folder / "retriever", RetrieverConfig(**settings["retriever"])),
             Generator.load(folder / "generator", GeneratorConfig(**settings["generator"])),
-            RAGConfig(**settings["rag"]),
+            config,
         ).to(device)
         if (folder / "documents.jsonl").exists():
             with open(folder / "documents.jsonl", encoding="utf-8") as file:
@@ -220,7 +217,7 @@ class RAG:
                 rag._index(corpus)
                 return rag
             rag.indexer.propose(corpus, rag.config.mode, rag.config.overlap)
-            index = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
+            index = config.index.placed(ExactIndex.load(folder / "index", verify=False))  # its hashes: just checked
             changed = rag.indexer.changed(index.manifest, corpus, rag.config.mode)
             if changed:
                 raise ManifestError(
@@ -257,6 +254,89 @@ class RAG:
         self._index(self._lay_out(_distinct(documents)))
         return self.skipped
 
+    def add(self, files: str | Path | Iterable[str | Path | Document], **reading: Any) -> Change:
+        """Read files and index them beside what is indexed. A file whose bytes are indexed already costs only their
+        hash; one with the name of an indexed document, and other bytes, takes its place.
+
+        Arguments as for `index`. Adding costs what is new; replacing copies the other rows too, as `delete` does.
+
+        Raises:
+            RuntimeError: weights or settings changed since the index was made, or it lies in a saved system and isn't
+                searched from memory.
+        """
+        corpus, _ = self._changing("add to")
+        given = [files] if isinstance(files, (str, Path)) else list(files)
+        known = {document.sha256 for document in corpus.documents}
+        documents = [item for item in given if isinstance(item, Document) and item.sha256 not in known]
+        same = sum(isinstance(item, Document) for item in given) - len(documents)
+        fresh: list[str | Path] = []
+        for path in find([item for item in given if not isinstance(item, Document)]):
+            if isinstance(path, ReadError):
+                fresh.append(path.file)  # which reading it explains
+            elif path.is_file() and sha256(path) in known:
+                same += 1
+            else:
+                fresh.append(path)
+        read, failed = read_many(fresh, **reading) if fresh else ([], [])
+        for error in failed:
+            warnings.warn(f"skipped {error}", stacklevel=2)
+        documents = _distinct(documents + read)
+        names = {document.file for document in documents}
+        old = [document for document in corpus.documents if document.file in names]
+        if old:
+            self._keep([document for document in corpus.documents if document.file not in names] + documents)
+        elif documents:
+            new = self._lay_out(documents)
+            self.indexer.propose(new, self.config.mode, self.config.overlap)
+            joined = corpus.joined(new)
+            self.indexer.add(new, self._own(), self.config.mode)
+            self.corpus = joined
+        return Change(len(documents), len(old), same, failed)
+
+    def delete(self, files: str | Path | Iterable[str | Path]) -> int:
+        """Forget documents, named as they were indexed; returns how many. Other documents' rows are copied, and not
+        encoded again.
+
+        Raises:
+            KeyError: no document has that name.
+            RuntimeError: as for `add`.
+        """
+        corpus, _ = self._changing("delete from")
+        names = {str(name) for name in ([files] if isinstance(files, (str, Path)) else files)}
+        there = [document.file for document in corpus.documents]
+        for name in names:
+            if name not in there:
+                near = get_close_matches(name, there, 1)
+                raise KeyError(f"{name!r} is not indexed{f': did you mean {near[0]!r}?' if near else ''}")
+        self._keep([document for document in corpus.documents if document.file not in names])
+        return len(there) - len(self._ready()[0].documents)
+
+    def _changing(self, what: str) -> tuple[Corpus, Index]:
+        """What is indexed, if it was made with the weights and settings of now."""
+        corpus, index = self._ready()
+        changed = self.indexer.changed(index.manifest, corpus, self.config.mode)
+        if changed:
+            raise RuntimeError(
+                f"can't {what} an index that was made with something else ({', '.join(changed)} changed since): call "
+                "rag.refresh() first"
+            )
+        return corpus, index
+
+    def _own(self) -> Index:
+        """The index, where it may change: not in the folder of a saved system."""
+        _, index = self._ready()
+        self.index_ = self.config.index.owned(index)
+        return self.index_
+
+    def _keep(self, documents: Sequence[Document]) -> None:
+        """Index these documents; rows of those indexed already are copied."""
+        if not documents:
+            raise ValueError("an index keeps at least one document: index(files) replaces all of them")
+        corpus = self._lay_out(documents)
+        self.indexer.propose(corpus, self.config.mode, self.config.overlap)
+        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, self._own())
+        self.corpus = corpus
+
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
         return Corpus(documents, self.model.retriever, self.model.generator)
 
@@ -264,7 +344,8 @@ class RAG:
         """Propose and encode; what was indexed before stays until all of it is done."""
         if propose:
             self.indexer.propose(corpus, self.config.mode, self.config.overlap)
-        self.index_, self.corpus = self.indexer.encode(corpus, self.config.mode), corpus
+        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index)
+        self.corpus = corpus
 
     def _reindex(self, corpus: Corpus, propose: bool = True) -> None:
         """The same lines, not read or tokenised again, with the present weights and gate mode."""
@@ -363,13 +444,13 @@ class RAG:
 
     @contextmanager
     def in_mode(self, mode: GateMode) -> Iterator[None]:
-        """The same corpus indexed in another gate mode; on leaving, re-indexed in the mode it was in before.
+        """The same corpus indexed in another gate mode, in memory; on leaving, re-indexed as it was before.
 
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before = self.config
         try:
-            self.config = replace(before, mode=mode)
+            self.config = replace(before, mode=mode, index=IndexConfig())
             self._reindex(corpus)
             yield
         except BaseException:
@@ -379,7 +460,7 @@ class RAG:
         try:
             self._reindex(corpus)
         except BaseException:
-            self.config = replace(before, mode=mode)  # in which it is indexed and answers
+            self.config = replace(before, mode=mode, index=IndexConfig())  # in which it is indexed and answers
             raise
 
     def terms(

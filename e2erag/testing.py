@@ -26,9 +26,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from e2erag.config import RAGConfig
 from e2erag.extract import Box, Document, Extractor, ExtractorConfig, Page, Unit
 from e2erag.generator import Generator, GeneratorConfig
-from e2erag.rag import RAG, RAGConfig
+from e2erag.rag import RAG
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
 
 ReaderKind = Literal["llama", "t5", "bart"]

@@ -33,6 +33,15 @@ class LineTokens:
             np.concatenate([np.asarray(row, np.int64) for row in rows]) if rows else np.zeros(0, np.int64)
         )
 
+    @classmethod
+    def joined(cls, parts: "Sequence[tuple[LineTokens, slice]]") -> "LineTokens":
+        """These lines of these parts, one after the other."""
+        new = cls.__new__(cls)
+        sizes = [lines.sizes[where] for lines, where in parts]
+        new.offsets = np.cumsum(np.concatenate([[0], *sizes]))
+        new.ids = np.concatenate([lines.gather(np.arange(len(lines))[where])[0] for lines, where in parts])
+        return new
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -2,6 +2,7 @@
 
 from e2erag.retriever.approximate import FaissIndex, choose
 from e2erag.retriever.bm25 import BM25
+from e2erag.retriever.choice import IndexConfig
 from e2erag.retriever.encoder import Encoder
 from e2erag.retriever.exact import ExactIndex
 from e2erag.retriever.index import Hits, Index, Source, Without
@@ -22,6 +23,7 @@ __all__ = [
     "FaissIndex",
     "Hits",
     "Index",
+    "IndexConfig",
     "LineSums",
     "MilvusIndex",
     "ParallelIndex",

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Prior, Queries, Rows, Source, Without, check_queries
 from e2erag.retriever.scan import LogZ, scan
-from e2erag.retriever.store import Store, StoredIndex
+from e2erag.retriever.store import Store
+from e2erag.retriever.stored import StoredIndex
 
 
 class ExactIndex(StoredIndex):
@@ -27,10 +28,15 @@ class ExactIndex(StoredIndex):
 
     @classmethod
     def of(
-        cls, rows: Rows, sources: Sequence[Source] | None = None, manifest: Mapping[str, object] | None = None
+        cls,
+        rows: Rows,
+        sources: Sequence[Source] | None = None,
+        manifest: Mapping[str, object] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "ExactIndex":
-        """An index in memory over these rows, which are not copied; one document unless `sources` says otherwise."""
-        store = Store()
+        """An index in memory over these rows, which are not copied if they are of that dtype; one document unless
+        `sources` says otherwise."""
+        store = Store(dtype=dtype)
         store.build([sources or [Source("corpus", "", len(rows))]], lambda _: rows.detach(), manifest)
         return cls(store)
 

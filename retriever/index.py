@@ -5,7 +5,8 @@ score s_z and the prior takes part in the search. Rows are numbered in the order
 row's number is not given again until the index is saved or built anew.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -40,6 +41,14 @@ class Source(NamedTuple):
     passages: int
 
 
+def fingerprint_of(sources: Iterable[Source]) -> str:
+    """A hash of these documents, their contents and how many rows each has."""
+    digest = blake2b(digest_size=16)
+    for source in sources:
+        digest.update(repr(tuple(source)).encode())
+    return digest.hexdigest()
+
+
 Queries: TypeAlias = Float[Tensor, "questions dim"]
 Prior: TypeAlias = Float[Tensor, "*each passages"]
 """What is added to the inner product of vectors in place of the stored α·log π: per passage, or per question too."""
@@ -62,10 +71,13 @@ class Index(Protocol):
 
     @property
     def manifest(self) -> Mapping[str, object]:
-        """What the rows were made with, as `load` compares it; and dtype and count."""
+        """What the rows were made with, as `load` compares it; and of which documents (`corpus`), dtype and count."""
 
     def __len__(self) -> int:
         """Passages that a search can find."""
+
+    def sources(self) -> Iterator[tuple[Source, slice]]:
+        """Documents in the order of their rows, and where these stand."""
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         """The k best passages per query, without gradient; k may exceed the corpus."""

@@ -208,6 +208,22 @@ class Ledger:
         self.ask("INSERT INTO part VALUES (?, ?, ?, ?)", now.id, now.rows, stops[-1], sha256)
         self.ask("UPDATE version SET rows = ?, dtype = ?, dim = ? WHERE id = ?", stops[-1], dtype, dim, now.id)
 
+    def cut(self, version: Version, documents: int) -> int:
+        """Forget what stands behind the first documents, in whole parts: of the last one, so many go too as were
+        written with others that go. Returns how many are left."""
+        with self.transaction():
+            now = self.still(version)
+            there = list(self.sources(now))
+            wanted = there[documents - 1][1].stop if documents else 0
+            end = max((stop for _, stop, _ in self.parts(now) if stop <= wanted), default=0)
+            left = sum(where.stop <= end for _, where in there[:documents])
+            for source, _ in there[left:]:
+                self.ask("DELETE FROM document WHERE version = ? AND name = ?", now.id, source.name)
+            for table in ("part", "dead"):
+                self.ask(f"DELETE FROM {table} WHERE version = ? AND stop > ?", now.id, end)
+            self.ask("UPDATE version SET rows = ? WHERE id = ?", end, now.id)
+        return left
+
     def parts(self, version: Version) -> list[tuple[int, int, str]]:
         """What was written together: first row, the row behind the last, SHA-256 of the bytes."""
         return self.ask("SELECT start, stop, sha256 FROM part WHERE version = ? ORDER BY start", version.id)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from e2erag.retriever.exact import as_scored
 from e2erag.retriever.index import Hits, Prior, Queries, Without
-from e2erag.retriever.store import StoredIndex
+from e2erag.retriever.stored import StoredIndex
 
 SAMPLE = 4096
 """Rows drawn for the part of Z that a search doesn't see."""

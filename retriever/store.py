@@ -21,20 +21,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from e2erag.extract.readers.source import sha256 as sha256_of
-from e2erag.retriever.index import Encode, Source
+from e2erag.retriever.index import Encode, Source, fingerprint_of
 from e2erag.retriever.ledger import Ledger, ReplacedError, StoreError, Version, as_manifest
 
 LEDGER = "ledger.sqlite"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _AT_ONCE = 1 << 16  # rows copied at a time
-_Kind = TypeVar("_Kind", bound="StoredIndex")
 
 
 class Estimate(NamedTuple):
@@ -72,6 +71,7 @@ class Store:
         """
         self.folder, self.dtype = None if folder is None else Path(folder), _name(dtype)
         self._held: dict[int, Tensor] = {}
+        self._corpus: str | None = None  # of the version that is seen, once it is asked for
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.folder and self.folder / LEDGER)
@@ -94,13 +94,14 @@ class Store:
         store = cls(folder)
         if store.version is None:
             raise StoreError(f"{folder} holds no whole index, only one begun: call build() again, which goes on there")
-        for key, value in (expect or {}).items():
-            if (there := store.manifest.get(key)) != value:
-                raise StoreError(
-                    f"the index in {folder} was made with another {key} ({there!r} there, {value!r} here), so new "
-                    "queries don't fit its rows: call build() with this one, or load what it was made with"
-                )
         try:
+            made_with = store._described() if expect else {}
+            for key, value in (expect or {}).items():
+                if (there := made_with.get(key)) != value:
+                    raise StoreError(
+                        f"the index in {folder} was made with another {key} ({there!r} there, {value!r} here), so new "
+                        "queries don't fit its rows: call build() with this one, or load what it was made with"
+                    )
             if verify:
                 store.verify()
         except ReplacedError:  # between the two looks
@@ -122,14 +123,25 @@ class Store:
                 time.sleep(0.01)
         else:
             raise StoreError(f"{self.folder} lacks a file that its ledger names: fetch it afresh or build it anew")
-        self.version, self.rows, self.dead = version, rows, dead
+        self.version, self.rows, self.dead, self._corpus = version, rows, dead, None
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the rows were made with: hashes of weights, tokenizer, prompts, …; and dtype and count."""
+        """What the rows were made with: hashes of weights, tokenizer, prompts, …; and a hash of the documents
+        (`corpus`; left out where a newer version has taken its place before it was asked for), dtype and count."""
+        try:
+            return self._described()
+        except ReplacedError:
+            return self._described(corpus=False)
+
+    def _described(self, corpus: bool = True) -> dict[str, Any]:
         if self.version is None:
             return {}
-        return {**json.loads(self.version.manifest), "dtype": self.version.dtype, "count": len(self)}
+        made_with = json.loads(self.version.manifest)
+        if corpus and self._corpus is None:
+            self._corpus = fingerprint_of(source for source, _ in self.sources())
+        made_with |= {"corpus": self._corpus} if self._corpus else {}
+        return {**made_with, "dtype": self.version.dtype, "count": len(self)}
 
     def __len__(self) -> int:
         return len(self.rows) - len(self.dead)
@@ -247,10 +259,12 @@ class Store:
         passages: int | None = None,
         report: Callable[[str], object] = print,
     ) -> int:
-        """Write a new version batch by batch, and put it in the place of the old one when it is whole.
+        """Write a new version batch by batch, rows in the order given, and put it in the old one's place when it is
+        whole.
 
-        Killed, the same call goes on behind the last batch that was done. Documents that the present version holds with
-        the same content, made with the same manifest, are copied and not encoded.
+        Killed, the same call goes on behind the last batch that was done; a call with other documents goes on as far as
+        both agree. Documents that the present version holds with the same content, made with the same manifest, are
+        copied and not encoded.
 
         Args:
             batches: documents, a few thousand passages at a time: what memory holds, and what a kill can lose.
@@ -283,8 +297,18 @@ class Store:
                 [part[s.name] if s.name in part else self.rows[slice(*known[s.name][1:])] for s in sources]
             )
 
+        begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
         for sources in batches:
+            ahead = begun[agreed : agreed + len(sources)]
+            same = next((i for i, (a, b) in enumerate(zip(sources, ahead, strict=False)) if a != b), len(ahead))
+            agreed += same
+            if same < len(ahead):
+                kept = self.ledger.cut(version, agreed)
+                sources, begun = [*begun[kept : agreed - same], *sources], []
             self._put(version, sources, rows_of, replace=True)
+        if agreed < len(begun):
+            kept = self.ledger.cut(version, agreed)
+            self._put(version, begun[kept:agreed], rows_of, replace=True)
         self._publish(version)
         return encoded
 
@@ -400,42 +424,6 @@ class Store:
                 str(self.folder),
             )
         return estimate
-
-
-class StoredIndex:
-    """What an index over a store takes from it."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-
-    @property
-    def vectors(self) -> Tensor:
-        return self.store.rows
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return self.store.manifest
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def add(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
-        return self.store.add(sources, rows)
-
-    def update(self, sources: Sequence[Source], rows: Tensor | Encode) -> int:
-        return self.store.update(sources, rows)
-
-    def delete(self, names: Sequence[str]) -> int:
-        return self.store.delete(names)
-
-    def save(self, folder: str | Path) -> None:
-        self.store.save(folder)
-
-    @classmethod
-    def load(
-        cls: type[_Kind], folder: str | Path, expect: Mapping[str, object] | None = None, verify: bool = True
-    ) -> _Kind:
-        return cls(Store.open(folder, expect, verify))
 
 
 def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Source, slice]]]:

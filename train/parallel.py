@@ -74,6 +74,11 @@ def over_ranks(rag: RAG) -> Iterator[None]:
     if ranks() == 1:
         yield
         return
+    if rag.config.index.folder is not None:
+        raise ValueError(
+            f"processes index together in memory, got a folder ({rag.config.index.folder}): leave it out, and load "
+            'what they save with RAG.from_pretrained(…, index=IndexConfig(kind, folder="…"))'
+        )
     rag.indexer.kind, rag.indexer.together = ParallelIndex, True
     try:
         yield

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from e2erag.config import RAGConfig
 from e2erag.extract import Box, Cell, Document, Page, Unit
 from e2erag.questions import Question
-from e2erag.rag import RAG, RAGConfig
+from e2erag.rag import RAG
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import marginal
 

@@ -8,11 +8,12 @@ import torch
 from helpers import in_double
 from torch import Tensor, nn
 
+from e2erag.config import RAGConfig
 from e2erag.corpus import Gates
 from e2erag.extract import ExtractorConfig
 from e2erag.joint import Reading, Terms
 from e2erag.questions import Question
-from e2erag.rag import RAG, RAGConfig
+from e2erag.rag import RAG
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 from e2erag.train import marginal, rag_sequence
 from e2erag.train.objectives import joint_logp

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError
+from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each takes no time")
@@ -145,6 +146,36 @@ def test_a_killed_build_encodes_nothing_twice_but_the_batch_it_was_in(tmp_path: 
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("batches", "again"),
+    [
+        (sources(1)[:2], 0),  # fewer documents than were done
+        (sources(1)[1:], 80),  # without the first: nothing agrees
+        ([[*sources(1)[0], sources(1)[1][0]], [sources(1)[3][0]]], 6 + 8),  # its part was written with another, so anew
+        (sources(3), 80),
+    ],
+)
+def test_a_build_begun_with_other_documents_goes_on_as_far_as_both_agree(
+    batches: list[list[Source]], again: int, tmp_path: Path
+) -> None:
+    """Killed in the fourth of six batches, then called with other documents: the rows are those of a build from
+    scratch, in the order given, and nothing of the first call's is left over."""
+
+    def killed(new: Sequence[Source]) -> torch.Tensor:
+        if new[0].name.startswith("3"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows_of(new)
+
+    assert forked(lambda: Store(tmp_path / "a").build(sources(1), killed, {"encoder": 1})) == -1
+    encoded = Store(tmp_path / "a").build(batches, rows_of, {"encoder": 1})
+    Store(tmp_path / "b").build(batches, rows_of, {"encoder": 1})
+    one, other = Store.open(tmp_path / "a"), Store.open(tmp_path / "b")
+    assert list(one.sources()) == list(other.sources())
+    assert torch.equal(one.rows, other.rows)
+    assert not len(one.dead)
+    assert encoded == again
+
+
 def test_a_new_build_encodes_only_what_has_changed_and_another_manifest_everything(tmp_path: Path) -> None:
     """The manifest says with what rows were made: only then can they be taken over."""
     store = Store(tmp_path / "a")
@@ -154,7 +185,9 @@ def test_a_new_build_encodes_only_what_has_changed_and_another_manifest_everythi
     assert store.build(sources(2), rows_of, {"encoder": "y"}) == 90
     with pytest.raises(StoreError, match=r"another encoder \('y' there, 'x' here\).*call build\(\)"):
         Store.open(tmp_path / "a", {"encoder": "x"})
-    assert Store.open(tmp_path / "a", {"encoder": "y"}).manifest == {"encoder": "y", "dtype": "float32", "count": 90}
+    manifest = Store.open(tmp_path / "a", {"encoder": "y"}).manifest
+    corpus = fingerprint_of(source for batch in sources(2) for source in batch)
+    assert manifest == {"encoder": "y", "corpus": corpus, "dtype": "float32", "count": 90}
 
 
 def test_the_estimate_comes_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

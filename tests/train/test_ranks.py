@@ -9,9 +9,10 @@ from helpers import in_double
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, multiprocessing
 
+from e2erag.config import RAGConfig
 from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
-from e2erag.rag import RAG, RAGConfig
+from e2erag.rag import RAG
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, Options
 

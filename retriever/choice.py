@@ -1,0 +1,86 @@
+"""Which index serves a system: where its rows lie, and how they are searched."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from e2erag.retriever.approximate import KINDS, FaissIndex
+from e2erag.retriever.exact import ExactIndex
+from e2erag.retriever.index import Index
+from e2erag.retriever.milvus import MilvusIndex
+from e2erag.retriever.store import DTYPES, Store
+
+SEARCHES = ("exact", "auto", *KINDS, "milvus")
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Attributes:
+    kind: "exact" sees every row; a structure of faiss ("Flat", "HNSW", "IVF", "SQ", "PQ"), or one chosen by size
+        ("auto"); "milvus".
+    folder: where rows are written while they are made, so that a build that was killed goes on where it was, and memory
+        holds a batch at a time. None: in memory, which only exact search does.
+    dtype: rows are stored in.
+    uri: of a Milvus cluster; None: Milvus Lite beside the rows.
+    name: what collections in a cluster are called by.
+    """
+
+    kind: str = "exact"
+    folder: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    uri: str | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in SEARCHES:
+            raise ValueError(f"an index' kind is one of {', '.join(SEARCHES)}, got {self.kind!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"an index' dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.uri is not None and self.kind != "milvus":
+            raise ValueError(f"uri={self.uri!r} is of a Milvus, and the index' kind is {self.kind!r}: set it to milvus")
+
+    def placed(self, index: ExactIndex) -> Index:
+        """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""
+        if self.folder is not None:
+            index.save(self.folder)
+            return self.over(Store.open(self.folder, verify=False))
+        if self.kind == "milvus" and self.uri is None:
+            raise ValueError(
+                "Milvus Lite keeps its file beside rows that it may change, and a saved system's may not: give "
+                "IndexConfig a folder (or the uri of a cluster)"
+            )
+        if (
+            self.kind not in ("exact", "milvus")
+            and index.store.structure(None if self.kind == "auto" else self.kind) is None
+        ):
+            raise ValueError(
+                f"this system was saved without a structure of kind {self.kind!r}, and stays as it was saved: give "
+                "IndexConfig a folder, where it is built"
+            )
+        return self.over(index.store)
+
+    def owned(self, index: Index) -> Index:
+        """The same index where it may change: in the folder that this names, else in memory."""
+        store = getattr(index, "store", None)
+        if store is None or store.folder is None or self.folder is not None:
+            return index
+        if self.kind != "exact":
+            raise RuntimeError(
+                f"this index of kind {self.kind!r} lies in a saved system, which stays as it was saved: load it with "
+                'RAG.from_pretrained(…, index=IndexConfig(kind, folder="…")), which copies it there, and change that'
+            )
+        sources, rows = zip(*((source, store.rows[where]) for source, where in store.sources()), strict=True)
+        return ExactIndex.of(torch.cat(rows), sources, store.manifest, store.rows.dtype)
+
+    def over(self, store: Store) -> Index:
+        """Search of this kind over these rows."""
+        if self.kind == "exact":
+            return ExactIndex(store)
+        if store.folder is None:
+            raise ValueError(
+                f"an index of kind {self.kind!r} follows rows on a disk: give IndexConfig a folder, or take 'exact'"
+            )
+        if self.kind == "milvus":
+            return MilvusIndex(store, self.uri, name=self.name)
+        return FaissIndex(store, None if self.kind == "auto" else self.kind)

@@ -1,0 +1,192 @@
+"""Documents come and go one by one, in memory and in a folder; the result is what indexing all of them gives."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from e2erag import RAG, RAGConfig
+from e2erag.extract import ReadError
+from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig, StoreError
+from e2erag.testing import tiny_document, tiny_rag
+
+A, B, C, D = (
+    tiny_document([[f"the pilot was 8{i}", f"seats {i}"], ["engine lycoming", f"damage {word}"]], f"{word}.pdf")
+    for i, word in enumerate(["none", "minor", "substantial", "destroyed"])
+)
+QUESTIONS = ["seats ?", "what damage ?", "who was the pilot ?"]
+
+
+def system(index: IndexConfig | None = None, mode: str = "hard", gates: str = "attend") -> RAG:
+    config = RAGConfig(k=2, mode=mode, precision="float32", index=index or IndexConfig())
+    return tiny_rag(config=config, retriever=RetrieverConfig(gates=gates))
+
+
+def same(one: RAG, other: RAG) -> None:
+    """Two systems with the same documents in the same order find and store the same."""
+    assert [d.file for d in one.corpus.documents] == [d.file for d in other.corpus.documents]
+    assert [p.text for p in one.corpus.passages] == [p.text for p in other.corpus.passages]
+    assert list(one.index_.sources()) == list(other.index_.sources())
+    torch.testing.assert_close(one.index_.vectors, other.index_.vectors, rtol=0, atol=1e-5)
+    found, expected = one.search(QUESTIONS), other.search(QUESTIONS)
+    assert torch.equal(found.ids, expected.ids)
+    torch.testing.assert_close(found.prior_logp, expected.prior_logp, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gates", ["attend", "pool"])
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_added_and_deleted_documents_leave_what_indexing_the_rest_gives(
+    where: str, mode: str, gates: str, tmp_path: Path
+) -> None:
+    """Two and then two more are four; without the second, three; each to 1e-5, and each answers alike."""
+    rag = system(IndexConfig(folder=str(tmp_path)) if where == "folder" else None, mode, gates)
+    whole = system(None, mode, gates)
+    rag.index([A, B])
+    assert rag.add([C, D]) == (2, 0, 0, [])
+    whole.index([A, B, C, D])
+    same(rag, whole)
+    assert rag.ask("seats ?").text == whole.ask("seats ?").text
+    assert rag.delete("minor.pdf") == 1
+    whole.index([A, C, D])
+    same(rag, whole)
+
+
+def test_what_is_indexed_already_is_not_encoded_again(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding encodes what is new, adding again and deleting nothing, replacing the replacement."""
+    rag = system()
+    rag.index([A, B])
+    seen: list[int] = []
+    encode = rag.model.encode
+    monkeypatch.setattr(
+        rag.model,
+        "encode",
+        lambda corpus, passages, *rest: (seen.append(len(passages)), encode(corpus, passages, *rest))[1],
+    )
+    rag.add([A, C])
+    count = len(rag.corpus.passages)
+    assert seen == [count - sum(p.document in (A, B) for p in rag.corpus.passages)]
+    assert rag.add([A, B, C]) == (0, 0, 3, [])
+    rag.delete([A.file])
+    assert sum(seen[1:]) == 0
+    other = tiny_document([["the pilot was 90"]], "minor.pdf")
+    assert rag.add([other]) == (1, 1, 0, [])
+    assert sum(seen[1:]) == sum(p.document is other for p in rag.corpus.passages)
+    assert [d.sha256 for d in rag.corpus.documents] == [C.sha256, other.sha256]
+
+
+def test_files_are_known_by_their_bytes(tmp_path: Path) -> None:
+    """A file that hasn't changed isn't read, one that has takes its own place, one that can't be read is told."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"the pilot of {name} was 85")
+    rag = system()
+    rag.index(tmp_path)
+    (tmp_path / "b.txt").write_text("the pilot was somebody else")
+    (tmp_path / "c.pdf").write_bytes(b"%PDF-1.4 nothing")
+    with pytest.warns(UserWarning, match=r"skipped .*c\.pdf"):
+        done = rag.add(tmp_path)
+    assert done[:3] == (1, 1, 1)
+    assert [type(error) for error in done.failed] == [ReadError]
+    assert [p.text for p in rag.corpus.passages] == ["the pilot of a was 85", "the pilot was somebody else"]
+
+
+def test_no_change_to_an_index_of_other_weights_and_none_of_nothing(rag: RAG) -> None:
+    """Rows of two encoders don't belong together; an unknown name is answered with the nearest."""
+    rag = system()
+    rag.index([A, B])
+    with pytest.raises(KeyError, match=r"'minor.pd' is not indexed: did you mean 'minor.pdf'\?"):
+        rag.delete("minor.pd")
+    with pytest.raises(ValueError, match="at least one document"):
+        rag.delete([A.file, B.file])
+    assert [d.file for d in rag.corpus.documents] == [A.file, B.file]
+    with torch.no_grad():
+        next(rag.model.retriever.passage.transformer.encoder.parameters())[0, 0] += 0.1
+    for change in (lambda: rag.add([C]), lambda: rag.delete(A.file)):
+        with pytest.raises(RuntimeError, match=r"encoder changed since.*rag\.refresh\(\) first"):
+            change()
+    rag.refresh()
+    rag.add([C])
+    assert len(rag.corpus.documents) == 3
+
+
+@pytest.mark.parametrize("kind", ["exact", "auto", "HNSW"])
+def test_a_system_in_a_folder_is_saved_loaded_and_changed_there(kind: str, tmp_path: Path) -> None:
+    """A saved system stays as it is: changed is a copy, in memory for exact search, else in a folder that is given."""
+    rag = system(IndexConfig(kind, str(tmp_path / "work"), "float16"))
+    rag.index([A, B])
+    assert isinstance(rag.index_, FaissIndex) == (kind != "exact")
+    assert rag.index_.manifest["dtype"] == "float16"
+    rag.save_pretrained(tmp_path / "saved")
+    again = RAG.from_pretrained(tmp_path / "saved")
+    assert again.config.index == IndexConfig(kind, None, "float16")
+    same(again, rag)
+    if kind == "exact":
+        again.add([C])
+    else:
+        with pytest.raises(RuntimeError, match="stays as it was saved"):
+            again.add([C])
+        with pytest.raises(ValueError, match=r"saved without a structure of kind 'IVF'.*give IndexConfig a folder"):
+            RAG.from_pretrained(tmp_path / "saved", index=IndexConfig("IVF"))
+        again = RAG.from_pretrained(tmp_path / "saved", index=IndexConfig(kind, str(tmp_path / "own"), "float16"))
+        assert isinstance(again.index_, FaissIndex)
+        again.add([C])
+    rag.add([C])
+    assert len(again.corpus.documents) == 3
+    same(again, rag)
+    assert len(RAG.from_pretrained(tmp_path / "saved").corpus.documents) == 2
+
+
+def test_it_learns_in_memory_and_is_back_in_its_folder_afterwards(tmp_path: Path) -> None:
+    rag = system(IndexConfig("Flat", str(tmp_path)))
+    rag.index([A, B, C])
+    rag.fit([{"question": "seats ?", "answers": ["2"]}], epochs=1, k=2, progress=False)
+    assert isinstance(rag.index_, FaissIndex)
+    assert rag.indexer.changed(rag.index_.manifest, rag.corpus, "hard") == []
+    rag.add([D])
+
+
+def test_a_killed_build_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One document at a time is written; killed while the third is encoded, the next run encodes two of four."""
+    monkeypatch.setattr("e2erag.indexing.AT_ONCE", 1)
+    rag = system(IndexConfig(folder=str(tmp_path)))
+    encode, calls = rag.model.encode, []
+
+    def counted(*given: object) -> torch.Tensor:
+        calls.append(1)
+        if os.getpid() != parent and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(*given)
+
+    parent = os.getpid()
+    monkeypatch.setattr(rag.model, "encode", counted)
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        rag.index([A, B, C, D])
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    rag.index([A, B, C, D])
+    assert len(calls) == 2
+    whole = system()
+    whole.index([A, B, C, D])
+    same(rag, whole)
+
+
+def test_the_estimate_is_logged_before_a_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "e2erag.indexing"):
+        system(IndexConfig(folder=str(tmp_path))).index([A, B])
+    assert "MB of disk" in caplog.text
+
+
+def test_settings_of_an_index_that_go_together() -> None:
+    """What can't be is refused with the way out."""
+    with pytest.raises(ValueError, match="one of exact, auto, Flat"):
+        IndexConfig("LSH")
+    with pytest.raises(ValueError, match="set it to milvus"):
+        IndexConfig(uri="http://localhost:19530")
+    with pytest.raises(ValueError, match="give IndexConfig a folder"):
+        system(IndexConfig("HNSW")).index([A])
+    assert issubclass(StoreError, ValueError)
