@@ -1,7 +1,16 @@
-"""The command line: `e2erag demo | extract | fit | ask | evaluate`; a flag can also stand in a YAML file (--config)."""
+"""The command line; a flag can also stand in a YAML file (--config).
 
+e2erag demo | extract | index | add | delete | fit | ask | evaluate
+"""
+
+import json
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -57,6 +66,79 @@ def fit(
     if rank() == 0:
         rag.save_pretrained(out)
         print(f"saved to {out}")
+
+
+def index(
+    files: str | list[str],
+    out: str,
+    retriever: str = RETRIEVER,
+    generator: str = GENERATOR,
+    retrieval: RetrieverConfig = RetrieverConfig(),  # noqa: B008 - frozen, as below
+    answering: RAGConfig = RAGConfig(),  # noqa: B008
+    cache: str | None = None,
+) -> None:
+    """Index files with pretrained models, untrained, and save the system.
+
+    With --answering.index.folder rows are written there while they are made; killed, the same call goes on.
+
+    Args:
+        files: paths, globs or folders.
+        out: folder of the system.
+        retriever: hub id or local folder of a sentence-transformers model.
+        generator: hub id or local folder of a language model, causal or encoder–decoder.
+        retrieval: how it scores passages.
+        answering: how it searches and answers.
+        cache: a folder that keeps what was read, so that a file is read once.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what a build will take
+    rag = RAG.from_pretrained(retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
+    failed = rag.index(files, cache=cache)
+    rag.save_pretrained(out)
+    documents = len(rag.corpus.documents) if rag.corpus is not None else 0
+    print(f"{documents} documents indexed, {len(failed)} files couldn't be read; saved to {out}")
+
+
+def add(system: str, files: str | list[str], cache: str | None = None) -> None:
+    """Index files beside those of a saved system, in place of what they were before, and save it.
+
+    Args:
+        system: a saved system.
+        files: paths, globs or folders; those whose bytes are indexed already are passed by.
+        cache: a folder that keeps what was read, so that a file is read once.
+    """
+    with _changed(system) as rag:
+        done = rag.add(files, cache=cache)
+    print(
+        f"{done.added} documents added, {done.replaced} of them in place of another; {done.unchanged} files unchanged, "
+        f"{len(done.failed)} couldn't be read"
+    )
+
+
+def delete(system: str, files: str | list[str]) -> None:
+    """Forget documents of a saved system, and save it.
+
+    Args:
+        system: a saved system.
+        files: their names, as they were indexed.
+    """
+    with _changed(system) as rag:
+        gone = rag.delete(files)
+    print(f"{gone} documents deleted")
+
+
+@contextmanager
+def _changed(system: str) -> Iterator[RAG]:
+    """A saved system, saved again in its place when all is done."""
+    kind = RAGConfig.from_json(json.loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
+    if kind.kind == "exact":
+        rag = RAG.from_pretrained(system)
+        yield rag
+        rag.save_pretrained(system)
+        return
+    with TemporaryDirectory(dir=Path(system).resolve().parent) as folder:  # beside it: on a disk that has the room
+        rag = RAG.from_pretrained(system, index=replace(kind, folder=folder))
+        yield rag
+        rag.save_pretrained(system)
 
 
 def extract(
@@ -138,10 +220,13 @@ def evaluate(system: str, questions: str, files: str | list[str] | None = None) 
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
     try:
-        commands: dict[str, Any] = {"demo": demo, "extract": extract, "fit": fit, "ask": ask, "evaluate": evaluate}
+        commands: dict[str, Any] = {
+            each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)
+        }
         auto_cli(commands, as_positional=True)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"e2erag: {error}") from None
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
+        raise SystemExit(f"e2erag: {text}") from None
 
 
 if __name__ == "__main__":

@@ -16,14 +16,16 @@ SEARCHES = ("exact", "auto", *KINDS, "milvus")
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Attributes:
-    kind: "exact" sees every row; a structure of faiss ("Flat", "HNSW", "IVF", "SQ", "PQ"), or one chosen by size
-        ("auto"); "milvus".
-    folder: where rows are written while they are made, so that a build that was killed goes on where it was, and memory
-        holds a batch at a time. None: in memory, which only exact search does.
-    dtype: rows are stored in.
-    uri: of a Milvus cluster; None: Milvus Lite beside the rows.
-    name: what collections in a cluster are called by.
+    """Where an index lies, and how it is searched.
+
+    Attributes:
+        kind: "exact" sees every row; a structure of faiss ("Flat", "HNSW", "IVF", "SQ", "PQ"), or one chosen by size
+            ("auto"); "milvus".
+        folder: where rows are written while they are made, so that a build that was killed goes on where it was, and
+            memory holds a batch at a time. None: in memory, which only exact search does.
+        dtype: rows are stored in.
+        uri: of a Milvus cluster; None: Milvus Lite beside the rows.
+        name: what collections in a cluster are called by.
     """
 
     kind: str = "exact"

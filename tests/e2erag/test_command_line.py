@@ -10,7 +10,8 @@ from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
-from e2erag.retriever import RetrieverConfig
+from e2erag.retriever import IndexConfig, RetrieverConfig
+from e2erag.testing import tiny_rag
 from e2erag.train import FitConfig
 
 
@@ -51,7 +52,38 @@ def test_a_saved_system_is_not_given_other_options(monkeypatch: pytest.MonkeyPat
         main()
 
 
-@pytest.mark.parametrize("settings", [FitConfig, RAGConfig, RetrieverConfig])
+@pytest.mark.parametrize("kind", ["exact", "Flat"])
+def test_documents_come_and_go_in_a_saved_system(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """index, add twice, delete: each is saved in place of the system before, which any of them can load."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"the pilot of {name} was 85")
+    tiny = tiny_rag()
+    tiny.model.retriever.passage.model.save(str(tmp_path / "encoder"))
+    tiny.model.generator.save(tmp_path / "reader")
+
+    def call(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["e2erag", *flags])
+        main()
+        return capsys.readouterr().out
+
+    a, b, c, system = (str(tmp_path / name) for name in ("a.txt", "b.txt", "c.txt", "system"))
+    where = [] if kind == "exact" else [f"--answering.index.kind={kind}", f"--answering.index.folder={tmp_path / 'w'}"]
+    models = [f"--retriever={tmp_path / 'encoder'}", f"--generator={tmp_path / 'reader'}"]
+    assert "2 documents indexed, 0 files couldn't be read" in call("index", f"[{a}, {b}]", system, *models, *where)
+    assert "1 documents added, 0 of them" in call("add", system, f"[{b}, {c}]")
+    assert "0 documents added" in call("add", system, str(tmp_path / "*.txt"))
+    assert "1 documents deleted" in call("delete", system, a)
+    assert [document.file for document in RAG.from_pretrained(system).corpus.documents] == [b, c]
+    with pytest.raises(SystemExit, match=r"^e2erag: '.*a\.txt' is not indexed"):
+        call("delete", system, a)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(
+        ["encoder", "reader", "system", *(["w"] if where else [])]
+    )
+
+
+@pytest.mark.parametrize("settings", [FitConfig, IndexConfig, RAGConfig, RetrieverConfig])
 def test_every_flag_says_what_it_is(settings: type) -> None:
     """`--help` takes its texts from the docstring, one for each name; names that share a text would have none."""
     told = {entry.arg_name for entry in parse(settings.__doc__ or "").params}
