@@ -45,7 +45,7 @@ class IndexConfig:
     def placed(self, index: ExactIndex) -> Index:
         """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""
         if self.folder is not None:
-            index.save(self.folder)
+            index.store.save(self.folder, DTYPES[self.dtype])
             return self.over(Store.open(self.folder, verify=False))
         if self.kind == "milvus" and self.uri is None:
             raise ValueError(

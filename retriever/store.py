@@ -312,11 +312,11 @@ class Store:
         self._publish(version)
         return encoded
 
-    def save(self, folder: str | Path) -> None:
-        """See `Index.save`."""
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """See `Index.save`; in another dtype if one is given."""
         if self.version is None or not len(self):
             raise ValueError("an index needs at least one passage, got none: add documents before it is saved")
-        target = Store(folder, self.rows.dtype)
+        target = Store(folder, dtype or self.rows.dtype)
         version = target.ledger.begin(self.version.manifest, target.dtype, resume=False)
         target._sweep()
         for batch in _batches(self.sources()):

@@ -139,6 +139,21 @@ def test_a_system_in_a_folder_is_saved_loaded_and_changed_there(kind: str, tmp_p
     assert len(RAG.from_pretrained(tmp_path / "saved").corpus.documents) == 2
 
 
+def test_a_copy_of_a_saved_index_is_in_the_dtype_asked_for_and_encodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved from memory in float32, searched in a folder in float16; then a document leaves."""
+    rag = system()
+    rag.index([A, B])
+    rag.save_pretrained(tmp_path / "saved")
+    again = RAG.from_pretrained(tmp_path / "saved", index=IndexConfig("Flat", str(tmp_path / "own"), "float16"))
+    assert again.index_.vectors.dtype == torch.float16
+    monkeypatch.setattr(again.model, "encode", None)
+    again.delete(A.file)
+    rag.delete(A.file)
+    torch.testing.assert_close(again.index_.vectors.float(), rag.index_.vectors, rtol=0, atol=1e-3)
+
+
 def test_it_learns_in_memory_and_is_back_in_its_folder_afterwards(tmp_path: Path) -> None:
     rag = system(IndexConfig("Flat", str(tmp_path)))
     rag.index([A, B, C])
