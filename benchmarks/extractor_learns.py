@@ -90,6 +90,7 @@ class Size:
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
         k: passages read per question.
+        hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
     """
@@ -104,6 +105,7 @@ class Size:
     sizes: tuple[int, ...] = (1000,)
     tokens: int = 128
     k: int = 2
+    hidden: int = 24
     prior_weight: float = 0.0
     epochs: int = 1
     batch_size: int = 16
@@ -117,12 +119,12 @@ class Size:
     def candidates(self) -> ExtractorConfig:
         """For articles windows and nothing else, and no line that travels with them."""
         if self.corpus == "reports":
-            return ExtractorConfig(sizes=self.sizes, max_tokens=self.tokens)
-        return ExtractorConfig(identity_lines=0, sizes=self.sizes, kinds=(), max_tokens=self.tokens)
+            return ExtractorConfig(hidden=self.hidden, sizes=self.sizes, max_tokens=self.tokens)
+        return ExtractorConfig(hidden=self.hidden, identity_lines=0, sizes=self.sizes, kinds=(), max_tokens=self.tokens)
 
 
 REPORTS = Size(
-    corpus="reports", tokens=254, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
+    corpus="reports", tokens=254, hidden=48, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0, epochs=3,
     batch_size=4, refresh_every=4, keep_rate=0.8, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
 )  # fmt: skip
 """What `make demo` does, the number of questions aside: as many as there are."""
