@@ -1,0 +1,183 @@
+"""Which settings learn to part text from boilerplate? Gradients recorded once, replayed under many settings in seconds.
+
+    python benchmarks/gate_replay.py [--quick] [--json FILE] [--questions 384] [--seed 100] [--k 4] [--seeds 3]
+
+A training step of `extractor_learns.py` spends its time in the reader. So the slope of −log p(y|x) in every line's
+log w, with all gates open, is recorded per question (`--out` keeps it), and extractors are trained on
+
+    Σ_lines slope · w     + keep rates and token price, as `fit` has them
+
+in place of the loss: first order, so that what turning one line down does to the slopes of others is left out. Printed
+per setting, for lines of unseen articles and as means over seeds of the extractor: the area under the ROC curve of text
+against boilerplate (`auc`), and the share of either that hard gates drop. And, per path, the signal that is in the
+slopes: mean difference of boilerplate and text lines over its standard error over questions.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from extractor_learns import FOLDER, TEXT, Size, prepare, system, teach
+
+from e2erag import RAG
+from e2erag.artefact import write_file
+from e2erag.corpus import Corpus, Gates
+from e2erag.extract import Extractor, ExtractorConfig
+from e2erag.train import FitConfig, marginal
+from e2erag.train.module import gate_divergence
+
+PATHS = ("finding", "reading")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "batches of 4": {"batch_size": 4, "lr": 6e-3},
+    "batches of 16": {"lr": 6e-3},
+    "batches of 16, twice the rate": {},
+    "four epochs": {"epochs": 4},
+    "keep rate .8": {"keep_rate": 0.8},
+    "width 48": {"hidden": 48},
+    "width 192, a quarter of the rate": {"hidden": 192, "lr": 3e-3},
+    "no attention among lines": {"layers": 0},
+}
+
+
+def features(corpus: Corpus) -> dict[str, np.ndarray]:
+    tokens = corpus.generator_lines.sizes[: len(corpus)]
+    parts = {"layout": corpus.layout, "text": corpus.text.float(), "page": corpus.page}
+    return {name: part.numpy() for name, part in parts.items()} | {"tokens": tokens}
+
+
+def record(seed: int, size: Size, count: int, out: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Features and roles of the training lines with their slopes (questions × paths × lines), and of unseen lines."""
+    kept = [out / f"{split}-{seed}-{size.k}-{size.tokens}-{count}.npz" for split in ("train", "test")]
+    if not all(path.is_file() for path in kept):
+        (out / "pdf").mkdir(parents=True, exist_ok=True)
+        data = prepare(seed, size, FOLDER, out)
+        rag = system(seed, size, teach(seed, size, data["form"], out / f"reader-{seed}-{size.form}-{size.tokens}"))
+        rag.model.requires_grad_(False)
+        rag.config = replace(rag.config, mode="soft")
+        rag.index(data["train full"].documents)
+        assert rag.corpus is not None
+        unseen = Corpus(data["test full"].documents, rag.model.retriever, rag.model.generator)
+        np.savez(kept[1], roles=np.asarray(data["test full"].roles), **features(unseen))
+        seen = {"roles": np.asarray(data["train full"].roles)} | features(rag.corpus)
+        np.savez(kept[0], slopes=slopes(rag, [q for q, _ in data["train full"].questions[:count]], size.k), **seen)
+    train, test = (dict(np.load(path)) for path in kept)
+    return train, test
+
+
+def slopes(rag: RAG, asked: list[Any], k: int) -> np.ndarray:
+    """d(−log p(y|x))/d(log w) per question, path and line, at open gates."""
+    corpus, whole = rag.corpus, rag.model.gates
+    assert corpus is not None
+    leaves: list[torch.Tensor] = []
+
+    def gates(*inputs: object) -> Gates:
+        leaves[:] = [torch.zeros(2 * len(corpus), requires_grad=True) for _ in PATHS]
+        return Gates(*leaves, whole(*inputs).extraction)  # type: ignore[arg-type]
+
+    rag.model.gates = gates  # type: ignore[method-assign]
+    rows = []
+    for question in asked:
+        marginal(rag.terms([question], k, "soft", negligible=0.02)).sum().backward()
+        rows.append([leaf.grad[: len(corpus)].numpy() for leaf in leaves if leaf.grad is not None])
+    return np.asarray(rows, np.float32)
+
+
+def signal(train: dict[str, np.ndarray]) -> dict[str, float]:
+    """Per path, how clearly boilerplate's slopes lie above text's, over the lines that a question has read."""
+    text, found = np.isin(train["roles"], TEXT), {}
+    for path, values in zip(PATHS, train["slopes"].transpose(1, 0, 2), strict=True):
+        means = [(values * kind).sum(1) / np.maximum(((values != 0) * kind).sum(1), 1) for kind in (text, ~text)]
+        apart = means[1] - means[0]
+        found[path] = float(apart.mean() / (apart.std(ddof=1) / len(apart) ** 0.5))
+    return found
+
+
+def replay(
+    train: dict[str, np.ndarray], size: Size, seed: int, epochs: int, batch_size: int, keep_rate: float, hidden: int,
+    layers: int, lr: float,
+) -> Extractor:  # fmt: skip
+    """An extractor that has been trained on recorded slopes, with the schedules of `fit`."""
+    torch.manual_seed(seed)
+    extractor = Extractor(ExtractorConfig(train["text"].shape[1], hidden, layers, identity_lines=0))
+    parameters = list(extractor.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.01},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr)
+    given, slope = inputs(train), torch.from_numpy(train["slopes"])
+    tokens = torch.from_numpy(train["tokens"]).float()
+    order, config, step = torch.Generator().manual_seed(seed), FitConfig(), 0
+    steps = epochs * -(-len(slope) // batch_size)
+    warm, cold = config.gate_temperature
+    with extractor.learning():
+        for _ in range(epochs):
+            for batch in torch.randperm(len(slope), generator=order).split(batch_size):
+                rise = max(config.warmup * steps, 1)
+                fall = max((step - rise) / max(steps - rise, 1), 0.0)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * min((step + 1) / rise, 1 - 0.9 * fall)
+                extractor.temperature.fill_(warm + (cold - warm) * min(max(2 * step / steps - 1, 0.0), 1.0))
+                out = extractor(*given)
+                open_ = torch.stack([extractor.log_gates(each, "soft").exp() for each in (out.retrieve, out.read)])
+                loss = (slope[batch].mean(0) * open_).sum() + size.token_price * (tokens @ open_[1]) / tokens.sum()
+                loss = loss + size.gate_weight * gate_divergence(out, keep_rate, config.cut_rate)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+                optimizer.step()
+                step += 1
+    return extractor
+
+
+def inputs(lines: dict[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.from_numpy(lines[name]) for name in ("layout", "text", "page"))
+
+
+@torch.no_grad()
+def judged(extractor: Extractor, test: dict[str, np.ndarray]) -> dict[str, float]:
+    """Per path: area under the ROC curve, and the shares of boilerplate and of text that are dropped."""
+    text, out = np.isin(test["roles"], TEXT), extractor(*inputs(test))
+    figures = {}
+    for path, logits in zip(PATHS, (out.retrieve.numpy(), out.read.numpy()), strict=True):
+        above = np.searchsorted(np.sort(logits[~text]), logits[text])
+        figures[f"{path} auc"] = float(above.mean() / (~text).sum())
+        for name, kind in (("boilerplate", ~text), ("text", text)):
+            figures[f"{path} {name} dropped"] = float((logits[kind] <= 0).mean())
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few questions: only that it runs")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--questions", type=int, default=384)
+    parser.add_argument("--seed", type=int, default=100, help="of the articles")
+    parser.add_argument("--seeds", type=int, default=3, help="how many extractors per setting")
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("runs/gate_replay"))
+    options = parser.parse_args()
+    size, count = replace(Size(), k=options.k), options.questions
+    if options.quick:
+        size, count = replace(size, articles=(2, 2), paragraphs=4, questions=(12, 12), form=4), 12
+    train, test = record(options.seed, size, count, options.out / ("quick" if options.quick else "whole"))
+    figures: dict[str, Any] = {"signal": signal(train)}
+    print("signal: " + ", ".join(f"{path} {value:.1f}" for path, value in figures["signal"].items()))
+    base = {
+        "epochs": size.epochs, "batch_size": size.batch_size, "keep_rate": size.keep_rate, "hidden": size.hidden,
+        "layers": ExtractorConfig().layers, "lr": size.lr_extractor,
+    }  # fmt: skip
+    for name, changes in SETTINGS.items():
+        runs = [judged(replay(train, size, seed, **(base | changes)), test) for seed in range(options.seeds)]
+        figures[name] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+        print(f"{name:34}" + "  ".join(f"{key} {value:.2f}" for key, value in figures[name].items()), flush=True)
+    if options.json:
+        write_file(options.json, json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
