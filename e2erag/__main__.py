@@ -15,7 +15,7 @@ from typing import Any
 
 from jsonargparse import auto_cli
 
-from e2erag.artefact import write_file
+from e2erag.artefact import check_folder, write_file
 from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import METRICS
@@ -23,7 +23,7 @@ from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
-from e2erag.retriever import RetrieverConfig
+from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.retriever.ranks import join, rank
 from e2erag.train import FitConfig
 from e2erag.train.parallel import check_started, over_ranks
@@ -58,7 +58,14 @@ def fit(
     if system is not None and (retrieval, answering) != (RetrieverConfig(), RAGConfig()):
         raise ValueError(f"{system} keeps what it was made with: leave out --retrieval and --answering, or --system")
     join()
-    rag = RAG.from_pretrained(system, retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
+    rag = RAG.from_pretrained(
+        system,
+        retriever=retriever,
+        generator=generator,
+        retrieval=retrieval,
+        config=answering,
+        index=None if system is None else IndexConfig(),
+    )
     check_started(rag)
     with over_ranks(rag):
         rag.index(files)
@@ -129,6 +136,7 @@ def delete(system: str, files: str | list[str]) -> None:
 @contextmanager
 def _changed(system: str) -> Iterator[RAG]:
     """A saved system, saved again in its place when all is done."""
+    check_folder(Path(system), hashes=False)
     kind = RAGConfig.from_json(json.loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
     if kind.kind == "exact":
         rag = RAG.from_pretrained(system)
@@ -175,7 +183,7 @@ def extract(
     report = read_report(files, take, cache=cache, workers=workers, engine=engine)
     print(report)
     if documents:
-        rag = RAG.from_pretrained(system)
+        rag = RAG.from_pretrained(system, index=IndexConfig())
         rag.index(documents)
         for document in documents:
             for page in [page.number for page in document.pages if page.units][:pages]:
@@ -208,7 +216,7 @@ def evaluate(system: str, questions: str, files: str | list[str] | None = None) 
         questions: a jsonl file with `question`, `answers`, and `file` and `page` where known.
         files: what to index first; else what the system has indexed.
     """
-    rag = RAG.from_pretrained(system)
+    rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
         rag.index(files)
     result = evaluate_system(rag, Path(questions))

@@ -17,6 +17,7 @@ from e2erag.extract import (
     Extractor,
     LineTokens,
     Passage,
+    identity,
     layout_features,
     table_texts,
 )
@@ -118,7 +119,17 @@ class Corpus:
             for passage in extractor.propose(document, own[0], tokens[here], own[1]):
                 self.passages.append(passage)
                 spans.append((j, first + passage.start, first + passage.stop, READINGS.index(passage.reading)))
-        self.spans = Spans(torch.tensor(spans).reshape(-1, 4), overlap)
+        self.spans = Spans(torch.tensor(spans, dtype=torch.long).reshape(-1, 4), overlap)
+
+    def take(self, spans: Int[Tensor, "passages 4"], extractor: Extractor, overlap: float) -> None:
+        """Candidates as they were proposed once, of which spans are all that is kept (`Spans`)."""
+        self.passages, self._bm25, self.spans = [], None, Spans(spans, overlap)
+        for j, start, stop, reading in spans.tolist():
+            document, first = self.documents[j], int(self.first_line[j])
+            start, stop = start - first, stop - first
+            named = identity(document, extractor.config.identity_lines)
+            carried = tuple(i for i in named if not start <= i < stop)
+            self.passages.append(Passage(document, start, stop, carried, READINGS[reading]))
 
     def drop_repeated(self, left: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Drop candidates of which nothing is left, and those left with the same lines in the same reading.

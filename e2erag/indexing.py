@@ -14,11 +14,12 @@ from torch import Tensor
 from e2erag.corpus import Corpus, Gates
 from e2erag.extract import GateMode, LineTokens
 from e2erag.joint import Joint
-from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store
+from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
 from e2erag.retriever.store import DTYPES
+from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096
 """Passages that are encoded between two writes to a folder: what memory holds of rows, and a kill can lose."""
@@ -61,7 +62,9 @@ class Indexer:
 
         Args:
             old: an index made with the same weights and settings; what it holds isn't encoded again."""
-        if mode == "hard" and not corpus.passages:
+        if not corpus.passages and mode != "hard":
+            raise ValueError("an index needs at least one passage, got none: were any documents read?")
+        if not corpus.passages:
             raise RuntimeError(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
@@ -115,10 +118,23 @@ class Indexer:
         return torch.cat([old.vectors[known[s]] if s in known else next(encoded) for s in sources])
 
     @torch.no_grad()
-    def add(self, corpus: Corpus, index: Index, mode: GateMode) -> None:
-        """Encode the candidates of a corpus of new documents into an index."""
-        if corpus.passages:
-            index.add(corpus.sources(), self.rows(corpus, torch.arange(len(corpus.passages)), mode))
+    def add(self, new: Corpus, corpus: Corpus, index: Index, mode: GateMode) -> None:
+        """Encode the candidates of a corpus of new documents into the index of another."""
+        if not new.passages:
+            return
+        rows = self.rows(new, torch.arange(len(new.passages)), mode)
+        self.still(corpus, index)
+        index.add(new.sources(), rows)
+
+    def still(self, corpus: Corpus, index: Index) -> None:
+        """Refuse an index in a folder in which somebody else has written since."""
+        if isinstance(index, StoredIndex):
+            index.store.reload()
+        if index.manifest.get("corpus") != fingerprint_of(corpus.sources()):
+            raise StoreError(
+                "the index holds other documents than this system has indexed: another process has written into its "
+                "folder; give each system a folder of its own, and call index() again"
+            )
 
     @torch.no_grad()
     def encode_some(self, corpus: Corpus, index: Index, passages: Int[Tensor, " passages"], mode: GateMode) -> Index:

@@ -44,6 +44,7 @@ from e2erag.retriever import (
     IndexConfig,
     Retriever,
     RetrieverConfig,
+    Store,
     log_prob,
 )
 
@@ -193,6 +194,7 @@ class RAG:
                 with open(new / "documents.jsonl", "w", encoding="utf-8") as file:
                     for document in self.corpus.documents:
                         file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
+                save_file({"spans": self.corpus.spans.spans}, new / "candidates.safetensors")
                 self.index_.save(new / "index")
 
     @classmethod
@@ -200,7 +202,13 @@ class RAG:
         check_folder(folder)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = RAGConfig.from_json(settings["rag"])
-        config = config if where is None else replace(config, index=where)
+        if where is not None:
+            if where.folder is not None and folder.resolve() in [*(own := Path(where.folder).resolve()).parents, own]:
+                raise ValueError(
+                    f"{where.folder} is in the saved system {folder}, which stays as it was saved: give IndexConfig "
+                    "another folder"
+                )
+            config = replace(config, index=where)
         extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
         extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
         rag = cls(
@@ -216,15 +224,18 @@ class RAG:
             if reindex:
                 rag._index(corpus)
                 return rag
-            rag.indexer.propose(corpus, rag.config.mode, rag.config.overlap)
-            index = config.index.placed(ExactIndex.load(folder / "index", verify=False))  # its hashes: just checked
+            if not (folder / "candidates.safetensors").is_file():
+                raise ManifestError(f"{folder} was saved by an earlier version: RAG.from_pretrained(…, reindex=True)")
+            spans = load_file(folder / "candidates.safetensors")["spans"]
+            corpus.take(spans, extractor, rag.config.overlap)
+            index = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
             changed = rag.indexer.changed(index.manifest, corpus, rag.config.mode)
             if changed:
                 raise ManifestError(
                     f"{folder}: the index doesn't fit what is saved beside it ({', '.join(changed)}): call "
                     "RAG.from_pretrained(folder, reindex=True), which encodes the saved documents anew, and save that"
                 )
-            rag.index_, rag.corpus = index, corpus
+            rag.index_, rag.corpus = config.index.placed(index), corpus
         return rag
 
     # ---------------------------------------------------------------------------------------------- indexing
@@ -265,33 +276,40 @@ class RAG:
                 searched from memory.
         """
         corpus, _ = self._changing("add to")
+        indexed = {document.file: document.sha256 for document in corpus.documents}
+
+        def known(name: str, sha256: str) -> bool:
+            return indexed[name] == sha256 if name in indexed else sha256 in indexed.values()
+
         given = [files] if isinstance(files, (str, Path)) else list(files)
-        known = {document.sha256 for document in corpus.documents}
-        documents = [item for item in given if isinstance(item, Document) and item.sha256 not in known]
-        same = sum(isinstance(item, Document) for item in given) - len(documents)
+        documents = [item for item in given if isinstance(item, Document) and not known(item.file, item.sha256)]
         fresh: list[str | Path] = []
+        same = sum(isinstance(item, Document) for item in given) - len(documents)
         for path in find([item for item in given if not isinstance(item, Document)]):
-            if isinstance(path, ReadError):
-                fresh.append(path.file)  # which reading it explains
-            elif path.is_file() and sha256(path) in known:
-                same += 1
-            else:
-                fresh.append(path)
+            try:
+                unchanged = not isinstance(path, ReadError) and known(str(path), sha256(path))
+            except OSError:
+                unchanged = False
+            same += unchanged
+            if not unchanged:
+                fresh.append(path.file if isinstance(path, ReadError) else path)  # what is wrong, reading explains
         read, failed = read_many(fresh, **reading) if fresh else ([], [])
         for error in failed:
             warnings.warn(f"skipped {error}", stacklevel=2)
         documents = _distinct(documents + read)
         names = {document.file for document in documents}
-        old = [document for document in corpus.documents if document.file in names]
-        if old:
-            self._keep([document for document in corpus.documents if document.file not in names] + documents)
+        stay = [document for document in corpus.documents if document.file not in names]
+        there = {document.sha256 for document in stay}
+        documents = [document for document in documents if document.sha256 not in there]
+        if len(stay) < len(corpus.documents):
+            self._keep(stay + documents)
         elif documents:
             new = self._lay_out(documents)
             self.indexer.propose(new, self.config.mode, self.config.overlap)
             joined = corpus.joined(new)
-            self.indexer.add(new, self._own(), self.config.mode)
+            self.indexer.add(new, corpus, self._own(), self.config.mode)
             self.corpus = joined
-        return Change(len(documents), len(old), same, failed)
+        return Change(len(documents), len(corpus.documents) - len(stay), same, failed)
 
     def delete(self, files: str | Path | Iterable[str | Path]) -> int:
         """Forget documents, named as they were indexed; returns how many. Other documents' rows are copied, and not
@@ -314,6 +332,7 @@ class RAG:
     def _changing(self, what: str) -> tuple[Corpus, Index]:
         """What is indexed, if it was made with the weights and settings of now."""
         corpus, index = self._ready()
+        self.indexer.still(corpus, index)
         changed = self.indexer.changed(index.manifest, corpus, self.config.mode)
         if changed:
             raise RuntimeError(
@@ -449,6 +468,8 @@ class RAG:
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before = self.config
+        if before.index.folder is None:
+            before.index.over(Store())  # what can't be made again afterwards is refused now
         try:
             self.config = replace(before, mode=mode, index=IndexConfig())
             self._reindex(corpus)

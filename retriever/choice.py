@@ -1,6 +1,8 @@
 """Which index serves a system: where its rows lie, and how they are searched."""
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -41,12 +43,13 @@ class IndexConfig:
             raise ValueError(f"an index' dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.uri is not None and self.kind != "milvus":
             raise ValueError(f"uri={self.uri!r} is of a Milvus, and the index' kind is {self.kind!r}: set it to milvus")
+        if self.uri is not None and not self.name:
+            raise ValueError("a Milvus that several indexes may use needs a name for each: give IndexConfig its name")
 
     def placed(self, index: ExactIndex) -> Index:
         """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""
         if self.folder is not None:
-            index.store.save(self.folder, DTYPES[self.dtype])
-            return self.over(Store.open(self.folder, verify=False))
+            return self.over(self._copied(index, Path(self.folder)))
         if self.kind == "milvus" and self.uri is None:
             raise ValueError(
                 "Milvus Lite keeps its file beside rows that it may change, and a saved system's may not: give "
@@ -61,6 +64,21 @@ class IndexConfig:
                 "IndexConfig a folder, where it is built"
             )
         return self.over(index.store)
+
+    def _copied(self, index: ExactIndex, folder: Path) -> Store:
+        """These rows in this folder, and a structure that stands beside them; nothing where they are there already."""
+        wanted = {**index.manifest, "dtype": self.dtype}
+        there = Store(folder)
+        if there.manifest == wanted:
+            return there
+        if there.version is not None:
+            warnings.warn(f"{folder} held another index, which is replaced", stacklevel=4)
+        kind = None if self.kind == "auto" else self.kind
+        if self.kind in ("auto", *KINDS) and index.manifest["dtype"] == self.dtype and index.store.structure(kind):
+            FaissIndex(index.store, kind).save(folder)
+        else:
+            index.store.save(folder, DTYPES[self.dtype])
+        return Store.open(folder, verify=False)
 
     def owned(self, index: Index) -> Index:
         """The same index where it may change: in the folder that this names, else in memory."""

@@ -93,6 +93,80 @@ def test_files_are_known_by_their_bytes(tmp_path: Path) -> None:
     assert [p.text for p in rag.corpus.passages] == ["the pilot of a was 85", "the pilot was somebody else"]
 
 
+def test_a_name_keeps_its_own_bytes_also_where_they_are_known_by_another(tmp_path: Path) -> None:
+    """Swapped, each text is found under its new name; a copy leaves one document and nothing stale."""
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    a.write_text("seats of a 1")
+    b.write_text("seats of b 2")
+    rag = system()
+    rag.index(tmp_path)
+    a.write_text("seats of b 2")
+    b.write_text("seats of a 1")
+    assert rag.add(tmp_path)[:3] == (2, 2, 0)
+    assert {(p.document.name, p.text) for p in rag.corpus.passages} == {
+        ("a.txt", "seats of b 2"),
+        ("b.txt", "seats of a 1"),
+    }
+    b.write_text("seats of b 2")
+    rag.add(tmp_path)
+    assert [p.text for p in rag.corpus.passages] == ["seats of b 2"]
+    with pytest.warns(UserWarning, match="skipped"):
+        assert len(rag.add("x" * 5000 + ".txt").failed) == 1
+
+
+@pytest.mark.parametrize("mode", ["hard", "soft"])
+def test_a_document_without_a_line_changes_nothing_else(mode: str) -> None:
+    rag = system(mode=mode)
+    rag.index([A, B])
+    empty = tiny_document([[]], "empty.pdf")
+    assert rag.add([empty])[0] == 1
+    assert rag.ask("seats ?").citations
+    rag.add([C])
+    rag.delete(A.file)
+    whole = system(mode=mode)
+    whole.index([B, empty, C])
+    same(rag, whole)
+
+
+def test_a_folder_in_which_another_system_has_written_is_not_added_to(tmp_path: Path) -> None:
+    """Its rows are no longer those of this system's passages."""
+    one, other = (system(IndexConfig(folder=str(tmp_path / "work"))) for _ in range(2))
+    one.index([A, B])
+    one.save_pretrained(tmp_path / "saved")
+    other.index([D])
+    for change in (lambda: one.add([C]), lambda: one.delete(A.file)):
+        with pytest.raises(StoreError, match="a folder of its own"):
+            change()
+
+
+def test_what_is_saved_is_not_written_into_and_not_copied_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder inside a saved system is refused; a second load takes the copy, structure and all, that is there; and a
+    system that could not be indexed again after training says so before."""
+    rag = system(IndexConfig("Flat", str(tmp_path / "work")))
+    rag.index([A, B])
+    saved, own = tmp_path / "saved", IndexConfig("Flat", str(tmp_path / "own"))
+    rag.save_pretrained(saved)
+    with pytest.raises(ValueError, match="is in the saved system"):
+        RAG.from_pretrained(saved, index=IndexConfig(folder=str(saved / "index")))
+    trained: list[str] = []
+    train = FaissIndex._trained
+    monkeypatch.setattr(
+        FaissIndex, "_trained", lambda index, name, *size: (trained.append(name), train(index, name, *size))[1]
+    )
+    for _ in range(2):
+        again = RAG.from_pretrained(saved, index=own)
+        again.search(QUESTIONS)
+    assert trained == []
+    again.add([C])
+    with pytest.warns(UserWarning, match="held another index, which is replaced"):
+        RAG.from_pretrained(saved, index=own)
+    with pytest.raises(ValueError, match="give IndexConfig a folder"):
+        RAG.from_pretrained(saved).fit([{"question": "seats ?", "answers": ["2"]}], progress=False)
+    assert len(RAG.from_pretrained(saved).corpus.documents) == 2
+
+
 def test_no_change_to_an_index_of_other_weights_and_none_of_nothing(rag: RAG) -> None:
     """Rows of two encoders don't belong together; an unknown name is answered with the nearest."""
     rag = system()
@@ -202,6 +276,8 @@ def test_settings_of_an_index_that_go_together() -> None:
         IndexConfig("LSH")
     with pytest.raises(ValueError, match="set it to milvus"):
         IndexConfig(uri="http://localhost:19530")
+    with pytest.raises(ValueError, match="give IndexConfig its name"):
+        IndexConfig("milvus", "x", uri="http://localhost:19530")
     with pytest.raises(ValueError, match="give IndexConfig a folder"):
         system(IndexConfig("HNSW")).index([A])
     assert issubclass(StoreError, ValueError)
