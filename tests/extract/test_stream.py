@@ -1,5 +1,6 @@
 """Reading many files: in their order, in processes with limits, with a report."""
 
+import gc
 import json
 import os
 import signal
@@ -178,6 +179,7 @@ def test_no_process_at_all_is_an_error_with_a_way_out(folder: Path, monkeypatch:
 def test_nothing_is_left_over(folder: Path) -> None:
     """No process, zombie, pipe or thread: after the last file, a loop left early, a timeout, a crash of the caller."""
     list(stream(folder, workers=2))  # what is opened once and for all
+    gc.collect()  # files of earlier tests, which would close meanwhile
     before, open_before = children(), descriptors()
     list(stream(folder, workers=2))
     assert (children(), descriptors()) == (before, open_before)
