@@ -28,9 +28,9 @@ __all__ = [
 _HOME = {
     "answering": ("Answer",),
     "citation": ("Citation",),
+    "config": ("RAGConfig",),
     "evaluation": ("Evaluation", "evaluate"),
     "questions": ("Question", "QuestionError", "read_questions"),
-    "config": ("RAGConfig",),
     "rag": ("RAG",),
 }
 

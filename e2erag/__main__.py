@@ -48,7 +48,7 @@ def fit(
         files: paths, globs or folders of PDFs.
         questions: a jsonl file with `question` and `answers`.
         out: folder of the trained system.
-        system: a saved system to go on from; else the two models below.
+        system: a saved system to go on from, in memory and exact; else the two models below.
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
         retrieval: how a new system scores passages.
@@ -97,7 +97,8 @@ def index(
         answering: how it searches and answers.
         cache: a folder that keeps what was read, so that a file is read once.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # what a build will take
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("e2erag").setLevel(logging.INFO)  # what a build will take
     rag = RAG.from_pretrained(retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
     failed = rag.index(files, cache=cache)
     rag.save_pretrained(out)

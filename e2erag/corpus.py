@@ -17,8 +17,8 @@ from e2erag.extract import (
     Extractor,
     LineTokens,
     Passage,
-    identity,
     layout_features,
+    passage_at,
     table_texts,
 )
 from e2erag.generator import Generator
@@ -58,8 +58,7 @@ class Corpus:
         self.page: Int[Tensor, " lines"] = torch.from_numpy(
             np.cumsum(np.diff(page, prepend=page[:1]).astype(bool) | np.diff(owner, prepend=owner[:1]).astype(bool))
         )
-        self.passages: list[Passage] = []
-        self._bm25: BM25 | None = None
+        self._candidates([], torch.zeros(0, 4, dtype=torch.long), 1.0)
         self.look_up(retriever)
 
     def look_up(self, retriever: Retriever) -> None:
@@ -97,10 +96,16 @@ class Corpus:
         new.layout = torch.cat([self.layout, other.layout])
         new.text = torch.cat([self.text, other.text.to(self.text.device)])
         new.page = torch.cat([self.page, other.page + self.page.max() + 1])
-        new.passages, new._bm25 = self.passages + other.passages, None
         behind = torch.tensor([len(self.documents), own, own, 0])
-        new.spans = Spans(torch.cat([self.spans.spans, other.spans.spans + behind]), self.spans.overlap)
+        spans = torch.cat([self.spans.spans, other.spans.spans + behind])
+        new._candidates(self.passages + other.passages, spans, self.spans.overlap)
         return new
+
+    def _candidates(self, passages: list[Passage], spans: Int[Tensor, "passages 4"], overlap: float) -> None:
+        """Take these in place of those before, and forget what was derived from those."""
+        self.passages, self.spans = passages, Spans(spans, overlap)
+        self._bm25: BM25 | None = None
+        self._sources: list[Source] | None = None
 
     def propose(
         self,
@@ -110,26 +115,25 @@ class Corpus:
         kept: Bool[np.ndarray, " lines"] | None = None,
     ) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
-        self.passages, self._bm25, spans = [], None, []
+        passages, spans = [], []
         tokens = self.retriever_lines.sizes
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
             here = slice(first, first + len(document))
             own = [None if mask is None else mask[here] for mask in (cuts, kept)]
             for passage in extractor.propose(document, own[0], tokens[here], own[1]):
-                self.passages.append(passage)
+                passages.append(passage)
                 spans.append((j, first + passage.start, first + passage.stop, READINGS.index(passage.reading)))
-        self.spans = Spans(torch.tensor(spans, dtype=torch.long).reshape(-1, 4), overlap)
+        self._candidates(passages, torch.tensor(spans, dtype=torch.long).reshape(-1, 4), overlap)
 
     def take(self, spans: Int[Tensor, "passages 4"], extractor: Extractor, overlap: float) -> None:
         """Candidates as they were proposed once, of which spans are all that is kept (`Spans`)."""
-        self.passages, self._bm25, self.spans = [], None, Spans(spans, overlap)
+        passages = []
         for j, start, stop, reading in spans.tolist():
-            document, first = self.documents[j], int(self.first_line[j])
-            start, stop = start - first, stop - first
-            named = identity(document, extractor.config.identity_lines)
-            carried = tuple(i for i in named if not start <= i < stop)
-            self.passages.append(Passage(document, start, stop, carried, READINGS[reading]))
+            first = int(self.first_line[j])
+            carried = extractor.config.identity_lines
+            passages.append(passage_at(self.documents[j], start - first, stop - first, reading, carried))
+        self._candidates(passages, spans, overlap)
 
     def drop_repeated(self, left: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Drop candidates of which nothing is left, and those left with the same lines in the same reading.
@@ -141,13 +145,14 @@ class Corpus:
         keys = [(*lines, passage.reading) for lines, passage in zip(left, self.passages, strict=True)]
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
         keep = [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
-        self.passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
-        self._bm25 = None
-        self.spans = Spans(self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
+        passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
+        self._candidates(passages, self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
 
     def sources(self) -> list[Source]:
         """Documents with candidates as an index knows them: by a hash of the file; and by a hash of that, of its lines
-        as the retriever reads them, and of its candidates."""
+        as the retriever reads them, and of its candidates. Worked out once for the same candidates."""
+        if self._sources is not None:
+            return self._sources
         spans, found = self.spans.spans.numpy(), []
         ends = np.searchsorted(spans[:, 0], np.arange(len(self.documents) + 1))
         for j, document in enumerate(self.documents):
@@ -159,6 +164,7 @@ class Corpus:
             for values in (*self.retriever_lines.gather(texts), own):
                 digest.update(np.ascontiguousarray(values).data)
             found.append(Source(document.sha256, digest.hexdigest(), len(own)))
+        self._sources = found
         return found
 
     @property

@@ -62,9 +62,7 @@ class Indexer:
 
         Args:
             old: an index made with the same weights and settings; what it holds isn't encoded again."""
-        if not corpus.passages and mode != "hard":
-            raise ValueError("an index needs at least one passage, got none: were any documents read?")
-        if not corpus.passages:
+        if mode == "hard" and not corpus.passages:
             raise RuntimeError(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
@@ -76,7 +74,7 @@ class Indexer:
         elif config.folder is not None:
             return self._build(corpus, mode, config, made_with)
         else:
-            config.over(Store())  # refuses what searches no memory
+            config.check_place()
         if old is not None:
             rows = self._rows_beside(corpus, mode, old)
         elif model.retriever.config.gates == "pool":
@@ -88,7 +86,8 @@ class Indexer:
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
 
     def _build(self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object]) -> Index:
-        """In a folder, a batch of documents at a time. What is there of them already is not encoded again."""
+        """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
+        by the model, also where gates act on pooling alone."""
         assert config.folder is not None
         gates = self.model.gates(corpus, mode)
         log_prior = self.model.log_prior(corpus, gates)
@@ -111,11 +110,11 @@ class Indexer:
     def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index) -> Float[Tensor, "passages row"]:
         """Rows that an index holds copied, the others encoded."""
         known, sources = dict(old.sources()), corpus.sources()
-        new = torch.tensor([source not in known for source in sources])
-        size = torch.tensor([source.passages for source in sources])
+        new = torch.tensor([source not in known for source in sources], dtype=torch.bool)
+        size = torch.tensor([source.passages for source in sources], dtype=torch.long)
         fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode).to(old.vectors.dtype)
         encoded = iter(fresh.split(size[new].tolist()))
-        return torch.cat([old.vectors[known[s]] if s in known else next(encoded) for s in sources])
+        return torch.cat([fresh[:0], *(old.vectors[known[s]] if s in known else next(encoded) for s in sources)])
 
     @torch.no_grad()
     def add(self, new: Corpus, corpus: Corpus, index: Index, mode: GateMode) -> None:
@@ -172,7 +171,7 @@ class Indexer:
         corpus: Corpus,
         rows: Float[Tensor, "passages row"],
         made_with: Mapping[str, object],
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype,
     ) -> Index:
         return self.kind.of(rows, corpus.sources(), made_with, dtype)
 

@@ -1,7 +1,6 @@
 """`RAG`: the three stages as one system that indexes files, answers with citations, learns, and is saved whole."""
 
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -27,11 +26,9 @@ from e2erag.extract import (
     GateMode,
     Passage,
     ReadError,
-    read_many,
 )
-from e2erag.extract.read import find
-from e2erag.extract.readers.source import sha256
 from e2erag.generator import Generator, GeneratorConfig
+from e2erag.given import Change, take, warn_skipped
 from e2erag.indexing import Indexer
 from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
@@ -44,7 +41,6 @@ from e2erag.retriever import (
     IndexConfig,
     Retriever,
     RetrieverConfig,
-    Store,
     log_prob,
 )
 
@@ -53,35 +49,6 @@ if TYPE_CHECKING:
 
 RETRIEVER = "sentence-transformers/all-MiniLM-L6-v2"
 GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def _distinct(documents: Sequence[Document]) -> list[Document]:
-    """Each content once: a second copy would only share the first one's probability."""
-    seen: dict[str, str] = {}
-    kept = []
-    for document in documents:
-        if document.sha256 in seen:
-            warnings.warn(f"{document.file} is the same file as {seen[document.sha256]}: indexed once", stacklevel=3)
-        else:
-            seen[document.sha256] = document.file
-            kept.append(document)
-    return kept
-
-
-class Change(NamedTuple):
-    """What `RAG.add` did with the files it was given: how many of each.
-
-    Attributes:
-        added: new ones, those included that replaced another.
-        replaced: documents that an added one of the same file name replaced.
-        unchanged: whose bytes are indexed already; they were not read.
-        failed: that could not be read; each was warned of once.
-    """
-
-    added: int
-    replaced: int
-    unchanged: int
-    failed: list[ReadError]
 
 
 class Found(NamedTuple):
@@ -253,16 +220,12 @@ class RAG:
         Raises:
             ReadError: nothing was left to index; names every file and why.
         """
-        given = [files] if isinstance(files, (str, Path)) else list(files)
-        documents = [item for item in given if isinstance(item, Document)]
-        read, self.skipped = read_many([item for item in given if not isinstance(item, Document)], **reading)
-        documents += read
+        documents, _, self.skipped = take(files, {}, **reading)
         if not documents:
             reasons = "".join(f"\n  {error}" for error in self.skipped) or " no files were given"
             raise ReadError("index", f"no file could be read, so there is nothing to index:{reasons}")
-        for error in self.skipped:
-            warnings.warn(f"skipped {error}", stacklevel=2)
-        self._index(self._lay_out(_distinct(documents)))
+        warn_skipped(self.skipped)
+        self._index(self._lay_out(documents))
         return self.skipped
 
     def add(self, files: str | Path | Iterable[str | Path | Document], **reading: Any) -> Change:
@@ -275,28 +238,10 @@ class RAG:
             RuntimeError: weights or settings changed since the index was made, or it lies in a saved system and isn't
                 searched from memory.
         """
-        corpus, _ = self._changing("add to")
+        corpus = self._changing("add to")
         indexed = {document.file: document.sha256 for document in corpus.documents}
-
-        def known(name: str, sha256: str) -> bool:
-            return indexed[name] == sha256 if name in indexed else sha256 in indexed.values()
-
-        given = [files] if isinstance(files, (str, Path)) else list(files)
-        documents = [item for item in given if isinstance(item, Document) and not known(item.file, item.sha256)]
-        fresh: list[str | Path] = []
-        same = sum(isinstance(item, Document) for item in given) - len(documents)
-        for path in find([item for item in given if not isinstance(item, Document)]):
-            try:
-                unchanged = not isinstance(path, ReadError) and known(str(path), sha256(path))
-            except OSError:
-                unchanged = False
-            same += unchanged
-            if not unchanged:
-                fresh.append(path.file if isinstance(path, ReadError) else path)  # what is wrong, reading explains
-        read, failed = read_many(fresh, **reading) if fresh else ([], [])
-        for error in failed:
-            warnings.warn(f"skipped {error}", stacklevel=2)
-        documents = _distinct(documents + read)
+        documents, unchanged, failed = take(files, indexed, **reading)
+        warn_skipped(failed)
         names = {document.file for document in documents}
         stay = [document for document in corpus.documents if document.file not in names]
         there = {document.sha256 for document in stay}
@@ -307,9 +252,10 @@ class RAG:
             new = self._lay_out(documents)
             self.indexer.propose(new, self.config.mode, self.config.overlap)
             joined = corpus.joined(new)
-            self.indexer.add(new, corpus, self._own(), self.config.mode)
+            self.index_ = self.config.index.owned(self._ready()[1])
+            self.indexer.add(new, corpus, self.index_, self.config.mode)
             self.corpus = joined
-        return Change(len(documents), len(corpus.documents) - len(stay), same, failed)
+        return Change(len(documents), len(corpus.documents) - len(stay), unchanged, failed)
 
     def delete(self, files: str | Path | Iterable[str | Path]) -> int:
         """Forget documents, named as they were indexed; returns how many. Other documents' rows are copied, and not
@@ -319,17 +265,17 @@ class RAG:
             KeyError: no document has that name.
             RuntimeError: as for `add`.
         """
-        corpus, _ = self._changing("delete from")
+        corpus = self._changing("delete from")
         names = {str(name) for name in ([files] if isinstance(files, (str, Path)) else files)}
         there = [document.file for document in corpus.documents]
-        for name in names:
-            if name not in there:
-                near = get_close_matches(name, there, 1)
-                raise KeyError(f"{name!r} is not indexed{f': did you mean {near[0]!r}?' if near else ''}")
-        self._keep([document for document in corpus.documents if document.file not in names])
-        return len(there) - len(self._ready()[0].documents)
+        if unknown := sorted(names - set(there)):
+            near = get_close_matches(unknown[0], there, 1)
+            raise KeyError(f"{unknown[0]!r} is not indexed{f': did you mean {near[0]!r}?' if near else ''}")
+        stay = [document for document in corpus.documents if document.file not in names]
+        self._keep(stay)
+        return len(there) - len(stay)
 
-    def _changing(self, what: str) -> tuple[Corpus, Index]:
+    def _changing(self, what: str) -> Corpus:
         """What is indexed, if it was made with the weights and settings of now."""
         corpus, index = self._ready()
         self.indexer.still(corpus, index)
@@ -339,13 +285,7 @@ class RAG:
                 f"can't {what} an index that was made with something else ({', '.join(changed)} changed since): call "
                 "rag.refresh() first"
             )
-        return corpus, index
-
-    def _own(self) -> Index:
-        """The index, where it may change: not in the folder of a saved system."""
-        _, index = self._ready()
-        self.index_ = self.config.index.owned(index)
-        return self.index_
+        return corpus
 
     def _keep(self, documents: Sequence[Document]) -> None:
         """Index these documents; rows of those indexed already are copied."""
@@ -353,7 +293,7 @@ class RAG:
             raise ValueError("an index keeps at least one document: index(files) replaces all of them")
         corpus = self._lay_out(documents)
         self.indexer.propose(corpus, self.config.mode, self.config.overlap)
-        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, self._own())
+        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, self._ready()[1])
         self.corpus = corpus
 
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
@@ -468,8 +408,7 @@ class RAG:
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before = self.config
-        if before.index.folder is None:
-            before.index.over(Store())  # what can't be made again afterwards is refused now
+        before.index.check_place()  # what can't be made again afterwards is refused now
         try:
             self.config = replace(before, mode=mode, index=IndexConfig())
             self._reindex(corpus)

@@ -8,7 +8,17 @@ from e2erag.extract.read import read
 from e2erag.extract.stream import Report, Stream, read_many, read_report, stream
 
 if TYPE_CHECKING:
-    from e2erag.extract.candidates import KINDS, READINGS, Kind, Passage, Reading, identity, propose, table_texts
+    from e2erag.extract.candidates import (
+        KINDS,
+        READINGS,
+        Kind,
+        Passage,
+        Reading,
+        identity,
+        passage_at,
+        propose,
+        table_texts,
+    )
     from e2erag.extract.extractor import CLOSED, Extraction, Extractor, ExtractorConfig, GateMode
     from e2erag.extract.features import LAYOUT_FEATURES, layout_features
     from e2erag.extract.tokens import LineTokens
@@ -36,6 +46,7 @@ __all__ = [
     "Unit",
     "identity",
     "layout_features",
+    "passage_at",
     "propose",
     "read",
     "read_many",
@@ -45,7 +56,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "candidates": ("KINDS", "READINGS", "Kind", "Passage", "Reading", "identity", "propose", "table_texts"),
+    "candidates": tuple("KINDS READINGS Kind Passage Reading identity passage_at propose table_texts".split()),
     "extractor": ("CLOSED", "Extraction", "Extractor", "ExtractorConfig", "GateMode"),
     "features": ("LAYOUT_FEATURES", "layout_features"),
     "tokens": ("LineTokens",),

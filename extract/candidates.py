@@ -129,10 +129,13 @@ def propose(
         for a, b in _split(start, stop, cuts):
             spans.update((x, y, reading) for x, y in _fitted(a, b, total, bound) if any(texts[x:y]))
     chosen = sorted(spans) if max_per_page is None else _thinned(sorted(spans), document, max_per_page)
-    return [
-        Passage(document, start, stop, tuple(i for i in named if not start <= i < stop), READINGS[reading])
-        for start, stop, reading in chosen
-    ]
+    return [passage_at(document, start, stop, reading, identity_lines) for start, stop, reading in chosen]
+
+
+def passage_at(document: Document, start: int, stop: int, reading: int, identity_lines: int) -> Passage:
+    """A span as a passage, with the identity lines that it doesn't hold itself; `reading` is a number in `READINGS`."""
+    carried = tuple(i for i in identity(document, identity_lines) if not start <= i < stop)
+    return Passage(document, start, stop, carried, READINGS[reading])
 
 
 def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from e2erag.retriever.approximate import KINDS, FaissIndex
 from e2erag.retriever.exact import ExactIndex
 from e2erag.retriever.index import Index
@@ -46,6 +44,18 @@ class IndexConfig:
         if self.uri is not None and not self.name:
             raise ValueError("a Milvus that several indexes may use needs a name for each: give IndexConfig its name")
 
+    @property
+    def structure(self) -> str | None:
+        """What a structure of faiss is asked for by: its kind; None for any."""
+        return None if self.kind == "auto" else self.kind
+
+    def check_place(self) -> None:
+        """Refuse to search memory where this kind searches what stands beside rows on a disk."""
+        if self.kind != "exact" and self.folder is None:
+            raise ValueError(
+                f"an index of kind {self.kind!r} follows rows on a disk: give IndexConfig a folder, or take 'exact'"
+            )
+
     def placed(self, index: ExactIndex) -> Index:
         """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""
         if self.folder is not None:
@@ -55,10 +65,7 @@ class IndexConfig:
                 "Milvus Lite keeps its file beside rows that it may change, and a saved system's may not: give "
                 "IndexConfig a folder (or the uri of a cluster)"
             )
-        if (
-            self.kind not in ("exact", "milvus")
-            and index.store.structure(None if self.kind == "auto" else self.kind) is None
-        ):
+        if self.kind not in ("exact", "milvus") and not index.store.has_structure(self.structure):
             raise ValueError(
                 f"this system was saved without a structure of kind {self.kind!r}, and stays as it was saved: give "
                 "IndexConfig a folder, where it is built"
@@ -67,15 +74,18 @@ class IndexConfig:
 
     def _copied(self, index: ExactIndex, folder: Path) -> Store:
         """These rows in this folder, and a structure that stands beside them; nothing where they are there already."""
-        wanted = {**index.manifest, "dtype": self.dtype}
         there = Store(folder)
-        if there.manifest == wanted:
+        if there.manifest == {**index.manifest, "dtype": self.dtype}:
             return there
         if there.version is not None:
             warnings.warn(f"{folder} held another index, which is replaced", stacklevel=4)
-        kind = None if self.kind == "auto" else self.kind
-        if self.kind in ("auto", *KINDS) and index.manifest["dtype"] == self.dtype and index.store.structure(kind):
-            FaissIndex(index.store, kind).save(folder)
+        source = self.over(index.store)
+        if (
+            isinstance(source, FaissIndex)
+            and index.manifest["dtype"] == self.dtype
+            and index.store.has_structure(self.structure)
+        ):
+            source.save(folder)
         else:
             index.store.save(folder, DTYPES[self.dtype])
         return Store.open(folder, verify=False)
@@ -90,17 +100,13 @@ class IndexConfig:
                 f"this index of kind {self.kind!r} lies in a saved system, which stays as it was saved: load it with "
                 'RAG.from_pretrained(…, index=IndexConfig(kind, folder="…")), which copies it there, and change that'
             )
-        sources, rows = zip(*((source, store.rows[where]) for source, where in store.sources()), strict=True)
-        return ExactIndex.of(torch.cat(rows), sources, store.manifest, store.rows.dtype)
+        sources = [source for source, _ in store.sources()]  # of all rows: what is saved has no dead ones
+        return ExactIndex.of(store.rows.clone(), sources, store.manifest, store.rows.dtype)
 
     def over(self, store: Store) -> Index:
         """Search of this kind over these rows."""
         if self.kind == "exact":
             return ExactIndex(store)
-        if store.folder is None:
-            raise ValueError(
-                f"an index of kind {self.kind!r} follows rows on a disk: give IndexConfig a folder, or take 'exact'"
-            )
         if self.kind == "milvus":
             return MilvusIndex(store, self.uri, name=self.name)
-        return FaissIndex(store, None if self.kind == "auto" else self.kind)
+        return FaissIndex(store, self.structure)

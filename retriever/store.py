@@ -178,6 +178,10 @@ class Store:
             return self.rows[start:stop].clone()
         return torch.from_numpy(data).view(self.rows.dtype).view(stop - start, self.rows.shape[1])
 
+    def has_structure(self, kind: str | None) -> bool:
+        """Whether `structure` would find one, without reading it."""
+        return self.version is not None and bool(self.ledger.structures(self.version, kind))
+
     def structure(self, kind: str | None) -> tuple[str, Path] | None:
         """A search structure stored beside the rows (any, or of this kind), once its hash has been compared."""
         assert self.folder is not None  # a structure stands beside rows on a disk
@@ -297,12 +301,14 @@ class Store:
                 [part[s.name] if s.name in part else self.rows[slice(*known[s.name][1:])] for s in sources]
             )
 
+        # What a killed call has begun, and how far into it this one names the same documents in the same order.
         begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
         for sources in batches:
             ahead = begun[agreed : agreed + len(sources)]
-            same = next((i for i, (a, b) in enumerate(zip(sources, ahead, strict=False)) if a != b), len(ahead))
+            pairs = enumerate(zip(sources, ahead, strict=False))
+            same = next((i for i, (now, then) in pairs if now != then or not now.content), len(ahead))
             agreed += same
-            if same < len(ahead):
+            if same < len(ahead):  # from here on all is new, and so are those that were written in a part with others
                 kept = self.ledger.cut(version, agreed)
                 sources, begun = [*begun[kept : agreed - same], *sources], []
             self._put(version, sources, rows_of, replace=True)

@@ -176,6 +176,22 @@ def test_a_build_begun_with_other_documents_goes_on_as_far_as_both_agree(
     assert encoded == again
 
 
+def test_documents_of_unknown_content_are_built_anew_after_a_kill(tmp_path: Path) -> None:
+    """What has no hash can't be told to be the same: nothing is taken over, and no dead row is left behind."""
+    batches = [[Source(str(i), "", 5)] for i in range(3)]
+
+    def killed(new: Sequence[Source]) -> torch.Tensor:
+        if new[0].name == "2":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((5, 4), float(new[0].name))
+
+    assert forked(lambda: Store(tmp_path).build(batches, killed)) == -1
+    store = Store(tmp_path)
+    assert store.build(batches, lambda new: torch.full((5, 4), float(new[0].name))) == 15
+    assert not len(store.dead)
+    assert store.rows[:, 0].tolist() == [0.0] * 5 + [1.0] * 5 + [2.0] * 5
+
+
 def test_a_new_build_encodes_only_what_has_changed_and_another_manifest_everything(tmp_path: Path) -> None:
     """The manifest says with what rows were made: only then can they be taken over."""
     store = Store(tmp_path / "a")
