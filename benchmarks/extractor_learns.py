@@ -8,8 +8,9 @@ numbers, sidebars and notices. A system over all-MiniLM-L6-v2 and SmolLM2-135M-I
 some of them (at most 500 questions) and measured on unseen ones, whose boilerplate is partly of kinds that training
 never showed.
 
-Candidates are windows of eight lines and nothing else, so that what is measured is what to keep: with blocks and
-windows of several sizes beside them there are candidates without boilerplate anyway. Half of the lines aren't text.
+Candidates are a page in pieces of at most 128 tokens and nothing else, so that what is measured is what to keep: with
+blocks and windows of several sizes there are candidates without boilerplate anyway, and windows of so many lines hold
+more text where nothing else is printed. Half of the lines aren't text.
 
 The reader is first taught the form of answers in every arm alike, on questions about clean articles that nothing else
 uses: an untrained one spends some twenty nats an answer on wanting to say a sentence, and what it read shows in little

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from extractor_learns import FOLDER, TEXT, Size, prepare, system, teach
+from gate_signal import slopes
 
-from e2erag import RAG
 from e2erag.artefact import write_file
-from e2erag.corpus import Corpus, Gates
+from e2erag.corpus import Corpus
 from e2erag.extract import Extractor, ExtractorConfig
-from e2erag.train import FitConfig, marginal
-from e2erag.train.module import gate_divergence
+from e2erag.train import FitConfig
+from e2erag.train.module import annealed, gate_divergence, rate_share
 
 PATHS = ("finding", "reading")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -63,27 +63,10 @@ def record(seed: int, size: Size, count: int, out: Path) -> tuple[dict[str, np.n
         unseen = Corpus(data["test full"].documents, rag.model.retriever, rag.model.generator)
         np.savez(kept[1], roles=np.asarray(data["test full"].roles), **features(unseen))
         seen = {"roles": np.asarray(data["train full"].roles)} | features(rag.corpus)
-        np.savez(kept[0], slopes=slopes(rag, [q for q, _ in data["train full"].questions[:count]], size.k), **seen)
+        recorded, _ = slopes(rag, data["train full"], min(count, len(data["train full"].questions)), size.k, batch=1)
+        np.savez(kept[0], slopes=recorded, **seen)
     train, test = (dict(np.load(path)) for path in kept)
     return train, test
-
-
-def slopes(rag: RAG, asked: list[Any], k: int) -> np.ndarray:
-    """d(−log p(y|x))/d(log w) per question, path and line, at open gates."""
-    corpus, whole = rag.corpus, rag.model.gates
-    assert corpus is not None
-    leaves: list[torch.Tensor] = []
-
-    def gates(*inputs: object) -> Gates:
-        leaves[:] = [torch.zeros(2 * len(corpus), requires_grad=True) for _ in PATHS]
-        return Gates(*leaves, whole(*inputs).extraction)  # type: ignore[arg-type]
-
-    rag.model.gates = gates  # type: ignore[method-assign]
-    rows = []
-    for question in asked:
-        marginal(rag.terms([question], k, "soft", negligible=0.02)).sum().backward()
-        rows.append([leaf.grad[: len(corpus)].numpy() for leaf in leaves if leaf.grad is not None])
-    return np.asarray(rows, np.float32)
 
 
 def signal(train: dict[str, np.ndarray]) -> dict[str, float]:
@@ -113,15 +96,12 @@ def replay(
     tokens = torch.from_numpy(train["tokens"]).float()
     order, config, step = torch.Generator().manual_seed(seed), FitConfig(), 0
     steps = epochs * -(-len(slope) // batch_size)
-    warm, cold = config.gate_temperature
     with extractor.learning():
         for _ in range(epochs):
             for batch in torch.randperm(len(slope), generator=order).split(batch_size):
-                rise = max(config.warmup * steps, 1)
-                fall = max((step - rise) / max(steps - rise, 1), 0.0)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * min((step + 1) / rise, 1 - 0.9 * fall)
-                extractor.temperature.fill_(warm + (cold - warm) * min(max(2 * step / steps - 1, 0.0), 1.0))
+                    group["lr"] = lr * rate_share(step, steps, config.warmup)
+                extractor.temperature.fill_(annealed(step, steps, *config.gate_temperature))
                 out = extractor(*given)
                 open_ = torch.stack([extractor.log_gates(each, "soft").exp() for each in (out.retrieve, out.read)])
                 loss = (slope[batch].mean(0) * open_).sum() + size.token_price * (tokens @ open_[1]) / tokens.sum()

@@ -27,8 +27,8 @@ from e2erag.train import marginal
 BATCH = 4
 
 
-def slopes(rag: RAG, data: Print, count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """d(−log p)/d(log w) per batch, path (finding, reading) and line; and how often each line was read."""
+def slopes(rag: RAG, data: Print, count: int, k: int, batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
+    """d(−log p)/d(log w) at open gates, per batch, path (finding, reading) and line; how often each line was read."""
     corpus, whole = rag.corpus, rag.model.gates
     assert corpus is not None
     leaves: list[torch.Tensor] = []
@@ -40,8 +40,8 @@ def slopes(rag: RAG, data: Print, count: int, k: int) -> tuple[np.ndarray, np.nd
 
     rag.model.gates = gates  # type: ignore[method-assign]
     rows, read = [], np.zeros(len(corpus))
-    for start in range(0, count, BATCH):
-        asked = [question for question, _ in data.questions[start : start + BATCH]]
+    for start in range(0, count, batch):
+        asked = [question for question, _ in data.questions[start : start + batch]]
         terms = rag.terms(asked, k, "soft", negligible=0.02)
         marginal(terms).sum().backward()
         rows.append([leaf.grad[: len(corpus)].numpy() for leaf in leaves if leaf.grad is not None])

@@ -107,14 +107,10 @@ class TrainModule(L.LightningModule):
         if not groups:
             raise ValueError("every stage is frozen: leave at least one out of `freeze`")
         optimizer = torch.optim.AdamW(groups, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: rate_share(step, self.steps, self.config.warmup)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        """Up over the warm-up, then linearly down to a tenth."""
-        rise = max(self.config.warmup * self.steps, 1)
-        fall = (step - rise) / max(self.steps - rise, 1)
-        return min((step + 1) / rise, 1 - 0.9 * max(fall, 0.0))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         norms = {}
@@ -125,10 +121,20 @@ class TrainModule(L.LightningModule):
         self._note(**norms)
 
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
-        # Warm for the first half: a gate that is cold before it has moved has no slope left to move on.
-        warm, cold = self.config.gate_temperature
-        share = min(max(2 * self.global_step / self.steps - 1, 0.0), 1.0)
-        self.model.extractor.temperature.fill_(warm + (cold - warm) * share)
+        self.model.extractor.temperature.fill_(annealed(self.global_step, self.steps, *self.config.gate_temperature))
+
+
+def rate_share(step: int, steps: int, warmup: float) -> float:
+    """Of the learning rate: up over the warm-up, then linearly down to a tenth."""
+    rise = max(warmup * steps, 1)
+    fall = (step - rise) / max(steps - rise, 1)
+    return min((step + 1) / rise, 1 - 0.9 * max(fall, 0.0))
+
+
+def annealed(step: int, steps: int, warm: float, cold: float) -> float:
+    """The gates' temperature. Warm for the first half: a gate that is cold before it has moved has no slope left to
+    move on."""
+    return warm + (cold - warm) * min(max(2 * step / steps - 1, 0.0), 1.0)
 
 
 def gate_divergence(extraction: Extraction, keep_rate: float, cut_rate: float) -> Float[Tensor, ""]:
