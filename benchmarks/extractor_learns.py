@@ -112,9 +112,9 @@ class Size:
     batch_size: int = 16
     refresh_every: int = 6
     gate_weight: float = 0.3
-    keep_rate: float = 0.7
+    keep_rate: float = 0.6
     token_price: float = 0.05
-    lr_extractor: float = 1.2e-2
+    lr_extractor: float = 6e-2
 
     @property
     def candidates(self) -> ExtractorConfig:
@@ -126,7 +126,7 @@ class Size:
 
 REPORTS = Size(
     corpus="reports", tokens=254, hidden=48, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0,
-    epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, gate_weight=0.3, token_price=0.2, lr_extractor=3e-3,
+    epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, gate_weight=0.3, token_price=0.2, lr_extractor=3e-2,
 )  # fmt: skip
 """What `make demo` does, the number of questions aside: as many as there are."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)

@@ -25,6 +25,7 @@ from e2erag.extract import Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
 from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob, log_tail
+from e2erag.slopes import competing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +148,15 @@ class Joint(nn.Module):
         gates: Gates,
         log_prior: Float[Tensor, " corpus"],
         mode: GateMode,
+        slope_limit: float = 0.0,
     ) -> Float[Tensor, "passages row"]:
         """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down.
 
         Where gates act on pooling alone, a shut line is left out of the pooling, and the others have still seen it.
 
         Args:
-            log_prior: log π of every candidate, from `log_prior`."""
+            log_prior: log π of every candidate, from `log_prior`.
+            slope_limit: see `forward`."""
         with self.autocast():
             if mode == "hard" and self.retriever.config.gates == "attend":
                 lines = [corpus.lines(i) for i in passages.tolist()]
@@ -162,7 +165,8 @@ class Joint(nn.Module):
                 vectors = self.retriever.encode_passages(corpus.retriever_lines, texts)
             else:
                 texts, slots = self.gated_lines(corpus, passages, gates)
-                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts, gates.retrieve, slots)
+                retrieve, own = competing(gates.retrieve, slots, slope_limit)
+                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts, retrieve, own)
         return self.retriever.passage_rows(vectors, log_prior[passages])
 
     def gated_lines(
@@ -235,6 +239,7 @@ class Joint(nn.Module):
         prior_logp: Float[Tensor, "questions k"],
         gates: Gates,
         mode: GateMode,
+        slope_limit: float = 0.0,
     ) -> tuple[list[Row], Float[Tensor, " slots"], list[Lines]]:
         """The reader's rows where passages are read together, one per question; log w of their lines; its slots.
 
@@ -257,7 +262,8 @@ class Joint(nn.Module):
             share = prior[: len(found)].log_softmax(0) + math.log(max(len(found), 1))
             bias = share.repeat_interleave(torch.tensor([len(lines) for lines in passages], device=share.device))
             if mode != "hard" and found:
-                bias = bias + gates.read[torch.from_numpy(np.concatenate([slot for _, slot in read])).to(bias.device)]
+                log_w, at = competing(gates.read, [slot for _, slot in read if slot is not None], slope_limit)
+                bias = bias + log_w[torch.from_numpy(np.concatenate(at)).to(bias.device)]
             biases.append(torch.cat([bias, share.flip(0)]) if fid else bias)
         ends = np.cumsum([len(bias) for bias in biases])
         slots = [np.arange(end - len(bias), end) for end, bias in zip(ends, biases, strict=True)]
@@ -275,6 +281,7 @@ class Joint(nn.Module):
         negligible: float = 0.0,
         mined: int = 0,
         rerank: int = 0,
+        slope_limit: float = 0.0,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -288,6 +295,8 @@ class Joint(nn.Module):
                 is over the whole corpus, so whichever passages are read, the sum is the same sum.
             rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
                 0: the K best by the stored ones.
+            slope_limit: going back, the slopes of a passage's lines in their log w (of each question's, for reading)
+                lose their mean and have this norm at most (`competing`); 0 leaves them as they are.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -307,11 +316,11 @@ class Joint(nn.Module):
         if mined:
             hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
-        passages = self.encode(corpus, unique, gates, log_prior, mode)
+        passages = self.encode(corpus, unique, gates, log_prior, mode, slope_limit)
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
         prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added)
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
-        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible)
+        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit)
         logp = tokens.sum(2)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         return Terms(
@@ -349,6 +358,7 @@ class Joint(nn.Module):
         mode: GateMode,
         prior_logp: Float[Tensor, "questions k"],
         negligible: float,
+        slope_limit: float = 0.0,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
         """log p of every answer token after every passage found and, last, after none, in one batched pass; and the
         answers' lengths in tokens.
@@ -356,9 +366,11 @@ class Joint(nn.Module):
         Passages read together are one event of probability P_K = Σ_{z∈K} p(z|x), so each is given log p(y|x,z_1…z_K):
         Σ_z p(z|x)·p(y|x,z_1…z_K) = P_K·p(y|x,z_1…z_K)."""
         if self.reading != "marginal":
-            return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp)
+            return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp, slope_limit)
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
-        bias = None if mode == "hard" else gates.read
+        bias = None
+        if mode != "hard":
+            bias, slots = competing(gates.read, slots, slope_limit)
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         if negligible > 0 and torch.is_grad_enabled():
             with torch.no_grad(), self.autocast():
@@ -387,8 +399,9 @@ class Joint(nn.Module):
         gates: Gates,
         mode: GateMode,
         prior_logp: Float[Tensor, "questions k"],
+        slope_limit: float,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
-        rows, bias, slots = self.fused_rows(corpus, questions, answers, ids, prior_logp, gates, mode)
+        rows, bias, slots = self.fused_rows(corpus, questions, answers, ids, prior_logp, gates, mode, slope_limit)
         closed, _ = self.rows(corpus, questions, answers, ids[:, :0], gates, mode)
         with self.autocast():
             logp = self.generator.token_log_likelihood(rows + closed, bias, [*slots, *[None] * len(closed)])

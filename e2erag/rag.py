@@ -432,11 +432,12 @@ class RAG:
         negligible: float = 0.0,
         mined: int = 0,
         rerank: int = 0,
+        slope_limit: float = 0.0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank)
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank, slope_limit)
 
     def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
         """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""

@@ -19,12 +19,15 @@ from torch.nn import functional as F
 from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, propose
 from e2erag.extract.document import Document
 from e2erag.extract.features import LAYOUT_FEATURES
-from e2erag.extract.network import PageEncoder
+from e2erag.extract.network import PageEncoder, with_neighbours
 
 GateMode = Literal["soft", "sample", "hard"]
 
 CLOSED = -30.0
 """The log-gate of a line that is shut: e⁻³⁰ leaves nothing in float32, and its gradient stays finite."""
+OWN = 0.3
+"""How strongly features reach what is a keep gate's own, beside what is common to both: what is worth finding is mostly
+worth reading, and the slope through reading is the clearer one."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,14 @@ class Extractor(nn.Module):
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.page = PageEncoder(c.hidden, c.layers)
-        # Of figures that are the last step's (momentum 1), for every step sees all lines; see `learning`.
+        # Of figures that are the last step's (momentum 1), for every step sees all lines; see `learning`. A layout
+        # feature that hardly varies here may elsewhere, hence the large ε.
         self.norm = nn.BatchNorm1d(c.hidden, momentum=1.0, affine=False)
-        # retrieve, read, carry; and what is common to finding and reading, for what is worth one is mostly worth both.
-        self.gates = nn.Linear(c.hidden, 4)
+        self.layout_norm = nn.BatchNorm1d(len(LAYOUT_FEATURES), momentum=1.0, affine=False, eps=1e-2)
+        # retrieve, read, carry; and what is common to finding and reading.
+        self.gates = nn.Linear(c.hidden + 3 * len(LAYOUT_FEATURES), 4)
+        self.reach: Float[Tensor, " gates"]
+        self.register_buffer("reach", torch.tensor([OWN, OWN, 1.0, 1.0]), persistent=False)
         self.scores = nn.Linear(c.hidden, 4)  # cut, span, rows, sentences
         # Open and neutral: every gate starts at its opening logit, every score at zero.
         for head in (self.gates, self.scores):
@@ -141,6 +148,10 @@ class Extractor(nn.Module):
     ) -> Extraction:
         """Gate logits and scores per line; a line sees the lines of its own page.
 
+        Gates are linear in the layout of a line and of its two neighbours, and in what a small network makes of layout
+        and text. The linear part is what a few hundred answers can teach; the network alone learns which lines held an
+        answer (LOG.md, 2026-11-25).
+
         Lines have much in common, and a step that moves what they have in common moves every gate, long before it
         parts them. So the gates see each feature normalised over all lines (Ioffe & Szegedy 2015), and what is common
         is left to their bias. Out of training the figures are fixed, and no document depends on another. Scores need
@@ -151,10 +162,13 @@ class Extractor(nn.Module):
             text: a text feature per line, at any scale (it is normalised here).
             page: a number that changes wherever a page ends, so that no line sees across.
         """
+        alone = self.training and len(layout) < 2  # one line has no spread
+        layout = layout if alone else self.layout_norm(layout)
         h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
         h = self.page(h, page)
-        alone = self.training and len(h) < 2  # one line has no spread
-        retrieve, read, carry, common = self.gates(h if alone else self.norm(h)).unbind(-1)
+        seen = torch.cat([h if alone else self.norm(h), with_neighbours(layout, page)], 1)
+        gates = F.linear(seen, self.gates.weight * self.reach[:, None], self.gates.bias)
+        retrieve, read, carry, common = gates.unbind(-1)
         out = Extraction(retrieve + common, read + common, carry, *self.scores(h).unbind(-1))
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()

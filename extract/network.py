@@ -70,6 +70,16 @@ class PageEncoder(nn.Module):
         return torch.cat(parts)[back.to(h.device)]
 
 
+def with_neighbours(
+    features: Float[Tensor, "lines dim"], page: Int[Tensor, " lines"]
+) -> Float[Tensor, "lines three_dim"]:
+    """Each line's features, those of the line before it on its page and of the one after it; zeros where there is
+    none."""
+    same = (page[1:] == page[:-1])[:, None]
+    before, after = F.pad(features[:-1] * same, (0, 0, 1, 0)), F.pad(features[1:] * same, (0, 0, 0, 1))
+    return torch.cat([features, before, after], 1)
+
+
 def _pieces(page: Int[np.ndarray, " lines"]) -> tuple[Int[np.ndarray, " pieces"], Int[np.ndarray, " pieces"]]:
     """Where each page begins and how many lines it has; pages longer than `PIECE` in pieces of about one size."""
     first = np.flatnonzero(np.diff(page, prepend=page[0] - 1))

@@ -42,8 +42,9 @@ class FitConfig:
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
-        lr_extractor: AdamW learning rate, falling linearly to a tenth of itself; likewise those below.
-        lr_retriever: of encoder, temperature and adapters.
+        lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
+            its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
+        lr_retriever: AdamW's, of encoder, temperature and adapters.
         lr_generator: of the reader.
         lr_bm25: likewise, of the weight of BM25 in the score (one number, so it needs longer steps).
         weight_decay: of the retriever's and generator's matrices.
@@ -61,6 +62,8 @@ class FitConfig:
         gate_weight: how much keeping to these rates weighs against the loss (`gate_divergence`).
         token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
             gates let through is charged in proportion, whatever a question has found.
+        gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
+            their mean (`competing`). 0 takes them as they come.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
@@ -79,7 +82,7 @@ class FitConfig:
     batch_size: int = 4
     k: int = 4
     mined: int = 0
-    lr_extractor: float = 3e-3
+    lr_extractor: float = 3e-2
     lr_retriever: float = 5e-5
     lr_generator: float = 5e-5
     lr_bm25: float = 1e-2
@@ -96,6 +99,7 @@ class FitConfig:
     cut_rate: float = 0.1
     gate_weight: float = 0.3
     token_price: float = 0.2
+    gate_clip: float = 1.0
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02

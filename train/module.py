@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 
 STAGES = ("extractor", "retriever", "retriever.query", "retriever.passage", "generator")
 """Names that `freeze` takes."""
+
+OPTIMISER: dict[str, dict[str, Any]] = {
+    "extractor": {"betas": (0.0, 0.999), "eps": 0.1},
+    "retriever": {},
+    "generator": {},
+    "bm25": {},
+}
+"""AdamW's settings where they aren't the usual ones. √v is small beside the extractor's ε, so it takes steps along the
+gradient. AdamW's usual steps move every weight as far, whether hundreds of answers agree on it or one speaks alone, and
+give the last batches more weight than the first."""
 
 
 class TrainModule(L.LightningModule):
@@ -45,7 +55,8 @@ class TrainModule(L.LightningModule):
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
         c = self.config
-        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank)
+        limit = c.gate_clip / len(batch)  # the loss is a mean over questions
+        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank, limit)
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
@@ -103,7 +114,7 @@ class TrainModule(L.LightningModule):
             ):
                 if chosen:
                     rate = getattr(self.config, f"lr_{kind}")
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": kind})
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": kind} | OPTIMISER[kind])
         if not groups:
             raise ValueError("every stage is frozen: leave at least one out of `freeze`")
         optimizer = torch.optim.AdamW(groups, fused=True)

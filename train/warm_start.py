@@ -38,7 +38,7 @@ def warm_start(
     rag: RAG,
     labels: str | Path | Iterable[Mapping[str, Any]],
     steps: int = 100,
-    rate: float = 3e-3,
+    rate: float = 1e-2,
     kept: float = 0.95,
     dropped: float = 0.25,
 ) -> list[float]:

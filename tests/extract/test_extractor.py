@@ -78,11 +78,12 @@ def test_an_open_gate_keeps_its_slope() -> None:
 
 
 def test_while_it_learns_what_lines_have_in_common_moves_only_the_bias() -> None:
-    """In training, features have mean 0 over all lines: heads' weights part the lines and leave their mean logit."""
+    """In training, features have mean 0 over all lines: heads' weights part the lines and leave their mean logit, but
+    for lines at a page's edge, which have one neighbour."""
     extractor, seen = trained().train(), inputs(400)
     out = extractor(*seen)
     starts = extractor.gates.bias.detach()
-    torch.testing.assert_close(out.carry.mean(), starts[2], atol=1e-5, rtol=0)
+    assert (out.carry.mean() - starts[2]).abs() < 0.05 * out.carry.std()
     assert out.carry.std() > 0.1
     extractor.eval()  # with the figures of the last step
     torch.testing.assert_close(extractor(*seen).carry, out.carry, atol=1e-2, rtol=1e-2)
@@ -93,7 +94,7 @@ def test_a_single_line_is_judged_while_learning_too() -> None:
     extractor, seen = trained(), inputs(1, pages=1)
     expected = extractor(*seen)  # figures of no step yet: mean 0, spread 1
     with extractor.learning():
-        torch.testing.assert_close(torch.stack(extractor(*seen)), torch.stack(expected), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.stack(extractor(*seen)), torch.stack(expected), atol=2e-2, rtol=2e-2)
     assert not extractor.training
 
 
@@ -155,7 +156,8 @@ def test_pages_computed_together_are_pages_computed_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(network, "PIECE", 20)
     pieces = torch.stack(extractor(layout, text, page))
     torch.testing.assert_close(pieces[:, :3], together[:, :3])
-    torch.testing.assert_close(pieces[:, 3:23], torch.stack(extractor(layout[3:23], text[3:23], page[3:23])))
+    alone = torch.stack(extractor(layout[3:23], text[3:23], page[3:23]))
+    torch.testing.assert_close(pieces[:, 3:22], alone[:, :-1])  # the last has a neighbour in the next piece
 
 
 def test_a_line_is_judged_by_its_whole_page() -> None:
