@@ -90,7 +90,7 @@ class Size:
         share: of the printed lines, those that aren't text.
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
-        k: passages read per question.
+        k: passages read per question; k_learning: while training.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, lr_extractor: as in `FitConfig`.
@@ -106,15 +106,16 @@ class Size:
     sizes: tuple[int, ...] = (1000,)
     tokens: int = 128
     k: int = 2
+    k_learning: int = 4
     hidden: int = 24
     prior_weight: float = 0.0
     epochs: int = 1
-    batch_size: int = 16
+    batch_size: int = 8
     refresh_every: int = 6
     gate_weight: float = 0.3
     keep_rate: float = 0.6
     token_price: float = 0.05
-    lr_extractor: float = 6e-2
+    lr_extractor: float = 3e-2
 
     @property
     def candidates(self) -> ExtractorConfig:
@@ -256,7 +257,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
-            epochs=size.epochs, batch_size=size.batch_size, k=size.k, refresh_every=size.refresh_every,
+            epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, refresh_every=size.refresh_every,
             gate_weight=size.gate_weight, keep_rate=size.keep_rate, token_price=size.token_price,
             lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
         )  # fmt: skip

@@ -11,6 +11,8 @@ with a last component for the prior. Figures:
     faiss_ratio         FaissIndex.search / bare faiss on the same structure, the worst over the uncompressed kinds
     peak_over_vectors   what a streaming build and an exact search add to a process' peak memory / the stored vectors
     encode_ratio        passages/s of our encoder / SentenceTransformer.encode (benchmarks/encoding.py)
+    step_growth         a training step over the largest corpus / over the smallest, the extractor judging pages drawn;
+                        step_growth_whole: judging every line. Models are tiny, so that what grows shows
 """
 
 import argparse
@@ -22,17 +24,25 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 from encoding import SLICE, encode_ratio
 
+from e2erag.config import RAGConfig
+from e2erag.extract import ExtractorConfig
+from e2erag.questions import Question
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store
 from e2erag.retriever.approximate import KINDS
+from e2erag.testing import WORDS, tiny_document, tiny_rag
+from e2erag.train import marginal
 
 DIM, QUESTIONS, K = 384, 32, 16
 BATCH = 8192
+LINES, JUDGED = 40, 4096
+"""Lines of a page, and those that the extractor judges in a step, where a step's cost is measured."""
 
 
 def rows(n: int, start: int = 0, topics: int | None = None) -> torch.Tensor:
@@ -147,37 +157,75 @@ def made(n: int) -> Callable[[Sequence[Source]], torch.Tensor]:
     return lambda new: rows(sum(source.passages for source in new), int(new[0].name), n)
 
 
-def changes(n: int) -> tuple[float, float, float, float]:
-    """Seconds to build a corpus of n rows, to add and to delete a document of 64, and to search."""
+def changes(n: int) -> tuple[float, float, float, float, float]:
+    """Seconds to build a corpus of n rows, to refresh it, to add and to delete a document of 64, and to search."""
     with tempfile.TemporaryDirectory() as folder:
         index = ExactIndex(Store(folder, torch.float16))
         build = seconds(lambda: index.store.build(batches(n), made(n), {"made of": "rows"}))
+        refresh = seconds(lambda: index.store.build(batches(n), made(n), {"made of": "rows of other weights"}))
         new = [rows(64, n + i, n) for i in range(5)]
         add = [seconds(lambda i=i: index.add([Source(f"new {i}", "x", 64)], new[i])) for i in range(5)]
         delete = [seconds(lambda i=i: index.delete([f"new {i}"])) for i in range(5)]
         queries = asked(index.vectors)
         index.search(queries, K)
         search = [seconds(lambda: index.search(queries, K)) for _ in range(3)]
-    return build, statistics.median(add), statistics.median(delete), statistics.median(search)
+    return build, refresh, statistics.median(add), statistics.median(delete), statistics.median(search)
+
+
+def step(lines: int) -> tuple[int, float, float]:
+    """Candidates of a corpus of so many lines; seconds of a training step that judges every line, or pages drawn."""
+    words = Random(0)
+    pages = [[" ".join(words.choices(WORDS, k=6)) for _ in range(LINES)] for _ in range(lines // LINES)]
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, sizes=(8,), kinds=()), config=RAGConfig(mode="soft"))
+    rag.index([tiny_document(pages[i : i + 25], f"{i}.pdf") for i in range(0, len(pages), 25)])
+    questions = [Question(" ".join(words.choices(WORDS, k=6)), (words.choice(WORDS),)) for _ in range(8)]
+
+    def learn(judged: int) -> float:
+        with rag.model.extractor.learning():
+            return seconds(lambda: marginal(rag.terms(questions, 4, "soft", judged=judged)).mean().backward())
+
+    times = [[learn(judged) for judged in (0, JUDGED)] for _ in range(4)][1:]
+    whole, drawn = (statistics.median(column) for column in zip(*times, strict=True))
+    return len(rag.corpus.passages), whole, drawn
+
+
+def steps(sizes: Sequence[int]) -> dict[str, float]:
+    """What a training step costs, by the corpus' size."""
+    print(f"\na training step of 8 questions, tiny models; the extractor judges every line, or {JUDGED:,} drawn")
+    print(f"{'lines':>10} {'candidates':>11} {'every line s':>13} {'drawn s':>8}")
+    table = []
+    for lines in sizes:
+        table.append(step(lines))
+        print(f"{lines:>10,} {table[-1][0]:>11,} {table[-1][1]:>13.2f} {table[-1][2]:>8.2f}")
+    return {
+        "step_growth": table[-1][2] / table[0][2],
+        "step_growth_whole": table[-1][1] / table[0][1],
+    }
 
 
 def cost(sizes: Sequence[int], plot: Path | None) -> None:
     """What a build, one more document, and a search cost, by the corpus' size."""
     print("\nstore in a folder, float16")
-    print(f"{'rows':>10} {'build s':>8} {'rows/s':>10} {'add ms':>7} {'delete ms':>10} {'search ms':>10}")
+    print(
+        f"{'rows':>10} {'build s':>8} {'rows/s':>10} {'refresh s':>10} {'add ms':>7} {'delete ms':>10} "
+        f"{'search ms':>10}"
+    )
     table = []
     for n in sizes:
-        build, add, delete, search = changes(n)
-        table.append((n, build, add, delete, search))
+        build, refresh, add, delete, search = changes(n)
+        table.append((n, build, refresh, add, delete, search))
         print(
-            f"{n:>10,} {build:>8.2f} {n / build:>10,.0f} {1e3 * add:>7.1f} {1e3 * delete:>10.1f} {1e3 * search:>10.1f}"
+            f"{n:>10,} {build:>8.2f} {n / build:>10,.0f} {refresh:>10.2f} {1e3 * add:>7.1f} {1e3 * delete:>10.1f} "
+            f"{1e3 * search:>10.1f}"
         )
     if plot is not None:
         from matplotlib import pyplot
 
         n, *columns = zip(*table, strict=True)
         for name, column in zip(
-            ("build", "add 64 rows", "delete 64 rows", f"search, {QUESTIONS} questions"), columns, strict=True
+            ("build", "refresh", "add 64 rows", "delete 64 rows", f"search, {QUESTIONS} questions"),
+            columns,
+            strict=True,
         ):
             pyplot.loglog(n, column, marker="o", label=name)
         pyplot.xlabel("rows")
@@ -242,6 +290,7 @@ def main() -> None:
         2 * 10**4 if args.quick else 10**5, ["Flat", "IVF", "SQ"] if args.quick else list(KINDS), rounds
     )
     cost(sizes, args.plot)
+    figures |= steps([10**3, 10**4] if args.quick else [10**3, 10**4, 10**5])
     figures |= peak(10**5 if args.quick else 10**6)
     figures |= encode_ratio(2 * SLICE if args.quick else 5000, args.threads)
     print("\n" + json.dumps(figures, indent=1))

@@ -180,6 +180,14 @@ class Corpus:
         carried = np.asarray(self.passages[passage].carried, np.int64) + self.first_line[document]
         return np.concatenate([carried, np.arange(start, stop)]), len(carried)
 
+    def tokens_kept(self, gates: "Gates", lines: Int[Tensor, " lines"] | None = None) -> Float[Tensor, ""]:
+        """The share of these lines' tokens (of all) that reading gates let through: Σ tokens·w / Σ tokens."""
+        tokens = torch.from_numpy(self.generator_lines.sizes[: len(self)]).to(gates.read)
+        read = gates.read[: len(self)]
+        if lines is not None:
+            tokens, read = tokens[lines.to(tokens.device)], read[lines.to(read.device)]
+        return tokens @ read.exp() / tokens.sum()
+
     def texts(self, passage: int, lines: Lines) -> Lines:
         """The texts that these lines of a passage are read as: another than the line's own in a table's readings."""
         _, start, stop, reading = self.spans.spans[passage].tolist()

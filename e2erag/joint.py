@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e2erag.corpus import Corpus, Gates, Lines
-from e2erag.extract import Extractor, GateMode
+from e2erag.drawing import among, of_pages_drawn, of_pages_found
+from e2erag.extract import CLOSED, Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
 from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob, log_tail
@@ -60,12 +61,15 @@ class Terms(Evidence):
     """What the joint model has found and read: all of `Evidence`, and besides
 
     Attributes:
-        gates: of every line of the corpus.
+        gates: of every line of the corpus; or of those found, and `gates.extraction` of those drawn (`Joint.forward`).
+        tokens_kept: share of the tokens that reading gates let through: Σ tokens·w / Σ tokens, over the lines of
+            `gates.extraction`.
         staleness: 1 − cosine of the stored vectors and the fresh ones, mean over the passages found.
     """
 
     ids: Int[Tensor, "questions k"]
     gates: Gates
+    tokens_kept: Float[Tensor, ""]
     staleness: Float[Tensor, ""]
 
 
@@ -127,19 +131,39 @@ class Joint(nn.Module):
         """The context in which both encoders compute; see `e2erag.precision`."""
         return autocast(self.device, self.precision)
 
-    def gates(self, corpus: Corpus, mode: GateMode, noise: torch.Generator | None = None) -> Gates:
-        """What the extractor says of every line. A few thousand multiplications a line: fresh in every step."""
-        device = self.extractor.gates.weight.device
-        kind = self.extractor.gates.weight.dtype
-        out = self.extractor(corpus.layout.to(device, kind), corpus.text.to(device, kind), corpus.page.to(device))
-        retrieve, read, carry = (
-            self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)
+    def gates(
+        self,
+        corpus: Corpus,
+        mode: GateMode,
+        noise: torch.Generator | None = None,
+        lines: Int[Tensor, " lines"] | None = None,
+    ) -> Gates:
+        """What the extractor says of every line; or of these lines alone, all of their pages and in order (the others'
+        gates are shut, and the extraction is of these). Some ten thousand multiplications a line."""
+        weight = self.extractor.gates.weight
+        seen = [corpus.layout, corpus.text, corpus.page]
+        layout, text, page = seen if lines is None else (each[lines.to(each.device)] for each in seen)
+        out = self.extractor(
+            layout.to(weight.device, weight.dtype), text.to(weight.device, weight.dtype), page.to(weight.device)
         )
+        found = [self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)]
+        if lines is not None:
+            found = [each.new_full((len(corpus),), CLOSED).index_copy(0, lines.to(each.device), each) for each in found]
+        retrieve, read, carry = found
         return Gates(torch.cat([retrieve, carry]), torch.cat([read, carry + read]), out)
 
-    def log_prior(self, corpus: Corpus, gates: Gates) -> Float[Tensor, " passages"]:
-        """log π(z) of every candidate."""
-        return self.extractor.log_prior(gates.extraction, corpus.spans.spans[:, 1:].to(gates.read.device))
+    def log_prior(
+        self,
+        corpus: Corpus,
+        gates: Gates,
+        passages: Int[Tensor, " passages"] | None = None,
+        lines: Int[Tensor, " lines"] | None = None,
+    ) -> Float[Tensor, " passages"]:
+        """log π(z) of every candidate; or of these, where the extraction is of `lines`, on which they stand."""
+        spans = corpus.spans.spans[:, 1:]
+        if passages is not None and lines is not None:
+            spans = among(spans[passages], lines)
+        return self.extractor.log_prior(gates.extraction, spans.to(gates.read.device))
 
     def encode(
         self,
@@ -282,6 +306,7 @@ class Joint(nn.Module):
         mined: int = 0,
         rerank: int = 0,
         slope_limit: float = 0.0,
+        judged: int = 0,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -297,25 +322,41 @@ class Joint(nn.Module):
                 0: the K best by the stored ones.
             slope_limit: going back, the slopes of a passage's lines in their log w (of each question's, for reading)
                 lose their mean and have this norm at most (`competing`); 0 leaves them as they are.
+            judged: lines that the extractor judges anew, where the corpus has more: those of pages drawn, which stand
+                for all, and those of the pages found. The other passages' log π is what the index has stored, and its
+                slope in log Z is estimated, without bias, from the pages drawn. 0: every line.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
-        gates = self.gates(corpus, mode, noise)
-        # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
-        log_prior = self.log_prior(corpus, gates)
+        if 0 < judged < len(corpus):
+            kept, extraction, prior_of_all = of_pages_drawn(self, corpus, index, judged, mode, noise)
+
+            def judge(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
+                found, prior = of_pages_found(self, corpus, passages, mode, noise)
+                return found._replace(extraction=extraction), prior
+        else:
+            every = self.gates(corpus, mode, noise)
+            # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
+            log_prior = self.log_prior(corpus, every)
+            kept, prior_of_all = corpus.tokens_kept(every), self.retriever.config.prior_weight * log_prior
+
+            def judge(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
+                return every, log_prior
+
         sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
-        added = self.retriever.with_bm25(self.retriever.config.prior_weight * log_prior, sparse)
+        added = self.retriever.with_bm25(prior_of_all, sparse)
         found = index.search(q, max(OVERFETCH * k, 2 * rerank), added)
         hits = corpus.spans.distinct(found, max(k, rerank)).ids
         if rerank:
             with torch.no_grad():
                 unique = hits[hits >= 0].unique()
-                rows = self.encode(corpus, unique, gates, log_prior, mode)
+                rows = self.encode(corpus, unique, *judge(unique), mode)
                 fresh = self.retriever.with_bm25(q @ rows.T, None if sparse is None else sparse[:, unique])
                 hits = _best(fresh, unique, hits, k)
         if mined:
             hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
+        gates, log_prior = judge(unique)
         passages = self.encode(corpus, unique, gates, log_prior, mode, slope_limit)
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
         prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added)
@@ -333,6 +374,7 @@ class Joint(nn.Module):
             question_rows=q,
             passage_rows=passages[place],
             gates=gates,
+            tokens_kept=kept,
             staleness=1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean(),
         )
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 from e2erag.answering import Answer, answers
 from e2erag.artefact import ManifestError, check_folder, write_folder
 from e2erag.config import RAGConfig
-from e2erag.corpus import Corpus, Gates
+from e2erag.corpus import Corpus
 from e2erag.extract import (
     Document,
     Extractor,
@@ -433,17 +433,12 @@ class RAG:
         mined: int = 0,
         rerank: int = 0,
         slope_limit: float = 0.0,
+        judged: int = 0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank, slope_limit)
-
-    def reading_share(self, gates: Gates) -> Float[Tensor, ""]:
-        """The share of the corpus' tokens that reading gates let through: Σ tokens·w / Σ tokens over all lines."""
-        corpus, _ = self._ready()
-        tokens = torch.from_numpy(corpus.generator_lines.sizes[: len(corpus)]).to(gates.read)
-        return tokens @ gates.read[: len(corpus)].exp() / tokens.sum()
+        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank, slope_limit, judged)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":
         """Train all three stages on −log p(y|x) of these questions over what is indexed; see `e2erag.train.fit`."""

@@ -64,6 +64,8 @@ class FitConfig:
             gates let through is charged in proportion, whatever a question has found.
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
             their mean (`competing`). 0 takes them as they come.
+        judged: lines that the extractor judges in a step (`Joint.forward`), some ten kilobytes each. A larger corpus
+            is judged by pages drawn and pages found, and a step's cost grows with it by the scan alone. 0: all.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
@@ -100,6 +102,7 @@ class FitConfig:
     gate_weight: float = 0.3
     token_price: float = 0.2
     gate_clip: float = 1.0
+    judged: int = 32_768
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -140,8 +143,8 @@ class FitConfig:
             )
         if 0 < self.rerank < self.k:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
-        for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank"):
-            least = 0 if name in ("mined", "rerank") else 1
+        for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank", "judged"):
+            least = 0 if name in ("mined", "rerank", "judged") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 

@@ -55,8 +55,11 @@ class TrainModule(L.LightningModule):
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
         c = self.config
-        limit = c.gate_clip / len(batch)  # the loss is a mean over questions
-        terms = self.rag.terms(batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank, limit)
+        terms = self.rag.terms(
+            batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank,
+            slope_limit=c.gate_clip / len(batch),  # the loss is a mean over questions
+            judged=c.judged,
+        )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
         losses = {name: loss.mean() for name, loss in weighted(self.weights, terms, self.options).items()}
@@ -67,13 +70,12 @@ class TrainModule(L.LightningModule):
                 f"freeze ({', '.join(c.freeze)}), or take another objective"
             )
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
-        tokens = self.rag.reading_share(terms.gates)
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         self._note(
             loss=loss,
             **parts,
             divergence=divergence,
-            tokens_kept=tokens,
+            tokens_kept=terms.tokens_kept,
             answer_found=answer_found(self.rag, batch, terms.ids),
             **target_entropy(terms, self.weights, self.options),
             **health(terms, self.model.extractor),
@@ -81,7 +83,7 @@ class TrainModule(L.LightningModule):
         )
         if not math.isfinite(mean := self.history[-1]["loss"]):  # on every rank, so that none waits for another
             raise RuntimeError(f"the loss is {mean} at step {self.global_step}: lower the learning rates")
-        return loss + self.config.gate_weight * divergence + self.config.token_price * tokens
+        return loss + self.config.gate_weight * divergence + self.config.token_price * terms.tokens_kept
 
     def _note(self, **values: Tensor | float) -> None:
         """Log means over the ranks, and keep them in `history` for the run's result."""

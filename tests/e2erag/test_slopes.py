@@ -86,6 +86,6 @@ def test_the_loss_and_every_other_gradient_stay(reading: Reading) -> None:
         if a.grad is not None and not gates:
             torch.testing.assert_close(a.grad, b.grad, msg=name)
     assert not torch.allclose(one.extractor.gates.bias.grad, other.extractor.gates.bias.grad, rtol=1e-2)
-    # Centred slopes say nothing of all lines at once: the bias of what is read hears nothing of the answer. (For finding,
-    # a passage's lines compete with those it carries, so that bias against carrying's is one line against another.)
+    # Centred slopes say nothing of all lines at once: the bias of what is read hears nothing of the answer. (That of
+    # what is found does: a passage's lines compete with those it carries.)
     assert other.extractor.gates.bias.grad[1].abs() < 1e-9 < one.extractor.gates.bias.grad[1].abs()
