@@ -208,7 +208,15 @@ def measure(rag: RAG, data: Print, size: Size) -> dict[str, float]:
             if chosen.any():
                 figures[f"{name}_{kind}"] = float(soft[chosen].mean())
                 figures[f"{name}_{kind}_dropped"] = float(1 - hard[chosen].mean())
+        figures[f"{name}_auc"] = auc(logits.cpu().numpy(), text)
     return figures
+
+
+def auc(logits: np.ndarray, text: np.ndarray) -> float:
+    """Area under the ROC curve of text against the rest: how often a line of text has the larger logit."""
+    text_, rest = logits[text], np.sort(logits[~text])
+    ties = np.searchsorted(rest, text_, "left") + np.searchsorted(rest, text_, "right")
+    return float(ties.mean() / (2 * len(rest))) if len(rest) and len(text_) else float("nan")
 
 
 class Labelled(Extractor):
@@ -364,7 +372,7 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
 
 SHOWN = (
     "recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored", "retrieve_text", "retrieve_boilerplate",
-    "read_text", "read_boilerplate", "read_boilerplate_dropped", "read_text_dropped",
+    "read_text", "read_boilerplate", "read_boilerplate_dropped", "read_text_dropped", "read_auc",
 )  # fmt: skip
 
 

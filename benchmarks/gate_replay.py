@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from extractor_learns import FOLDER, TEXT, Size, prepare, system, teach
+from extractor_learns import FOLDER, TEXT, Size, auc, prepare, system, teach
 from gate_signal import slopes
 
 from e2erag.artefact import write_file
@@ -148,8 +148,7 @@ def judged(extractor: Extractor, test: dict[str, np.ndarray]) -> dict[str, float
     text, out = np.isin(test["roles"], TEXT), extractor(*inputs(test))
     figures = {}
     for path, logits in zip(PATHS, (out.retrieve.numpy(), out.read.numpy()), strict=True):
-        above = np.searchsorted(np.sort(logits[~text]), logits[text])
-        figures[f"{path} auc"] = float(above.mean() / (~text).sum())
+        figures[f"{path} auc"] = auc(logits, text)
         for name, kind in (("boilerplate", ~text), ("text", text)):
             figures[f"{path} {name} dropped"] = float((logits[kind] <= 0).mean())
     return figures
