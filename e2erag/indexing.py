@@ -22,7 +22,7 @@ from e2erag.retriever.store import DTYPES
 from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096
-"""Passages that are encoded between two writes to a folder: what memory holds of rows, and a kill can lose."""
+"""Passages that are encoded at once: between two writes to a folder, what memory holds of rows, and a kill can lose."""
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,16 @@ class Indexer:
     def rows(self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode) -> Float[Tensor, "passages row"]:
         """These candidates' rows with the present weights."""
         gates = self.model.gates(corpus, mode)
-        return self.model.encode(corpus, passages, gates, self.model.log_prior(corpus, gates), mode)
+        log_prior = self.model.log_prior(corpus, gates)
+        table = None
+        for part in torch.arange(len(passages)).split(
+            AT_ONCE
+        ):  # put in their places, so that rows stand in memory once
+            rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
+            table = rows.new_empty(len(passages), rows.shape[1]) if table is None else table
+            table[part] = rows
+        assert table is not None  # no passages are one part, too
+        return table
 
     def _rows_of_ranks(
         self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode

@@ -127,9 +127,10 @@ class Joint(nn.Module):
             extractor, retriever = extractor.to(device), retriever.to(device)
         return Joint(extractor, retriever, self.generator, self.precision, self.read_carried, self.reading)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context in which both encoders compute; see `e2erag.precision`."""
-        return autocast(self.device, self.precision)
+    def autocast(self, encoding: bool = False) -> AbstractContextManager[Any]:
+        """The context in which the reader computes, or the encoders, which a copy may have elsewhere; see
+        `e2erag.precision`."""
+        return autocast(self.extractor.gates.weight.device if encoding else self.device, self.precision)
 
     def gates(
         self,
@@ -181,7 +182,7 @@ class Joint(nn.Module):
         Args:
             log_prior: log π of every candidate, from `log_prior`.
             slope_limit: see `forward`."""
-        with self.autocast():
+        with self.autocast(encoding=True):
             if mode == "hard" and self.retriever.config.gates == "attend":
                 lines = [corpus.lines(i) for i in passages.tolist()]
                 kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
@@ -204,7 +205,7 @@ class Joint(nn.Module):
     def line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
         """Every passage's lines, encoded once for any gates; `gates` only say where each line's stands."""
         texts, slots = self.gated_lines(corpus, torch.arange(len(corpus.passages)), gates)
-        with self.autocast():
+        with self.autocast(encoding=True):
             return self.retriever.passage.line_sums(corpus.retriever_lines, texts, slots)
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
@@ -326,7 +327,7 @@ class Joint(nn.Module):
                 for all, and those of the pages found. The other passages' log π is what the index has stored, and its
                 slope in log Z is estimated, without bias, from the pages drawn. 0: every line.
         """
-        with self.autocast():
+        with self.autocast(encoding=True):
             q = self.retriever.encode_questions(list(questions))
         if 0 < judged < len(corpus):
             kept, extraction, prior_of_all = of_pages_drawn(self, corpus, index, judged, mode, noise)

@@ -1,5 +1,6 @@
 """Approximate search through faiss."""
 
+import errno
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
 from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
@@ -135,7 +137,10 @@ class FaissIndex(SampledIndex):
                 self.report(choose(rows, dim)[1])
             self.faiss = self._trained(self._name, rows, dim)
             self._add(0)
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # what was built serves this process all the same
+                self.report(f"{self._name}'s structure stays in memory and isn't kept: {error.strerror}")
         self._built = version
 
     def _trained(self, name: str, rows: int, dim: int) -> Any:
@@ -158,9 +163,18 @@ class FaissIndex(SampledIndex):
             # Each centroid 64 rows, at least those that 256 centroids of a PQ need; drawn, since neighbours are alike.
             some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: _TRAINED_ON * max(lists, 256)]
             some = some.repeat(2) if rows == 1 else some  # a product quantiser has two centroids at least
-            index.train(_padded(self.vectors[some.sort().values].float().numpy(), width))
+            index.train(_padded(self._read(some.sort().values).float().numpy(), width))
             index.nprobe = max(8, lists // 8)
         return index
+
+    def _read(self, rows: Int[Tensor, " some"]) -> Float[Tensor, "some dim"]:
+        """These rows (ascending), in no more memory than they and a portion of all take."""
+        parts = []
+        for first in range(0, len(self.vectors), _ADDED):
+            stop = min(first + _ADDED, len(self.vectors))
+            here = rows[(rows >= first) & (rows < stop)] - first
+            parts.append(self.store.read(first, stop)[here] if len(here) else self.vectors[:0])
+        return torch.cat(parts)
 
     def _add(self, start: int) -> None:
         for first in range(start, len(self.vectors), _ADDED):
@@ -169,15 +183,24 @@ class FaissIndex(SampledIndex):
 
     def _write(self) -> None:
         def write(path: Path) -> None:
-            faiss.write_index(self.faiss, str(path))
+            try:
+                faiss.write_index(self.faiss, str(path))
+            except RuntimeError as error:  # faiss' own, whose text ends with the system's
+                full = "No space left" in str(error) or "quota" in str(error)
+                raise OSError(errno.ENOSPC if full else errno.EACCES, str(error)) from error
 
         self.store.put_structure(self._name, self.faiss.ntotal, write)
 
     def _params(self) -> Any:
         dead = self.store.dead
-        if not len(dead):
+        alive: Any = None
+        if self.faiss.ntotal > len(self.vectors):  # another process has added rows; this one hasn't looked
+            alive = faiss.IDSelectorRange(0, len(self.vectors))
+        if len(dead):
+            others = faiss.IDSelectorNot(faiss.IDSelectorBatch(dead.numpy()))
+            alive = others if alive is None else faiss.IDSelectorAnd(alive, others)
+        if alive is None:
             return None
-        alive = faiss.IDSelectorNot(faiss.IDSelectorBatch(dead.numpy()))
         params: Any = faiss  # whose type hints lack these
         if self._name == "Flat":
             return params.SearchParameters(sel=alive)

@@ -139,6 +139,9 @@ def _connected(uri: str, token: str) -> Any:
     try:
         return MilvusClient(uri, token=token)
     except MilvusException as error:
-        raise ConnectionError(
-            f"Milvus must answer at {uri}: start it, or give another uri and token ({error})"
-        ) from error
+        way_out = (
+            "check that its folder can be written to and that no other process has the file open"
+            if uri.endswith(".db")
+            else "start it, or give another uri and token"
+        )
+        raise ConnectionError(f"Milvus must answer at {uri}: {way_out} ({error})") from error

@@ -3,6 +3,7 @@
 Optionally s_z has a third part, β·BM25(x, z)."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
 from e2erag.retriever.lora import add_lora
 
+NUMBERS = "numbers.safetensors"
+"""Where β and log τ are saved, if they learn."""
+
 
 @dataclass(frozen=True)
 class RetrieverConfig:
@@ -25,6 +29,7 @@ class RetrieverConfig:
 
     Attributes:
         temperature: τ, the scale of the inner product; .05 with unit vectors.
+        learn_temperature: whether τ learns (log τ does) from where it starts, or stays.
         prior_weight: α, how much the extractor's log π counts.
         tied: one model for questions and passages; untied towers start equal and have parameters of their own.
         gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
@@ -38,6 +43,7 @@ class RetrieverConfig:
     """
 
     temperature: float = 0.05
+    learn_temperature: bool = False
     prior_weight: float = 1.0
     tied: bool = True
     gates: Literal["attend", "pool"] = "attend"
@@ -49,6 +55,8 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         if self.gates not in ("attend", "pool"):
             raise ValueError(f"gates act by 'attend' or by 'pool', got {self.gates!r}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature divides the inner product and must be above 0, got {self.temperature}")
         if self.token_budget < 1 or self.held_tokens < 0:
             raise ValueError(f"token_budget is at least 1 and held_tokens at least 0, got {self}")
 
@@ -64,17 +72,30 @@ class Retriever(nn.Module):
                 f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
                 'use gates="attend", or a model with mean pooling'
             )
-        if c.lora is not None:
-            add_lora(encoder.transformer, c.lora)
+        if c.gates == "attend":
+            _check_attention(encoder)
+        if not c.tied and query is encoder:
+            raise ValueError(
+                "untied towers are two models, and both are the same one: leave query out for a copy of it"
+            )
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(c.temperature))) if c.learn_temperature else None
         self.passage = encoder
         self.query = encoder if c.tied else (query or copy.deepcopy(encoder))
+        if c.lora is not None:
+            for tower in {id(tower): tower for tower in (self.passage, self.query)}.values():
+                add_lora(tower.transformer, c.lora)
         for tower in (self.passage, self.query):
             tower.token_budget, tower.held_tokens = c.token_budget, c.held_tokens
 
+    @property
+    def temperature(self) -> float | Float[Tensor, ""]:
+        """τ: as configured, or as learned so far."""
+        return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
+
     def encode_questions(self, questions: list[str]) -> Float[Tensor, "questions row"]:
         """[q(x)/τ ; 1], ready for an inner product with `passage_rows`."""
-        q = self.query.encode_text(questions, role="query") / self.config.temperature
+        q = self.query.encode_text(questions, role="query") / self.temperature
         return torch.cat([q, q.new_ones(len(q), 1)], -1)
 
     def encode_passages(
@@ -101,8 +122,8 @@ class Retriever(nn.Module):
 
     def save(self, folder: Path) -> None:
         self.passage.save(folder / "passage")
-        if self.beta is not None:
-            save_file({"beta": self.beta.detach()}, folder / "bm25.safetensors")
+        if numbers := dict(self.named_parameters(recurse=False)):
+            save_file({name: number.detach() for name, number in numbers.items()}, folder / NUMBERS)
         if not self.config.tied:
             self.query.save(folder / "query")
 
@@ -110,9 +131,25 @@ class Retriever(nn.Module):
     def load(cls, folder: Path, config: RetrieverConfig) -> "Retriever":
         query = None if config.tied else Encoder.load(folder / "query")
         retriever = cls(Encoder.load(folder / "passage"), config, query)
-        if retriever.beta is not None:
-            retriever.beta.data = load_file(folder / "bm25.safetensors")["beta"]
+        if (folder / NUMBERS).is_file():
+            for name, number in load_file(folder / NUMBERS).items():
+                retriever.get_parameter(name).data = number
         return retriever
+
+
+def _check_attention(encoder: Encoder) -> None:
+    """Refuse models whose own attention a gate's mask would put out of force."""
+    config = encoder.transformer.config
+    slides = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    local = getattr(config, "local_attention", None)  # so many tokens, half of them on each side
+    reach = min(slides or math.inf, local / 2 if local else math.inf)
+    kind = str(getattr(config, "model_type", ""))
+    if reach < encoder.max_tokens or kind.startswith("deberta"):
+        raise ValueError(
+            f'gates="attend" adds to every attention logit, and {kind or "this model"} has attention of its own '
+            f"({'windows' if reach < encoder.max_tokens else 'disentangled'}), which that would replace: use "
+            'RetrieverConfig(gates="pool"), or another encoder'
+        )
 
 
 def log_prob_found(

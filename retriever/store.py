@@ -272,8 +272,8 @@ class Store:
 
         Args:
             batches: documents, a few thousand passages at a time: what memory holds, and what a kill can lose.
-            passages: how many there are in all. Then disk, memory and time are estimated from the first batch and
-                reported, and what the disk has no room for is refused, before anything is written.
+            passages: how many there are in all. Then disk, memory and time of what is left are estimated from the first
+                batch and reported, and what the disk has no room for is refused, before anything is written.
 
         Returns:
             The passages that were encoded.
@@ -291,7 +291,8 @@ class Store:
             fresh = encode(wanted) if wanted else self.rows[:0]
             _fit(fresh, wanted)
             if passages is not None and len(fresh):
-                report(str(self._estimate(passages, fresh, len(fresh) / (time.perf_counter() - start))))
+                left = passages - self.ledger.still(version).rows
+                report(str(self._estimate(left, fresh, len(fresh) / (time.perf_counter() - start))))
                 passages = None
             encoded += len(fresh)
             if len(wanted) == len(sources):
@@ -303,7 +304,11 @@ class Store:
 
         # What a killed call has begun, and how far into it this one names the same documents in the same order.
         begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
+        seen: set[str] = set()
         for sources in batches:
+            if twice := seen.intersection(names := _names(sources)):
+                raise ValueError(f"each document comes once, and {min(twice)!r} came twice: {_NAMES}")
+            seen.update(names)
             ahead = begun[agreed : agreed + len(sources)]
             pairs = enumerate(zip(sources, ahead, strict=False))
             same = next((i for i, (now, then) in pairs if now != then or not now.content), len(ahead))
@@ -456,8 +461,11 @@ def _names(sources: Sequence[Source]) -> list[str]:
             raise ValueError(f"a document's name must be text that UTF-8 can write, got {name!r}: rename it") from None
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"each document comes once, and {twice!r} came twice: give every one a name of its own")
+        raise ValueError(f"each document comes once, and {twice!r} came twice: {_NAMES}")
     return names
+
+
+_NAMES = "give every one a name of its own"
 
 
 def _fit(rows: Tensor, sources: Sequence[Source]) -> None:

@@ -44,9 +44,10 @@ class FitConfig:
             can't reach yet gets in. 0 mines none.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
-        lr_retriever: AdamW's, of encoder, temperature and adapters.
+        lr_retriever: AdamW's, of encoder and adapters.
         lr_generator: of the reader.
         lr_bm25: likewise, of the weight of BM25 in the score (one number, so it needs longer steps).
+        lr_temperature: likewise, of log τ where it learns.
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
@@ -55,7 +56,7 @@ class FitConfig:
         refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`).
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
         refresh_share: of the passages that are encoded then, those that have moved most.
-        refresh_background: encode with a copy of the weights while training goes on (`Refresh`).
+        refresh_background: encode with a copy of the weights, in a thread, while training goes on (`Refresh`).
         refresh_device: where that copy computes: a second GPU; None: beside the model.
         keep_rate: of the lines to keep.
         cut_rate: of the gaps between lines to cut at.
@@ -88,6 +89,7 @@ class FitConfig:
     lr_retriever: float = 5e-5
     lr_generator: float = 5e-5
     lr_bm25: float = 1e-2
+    lr_temperature: float = 1e-2
     weight_decay: float = 0.01
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ OPTIMISER: dict[str, dict[str, Any]] = {
     "retriever": {},
     "generator": {},
     "bm25": {},
+    "temperature": {},
 }
 """AdamW's settings where they aren't the usual ones. √v is small beside the extractor's ε, so it takes steps along the
 gradient. AdamW's usual steps move every weight as far, whether hundreds of answers agree on it or one speaks alone, and
@@ -107,12 +108,13 @@ class TrainModule(L.LightningModule):
         return stages
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
-        groups, beta = [], self.model.retriever.beta
+        retriever, groups = self.model.retriever, []
+        numbers = {"bm25": retriever.beta, "temperature": retriever.log_temperature}
         for name, parameters in self.parameters_by_stage().items():
             for kind, decay, chosen in (
                 (name, self.config.weight_decay, [p for p in parameters if p.dim() > 1]),
-                (name, 0.0, [p for p in parameters if p.dim() <= 1 and p is not beta]),
-                ("bm25", 0.0, [p for p in parameters if p is beta]),
+                (name, 0.0, [p for p in parameters if p.dim() <= 1 and all(p is not n for n in numbers.values())]),
+                *((kind, 0.0, [p for p in parameters if p is number]) for kind, number in numbers.items()),
             ):
                 if chosen:
                     rate = getattr(self.config, f"lr_{kind}")

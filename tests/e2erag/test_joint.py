@@ -8,6 +8,7 @@ import torch
 from helpers import in_double
 from torch import Tensor, nn
 
+from e2erag import precision
 from e2erag.config import RAGConfig
 from e2erag.corpus import Gates
 from e2erag.extract import ExtractorConfig
@@ -357,3 +358,30 @@ def test_an_even_ranking_leaves_the_reader_as_it_is(reader: ReaderKind, reading:
         even, _ = read(*args, torch.full_like(terms.prior_logp, -3.0), 0.0)
     torch.testing.assert_close(even.sum(2)[0, :4], plain.detach().expand(4), atol=1e-9, rtol=0)
     assert abs(terms.answer_logp[0, 0] - plain).item() > 1e-4
+
+
+def test_a_passage_found_by_several_questions_is_encoded_once(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions with all of their hits in common: as many encodings as there are different passages."""
+    encoded: list[int] = []
+    original = rag.model.retriever.encode_passages
+
+    def counted(lines: object, passages: list[object], *rest: object) -> Tensor:
+        encoded.append(len(passages))
+        return original(lines, passages, *rest)
+
+    monkeypatch.setattr(rag.model.retriever, "encode_passages", counted)
+    terms = rag.terms([ASKED[0], ASKED[0], ASKED[1]], 3, "soft")
+    assert encoded == [len(terms.ids.unique())]
+    assert encoded[0] < terms.ids.numel()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_the_precision_that_the_processor_computes_in(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 where it multiplies that itself, else float32; named, the name counts."""
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: fast)
+    ones, found = torch.ones(2, 2), {}
+    for name in ("auto", "float32", "bfloat16"):
+        with precision.autocast(torch.device("cpu"), name):
+            found[name] = (ones @ ones).dtype
+    expected = torch.bfloat16 if fast else torch.float32
+    assert found == {"auto": expected, "float32": torch.float32, "bfloat16": torch.bfloat16}

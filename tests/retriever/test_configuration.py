@@ -97,3 +97,35 @@ def test_a_step_on_one_of_two_untied_towers_leaves_the_other_bit_identical() -> 
     assert all(name.startswith("query.") for name in moved)
     storage = [{p.untyped_storage().data_ptr() for p in t.parameters()} for t in (retriever.query, retriever.passage)]
     assert not storage[0] & storage[1]
+
+
+def test_one_model_twice_is_no_pair_of_untied_towers() -> None:
+    """What is said to be untied has parameters of its own, or is refused."""
+    encoder = tiny_encoder()
+    with pytest.raises(ValueError, match="untied towers are two models, and both are the same one: leave query out"):
+        Retriever(encoder, RetrieverConfig(tied=False), encoder)
+
+
+def test_a_temperature_is_learned_or_stays(tmp_path: Path) -> None:
+    """d s/d log τ = −s by finite differences; what was learned is saved; a fixed one has no parameter."""
+    fixed = Retriever(tiny_encoder(), RetrieverConfig(temperature=0.1))
+    assert fixed.log_temperature is None
+    retriever = Retriever(tiny_encoder(), RetrieverConfig(temperature=0.1, learn_temperature=True)).double()
+
+    def score() -> torch.Tensor:
+        return retriever.encode_questions([QUESTION])[0, 0]
+
+    score().backward()
+    slope = retriever.log_temperature.grad.item()
+    torch.testing.assert_close(slope, -score().item())
+    values = []
+    for step in (1e-5, -2e-5):
+        retriever.log_temperature.data += step
+        values.append(score().item())
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-4)
+    retriever.log_temperature.data += 0.5
+    retriever.save(tmp_path)
+    loaded = Retriever.load(tmp_path, retriever.config)
+    torch.testing.assert_close(loaded.temperature, retriever.temperature)
+    with pytest.raises(ValueError, match="temperature divides the inner product and must be above 0, got 0"):
+        RetrieverConfig(temperature=0.0)

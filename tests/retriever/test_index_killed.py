@@ -13,11 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
 
-from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, ShardedIndex, Source, Store, StoreError
+from e2erag.retriever.approximate import KINDS
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ledger import Ledger
 
@@ -63,12 +65,17 @@ def delete(folder: Path) -> None:
     Store(folder).delete([source.name for source in sources(1)[3]])
 
 
+def searched(folder: Path, kind: str) -> None:
+    faiss.omp_set_num_threads(1)  # a forked child has no thread pool
+    FaissIndex(Store(folder), kind).search(torch.ones(1, 4), 1)
+
+
 OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "build": lambda folder: build(folder, 2),
     "save": save,
     "update": update,
     "delete": delete,
-    "structure": lambda folder: FaissIndex(Store(folder), "Flat").search(torch.ones(1, 4), 1),
+    **{f"structure {kind}": lambda folder, kind=kind: searched(folder, kind) for kind in KINDS},
 }
 
 
@@ -219,6 +226,30 @@ def test_the_estimate_comes_before_anything_is_written(tmp_path: Path, monkeypat
     assert content(tmp_path / "a") == before
 
 
+def test_what_is_left_of_a_killed_build_is_what_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it is done, and the disk has room for the other half alone: the same call ends it."""
+
+    def killed(new: Sequence[Source]) -> torch.Tensor:
+        if new[0].name.startswith("3"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rows_of(new)
+
+    assert forked(lambda: Store(tmp_path).build(sources(1), killed, {"encoder": 1}, passages=90)) == -1
+    left = sum(source.passages for batch in sources(1)[3:] for source in batch)
+    room = shutil._ntuple_diskusage(10**9, 10**9, 16 * left)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    assert Store(tmp_path).build(sources(1), rows_of, {"encoder": 1}, passages=90) == left
+
+
+def test_a_document_that_comes_in_two_batches_is_refused(tmp_path: Path) -> None:
+    """Each name once in a build, not only in each batch."""
+    batches = [[Source("0", "1", 5)], [Source("1", "1", 5)], [Source("0", "2", 5)]]
+    with pytest.raises(ValueError, match="each document comes once, and '0' came twice: give every one a name"):
+        Store(tmp_path).build(batches, rows_of)
+    with pytest.raises(StoreError, match="holds no whole index"):
+        Store.open(tmp_path)
+
+
 def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path) -> None:
     """Twenty builds in a row: whoever opens the folder meanwhile gets one version, all of it, and keeps it."""
     build(tmp_path / "a", 0)
@@ -243,6 +274,30 @@ def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path
     assert len(versions) > 1
     assert torch.equal(first.vectors, kept)
     assert Store.open(tmp_path / "a").manifest["encoder"] == 20
+
+
+@pytest.mark.parametrize("kind", ["exact", "sharded", *KINDS])
+def test_a_reader_searches_the_rows_it_has_seen_while_another_process_adds(kind: str, tmp_path: Path) -> None:
+    """The writer's structure holds more than the reader knows of: none of it is found before the reader looks."""
+    made = {"exact": ExactIndex, "sharded": ShardedIndex}.get(kind, lambda store: FaissIndex(store, kind))
+    build(tmp_path, 1)
+    reader, queries = made(Store(tmp_path)), torch.eye(4)[:2]
+
+    def write() -> None:
+        faiss.omp_set_num_threads(1)
+        index = made(Store(tmp_path))
+        index.add([Source("1000", "0", 50)], torch.full((50, 4), 1000.0))
+        index.search(queries, 5)
+
+    assert forked(write) > 0
+    before = reader.search(queries, 5)
+    assert before.ids.max() < 90
+    assert (before.scores > 0).all()
+    assert torch.isfinite(reader.log_z(queries, before)).all()
+    reader.store.reload()
+    after = reader.search(queries, 5)
+    assert (after.ids >= 90).any()
+    assert torch.isfinite(reader.log_z(queries, after)).all()
 
 
 @pytest.mark.parametrize(("where", "look"), [(np, "memmap"), (Ledger, "parts")])
@@ -307,5 +362,24 @@ def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
     assert index.search(torch.ones(1, 4), 1).ids.shape == (1, 1)
     with pytest.raises(OSError, match="must be writable, and this one isn't"):
         index.add([Source("x", "x", 1)], torch.ones(1, 4))
+    with pytest.raises(OSError, match=r"must be writable|Read-only"):
+        index.save(small_disk / "b")
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_without_room_for_a_structure_it_serves_from_memory(state: str, small_disk: Path) -> None:
+    """600 kB of rows on a disk of 1 MB: faiss' structure can't stand beside them, which is told, and is searched."""
+    Store(small_disk / "a").add([Source("a", "x", 10_000)], torch.eye(15).repeat(667, 1)[:10_000])
+    gc.collect()
+    if state == "read-only":
+        assert os.system(f"mount -o remount,ro {small_disk}") == 0
+    said: list[str] = []
+    index = FaissIndex(Store.open(small_disk / "a"), "Flat", said.append)
+    hits = index.search(torch.eye(15), 1)
+    assert (hits.scores == 1).all()
+    assert index.search(torch.eye(15), 1).ids.equal(hits.ids)
+    assert len(said) == 1
+    assert said[0].startswith("Flat's structure stays in memory and isn't kept: an index must be writable, and this")
+    assert {path.name for path in (small_disk / "a").iterdir()} == {"ledger.sqlite", "rows-1.bin"}
     with pytest.raises(OSError, match=r"must be writable|Read-only"):
         index.save(small_disk / "b")

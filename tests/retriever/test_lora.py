@@ -76,3 +76,12 @@ def test_adapters_need_a_rank_and_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'e2erag\[lora\]'"):
         Retriever(tiny_encoder(), RetrieverConfig(lora=2))
+
+
+def test_a_query_tower_that_is_given_gets_adapters_too() -> None:
+    """Else all of its weights would learn."""
+    retriever = Retriever(tiny_encoder(), RetrieverConfig(lora=2, tied=False), tiny_encoder(seed=1))
+    for tower in (retriever.passage, retriever.query):
+        learning = [name for name, p in tower.named_parameters() if p.requires_grad]
+        assert learning
+        assert all("lora_" in name for name in learning)

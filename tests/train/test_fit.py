@@ -10,6 +10,7 @@ import torch
 
 from e2erag import RAG, RAGConfig
 from e2erag.questions import Question
+from e2erag.retriever import RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, FitConfig, Run
 from e2erag.train.health import FIGURES
@@ -241,3 +242,14 @@ def test_an_objective_that_teaches_only_what_is_frozen_says_so(rag: RAG) -> None
     """`contrastive` teaches the retriever alone; torch's own error would name no setting."""
     with pytest.raises(ValueError, match=r"learns from contrastive: leave a stage .* freeze \(retriever, extractor"):
         quick(rag, objective="contrastive", freeze=("retriever", "extractor"))
+
+
+def test_a_temperature_that_learns_learns() -> None:
+    """At its own rate, in a group of its own; a fixed one is no parameter."""
+    rag = tiny_rag(retriever=RetrieverConfig(temperature=0.2, learn_temperature=True), config=RAGConfig(k=2))
+    rag.index([tiny_document([["the pilot was 85", "engine continental"], ["seats 2", "registration N5921D"]])])
+    before = {name: p.clone() for name, p in rag.model.retriever.named_parameters()}
+    quick(rag, epochs=1, k=2, lr_retriever=0.0, lr_temperature=0.05, weight_decay=0.0)
+    moved = {name for name, p in rag.model.retriever.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"log_temperature"}
+    assert rag.model.retriever.temperature.item() != pytest.approx(0.2, rel=1e-3)

@@ -1,0 +1,90 @@
+"""Encoders of many architectures: gates of one are the plain model, or the model is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from transformers import (
+    AlbertConfig,
+    AutoModel,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MistralConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    RobertaConfig,
+)
+
+from e2erag.retriever import Encoder, Retriever, RetrieverConfig
+from e2erag.testing import tiny_encoder
+
+LINES = ["the pilot was 85 years", "engine maker lycoming"]
+
+
+def encoder_of(config: PretrainedConfig, tmp_path: Path) -> Encoder:
+    """Random weights of any architecture behind the tiny tokenizer."""
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny_encoder().tokenizer.save_pretrained(tmp_path)
+    parts = [Transformer(str(tmp_path), max_seq_length=64), Pooling(32, "mean")]
+    return Encoder(SentenceTransformer(modules=parts, device="cpu").eval())
+
+
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+    "max_position_embeddings": 128, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RobertaConfig(**SMALL),
+        MPNetConfig(**SMALL),
+        ElectraConfig(**SMALL, embedding_size=32),
+        AlbertConfig(**SMALL, embedding_size=16),
+        DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=128),
+        Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),  # as far as texts go
+        ModernBertConfig(**SMALL, local_attention=128),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_open_gates_are_the_plain_model_whatever_the_architecture(config: PretrainedConfig, tmp_path: Path) -> None:
+    """A gate of one on every line changes nothing, through each model's own attention."""
+    retriever = Retriever(encoder_of(config, tmp_path), RetrieverConfig())
+    lines = retriever.passage.lines(LINES)
+    every = [np.arange(len(LINES))]
+    plainly = retriever.encode_passages(lines, every)
+    gated = retriever.encode_passages(lines, every, torch.zeros(len(LINES)), every)
+    torch.testing.assert_close(gated, plainly, atol=1e-5, rtol=0)
+    half = retriever.encode_passages(lines, every, torch.tensor([-3.0, 0.0]), every)
+    assert (half - plainly).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32),
+        ModernBertConfig(**SMALL, local_attention=32),
+        DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
+    config: PretrainedConfig, tmp_path: Path
+) -> None:
+    """A mask of gates would take its windows away."""
+    encoder = encoder_of(config, tmp_path)
+    with pytest.raises(ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"pool\"\)"):
+        Retriever(encoder, RetrieverConfig())
+    retriever = Retriever(encoder, RetrieverConfig(gates="pool"))
+    lines, every = retriever.passage.lines(LINES), [np.arange(len(LINES))]
+    gated = retriever.encode_passages(lines, every, torch.zeros(len(LINES)), every)
+    torch.testing.assert_close(gated, retriever.encode_passages(lines, every), atol=1e-5, rtol=0)
