@@ -33,8 +33,9 @@ class RetrieverConfig:
         prior_weight: α, how much the extractor's log π counts.
         tied: one model for questions and passages; untied towers start equal and have parameters of their own.
         gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
-            extractor needs no encoding where it leaves the passages as they are (`LineSums`); it needs a model with
-            mean pooling.
+            extractor needs no encoding where it leaves the passages as they are; it needs a model with mean pooling.
+            What is pooled anew (`LineSums`) is in this process' memory: a system just loaded, and an index in a folder,
+            encode once more.
         lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
         bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
         token_budget: padded tokens of one forward pass; bounds its memory.

@@ -203,3 +203,17 @@ def test_called_with_a_document_it_proposes_passages() -> None:
     """The short form of `propose`, beside the module's own call."""
     document = tiny_document([["the pilot", "seats 4", "engine"]])
     assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
+
+
+def test_a_line_sees_the_layout_of_its_two_neighbours_and_of_no_other_page() -> None:
+    """By hand for lines of two pages; and through the gates of an extractor without attention among lines."""
+    features = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+    seen = network.with_neighbours(features, torch.tensor([0, 0, 0, 1]))
+    assert seen.tolist() == [[1, 0, 2], [2, 1, 3], [3, 2, 0], [4, 0, 0]]
+    extractor = Extractor(ExtractorConfig(text_dim=8, hidden=16, layers=0)).eval()
+    torch.nn.init.normal_(extractor.gates.weight)
+    layout, text, page = inputs(8)  # two pages of four
+    other = layout.clone()
+    other[3] += 1.0
+    moved = (extractor(layout, text, page).read - extractor(other, text, page).read).abs() > 1e-6
+    assert moved.nonzero()[:, 0].tolist() == [2, 3]
