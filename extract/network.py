@@ -75,6 +75,8 @@ def with_neighbours(
 ) -> Float[Tensor, "lines three_dim"]:
     """Each line's features, those of the line before it on its page and of the one after it; zeros where there is
     none."""
+    if not len(features):
+        return features.new_zeros(0, 3 * features.shape[1])
     same = (page[1:] == page[:-1])[:, None]
     before, after = F.pad(features[:-1] * same, (0, 0, 1, 0)), F.pad(features[1:] * same, (0, 0, 0, 1))
     return torch.cat([features, before, after], 1)
