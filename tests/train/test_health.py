@@ -34,6 +34,7 @@ def one_question() -> Terms:
         closed_book_logp=torch.tensor([0.05]).log(),
         ids=torch.tensor([[4, 2, -1]]),
         gates=Gates(line, line, out),
+        tokens_kept=torch.tensor(0.5),
         staleness=torch.tensor(0.25),
     )
 

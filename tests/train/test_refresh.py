@@ -160,14 +160,14 @@ def test_in_the_background_training_goes_on_and_the_index_is_exchanged_whole(
         futures.append(submit(*args))
         return futures[-1]
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **named: Any) -> Any:
         searched.append(many.index_)
         if len(searched) == 2:
             vectors.append(many.indexer.rows(many.corpus, torch.arange(len(many.corpus.passages)), "soft"))
         if len(searched) == 3:
             go.set()
             futures[0].result(60)
-        return terms(*args)
+        return terms(*args, **named)
 
     monkeypatch.setattr(RAG, "refresh", slow)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
@@ -222,11 +222,11 @@ def test_what_fails_in_the_background_after_the_last_step_is_told_too(
         go.wait(60)
         raise OSError("no space left")
 
-    def step(*args: Any) -> Any:
+    def step(*args: Any, **named: Any) -> Any:
         steps.append(1)
         if len(steps) == 4:
             threading.Timer(0.5, go.set).start()
-        return terms(*args)
+        return terms(*args, **named)
 
     monkeypatch.setattr(RAG, "refresh", failing)
     monkeypatch.setattr(many, "terms", step)
