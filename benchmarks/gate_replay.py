@@ -36,13 +36,14 @@ PATHS = ("finding", "reading")
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as extractor_learns.py": {},
+    "slopes clipped at 1": {"gate_clip": 1.0},
     "slopes as they come": {"gate_clip": 0.0},
     "AdamW's usual steps": {"optimiser": ADAM, "lr": 1.2e-2},
     "gates see no layout directly": {"linear": False},
     "all three, as it was": {"gate_clip": 0.0, "optimiser": ADAM, "lr": 1.2e-2, "linear": False},
-    "half the rate": {"lr": 3e-2},
-    "batches of 4, a quarter of the rate": {"batch_size": 4, "lr": 1.5e-2},
-    "four epochs, a quarter of the rate": {"epochs": 4, "lr": 1.5e-2},
+    "half the rate": {"lr": 1e-2},
+    "batches of 16, twice the rate": {"batch_size": 16, "lr": 4e-2},
+    "four epochs, a quarter of the rate": {"epochs": 4, "lr": 5e-3},
     "keep rate .7": {"keep_rate": 0.7},
     "width 48": {"hidden": 48},
     "no attention among lines": {"layers": 0},
@@ -175,9 +176,9 @@ def main() -> None:
         "layers": ExtractorConfig().layers, "lr": size.lr_extractor, "optimiser": OPTIMISER["extractor"],
         "linear": True,
     }  # fmt: skip
-    slopes = {limit: competed(train, limit) for limit in (0.0, FitConfig().gate_clip)}
+    slopes = {limit: competed(train, limit) for limit in {0.0, 1.0, size.gate_clip}}
     for name, changes in SETTINGS.items():
-        how = base | {"gate_clip": FitConfig().gate_clip} | changes
+        how = base | {"gate_clip": size.gate_clip} | changes
         slope = slopes[how.pop("gate_clip")]
         runs = [judged(replay(train, slope, size, seed, **how), test) for seed in range(options.seeds)]
         figures[name] = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
