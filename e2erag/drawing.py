@@ -57,18 +57,21 @@ def among(spans: Int[Tensor, "passages 3"], lines: Int[Tensor, " lines"]) -> Int
 
 def of_pages_drawn(
     model: "Joint", corpus: Corpus, index: Index, lines: int, mode: GateMode, noise: torch.Generator | None
-) -> tuple[Float[Tensor, ""], Extraction, Float[Tensor, " corpus"]]:
-    """What pages drawn say of all: the share of tokens kept, the extraction of their lines, α·log π of every passage.
+) -> tuple[Float[Tensor, ""], Extraction, Float[Tensor, " corpus"], Float[Tensor, ""]]:
+    """What pages drawn say of all: the share of tokens kept, the extraction of their lines, α·log π of every passage,
+    and by how much that has moved since the index was made.
 
-    Where a passage isn't of these pages that is the index'; where it is, its slope counts for those too that the draw
-    has passed by (Horvitz & Thompson 1952)."""
+    Where a passage isn't of these pages, its α·log π is the index'. Where it is, the mean move is taken out, for a
+    constant cancels in p(z|x) only where all have it; and its slope counts for those too that the draw has passed by
+    (Horvitz & Thompson 1952). A passage on more pages than are drawn is never among them."""
     drawn = draw(corpus, lines, noise)
     gates = model.gates(corpus, mode, noise, drawn.lines)
     stored = index.vectors[:, -1].to(gates.read)
     own = model.retriever.config.prior_weight * model.log_prior(corpus, gates, drawn.passages, drawn.lines)
-    weighted = own.detach() + (own - own.detach()) / drawn.chance.to(own)
-    prior = stored.index_copy(0, drawn.passages.to(stored.device), weighted)
-    return corpus.tokens_kept(gates, drawn.lines), gates.extraction, prior
+    place = drawn.passages.to(stored.device)
+    moved = (own.detach() - stored[place]).mean() if len(place) else stored.new_zeros(())
+    weighted = own.detach() - moved + (own - own.detach()) / drawn.chance.to(own)
+    return corpus.tokens_kept(gates, drawn.lines), gates.extraction, stored.index_copy(0, place, weighted), moved
 
 
 def of_pages_found(
@@ -78,7 +81,9 @@ def of_pages_found(
     they were for the pages drawn."""
     lines, learning = pages_of(corpus, passages), model.extractor.training
     model.extractor.eval()
-    gates = model.gates(corpus, mode, noise, lines)
-    model.extractor.train(learning)
+    try:
+        gates = model.gates(corpus, mode, noise, lines)
+    finally:
+        model.extractor.train(learning)
     own = model.log_prior(corpus, gates, passages, lines)
     return gates, own.new_zeros(len(corpus.passages)).index_copy(0, passages.to(own.device), own)

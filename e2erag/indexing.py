@@ -141,6 +141,9 @@ class Indexer:
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
         rows[passages] = self._rows_of_ranks(corpus, passages, mode).to(rows)
+        # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
+        log_prior = self.model.log_prior(corpus, self.model.gates(corpus, mode))
+        rows[:, -1] = (self.model.retriever.config.prior_weight * log_prior).to(rows)
         made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
         return self._index(corpus, rows, made_with, rows.dtype)
 

@@ -325,16 +325,21 @@ class Joint(nn.Module):
                 lose their mean and have this norm at most (`competing`); 0 leaves them as they are.
             judged: lines that the extractor judges anew, where the corpus has more: those of pages drawn, which stand
                 for all, and those of the pages found. The other passages' log π is what the index has stored, and its
-                slope in log Z is estimated, without bias, from the pages drawn. 0: every line.
+                slope in log Z is estimated from the pages drawn: without bias but for their features, which are
+                normalised by their own figures while the extractor learns. 0: every line.
         """
         with self.autocast(encoding=True):
             q = self.retriever.encode_questions(list(questions))
         if 0 < judged < len(corpus):
-            kept, extraction, prior_of_all = of_pages_drawn(self, corpus, index, judged, mode, noise)
+            kept, extraction, prior_of_all, moved = of_pages_drawn(self, corpus, index, judged, mode, noise)
+            weight = self.retriever.config.prior_weight
+            # Of as many numbers on every rank, whatever its questions find: draws are alike on all.
+            seed = int(torch.randint(2**62, (), generator=noise))
 
             def judge(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
-                found, prior = of_pages_found(self, corpus, passages, mode, noise)
-                return found._replace(extraction=extraction), prior
+                own_noise = torch.Generator().manual_seed(seed)
+                found, prior = of_pages_found(self, corpus, passages, mode, own_noise)
+                return found._replace(extraction=extraction), prior - (moved / weight if weight else 0.0)
         else:
             every = self.gates(corpus, mode, noise)
             # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.

@@ -177,7 +177,13 @@ class RAG:
                 )
             config = replace(config, index=where)
         extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
-        extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
+        try:
+            extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
+        except RuntimeError as error:  # torch's, which lists every weight
+            raise ManifestError(
+                f"{folder} holds an extractor of another build of e2erag: load it with that one, or train anew "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         rag = cls(
             extractor,
             Retriever.load(folder / "retriever", RetrieverConfig(**settings["retriever"])),

@@ -101,8 +101,8 @@ class Extractor(nn.Module):
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.page = PageEncoder(c.hidden, c.layers)
-        # Of figures that are the last step's (momentum 1), for every step sees all lines; see `learning`. A layout
-        # feature that hardly varies here may elsewhere, hence the large ε.
+        # Of figures that are the last step's (momentum 1), for every step sees all lines, or pages drawn that stand for
+        # them; see `learning`. A layout feature that hardly varies here may elsewhere, hence the large ε.
         self.norm = nn.BatchNorm1d(c.hidden, momentum=1.0, affine=False)
         self.layout_norm = nn.BatchNorm1d(len(LAYOUT_FEATURES), momentum=1.0, affine=False, eps=1e-2)
         # retrieve, read, carry; and what is common to finding and reading.

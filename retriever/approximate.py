@@ -186,8 +186,12 @@ class FaissIndex(SampledIndex):
             try:
                 faiss.write_index(self.faiss, str(path))
             except RuntimeError as error:  # faiss' own, whose text ends with the system's
-                full = "No space left" in str(error) or "quota" in str(error)
-                raise OSError(errno.ENOSPC if full else errno.EACCES, str(error)) from error
+                told = {"No space left": errno.ENOSPC, "quota": errno.EDQUOT, "Read-only": errno.EROFS}
+                told |= {"Permission": errno.EACCES}
+                number = next((number for text, number in told.items() if text in str(error)), None)
+                if number is None:
+                    raise
+                raise OSError(number, str(error)) from error
 
         self.store.put_structure(self._name, self.faiss.ntotal, write)
 

@@ -132,9 +132,10 @@ class Retriever(nn.Module):
     def load(cls, folder: Path, config: RetrieverConfig) -> "Retriever":
         query = None if config.tied else Encoder.load(folder / "query")
         retriever = cls(Encoder.load(folder / "passage"), config, query)
-        if (folder / NUMBERS).is_file():
-            for name, number in load_file(folder / NUMBERS).items():
-                retriever.get_parameter(name).data = number
+        if numbers := dict(retriever.named_parameters(recurse=False)):
+            saved = load_file(folder / NUMBERS)
+            for name, number in numbers.items():
+                number.data = saved[name]
         return retriever
 
 

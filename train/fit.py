@@ -66,7 +66,8 @@ class FitConfig:
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
             their mean (`competing`). 0 takes them as they come.
         judged: lines that the extractor judges in a step (`Joint.forward`), some ten kilobytes each. A larger corpus
-            is judged by pages drawn and pages found, and a step's cost grows with it by the scan alone. 0: all.
+            is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
+            0: all.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
@@ -145,6 +146,8 @@ class FitConfig:
             )
         if 0 < self.rerank < self.k:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
+        if not self.gate_clip >= 0:
+            raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank", "judged"):
             least = 0 if name in ("mined", "rerank", "judged") else 1
             if getattr(self, name) < least:

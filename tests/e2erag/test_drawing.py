@@ -85,7 +85,8 @@ def test_all_pages_drawn_are_the_whole_corpus(system: RAG) -> None:
     """The same prior, tokens and extraction, without weights."""
     model, corpus = system.model, system.corpus
     whole = model.gates(corpus, "soft")
-    kept, extraction, prior = of_pages_drawn(model, corpus, system.index_, len(corpus), "soft", None)
+    kept, extraction, prior, moved = of_pages_drawn(model, corpus, system.index_, len(corpus), "soft", None)
+    assert moved.abs() < 1e-6
     torch.testing.assert_close(kept, corpus.tokens_kept(whole))
     torch.testing.assert_close(torch.stack(extraction), torch.stack(whole.extraction))
     torch.testing.assert_close(prior, model.retriever.config.prior_weight * model.log_prior(corpus, whole))
@@ -100,7 +101,7 @@ def test_the_slope_of_z_is_right_in_the_mean_over_draws(system: RAG, monkeypatch
     index.log_z(queries, index.search(queries, 3, prior), None, prior).sum().backward()
     whole, mean, draws = learned(system), {}, 0
     for _ in every_draw(2, monkeypatch):
-        _, _, prior = of_pages_drawn(model, corpus, index, len(corpus) // 2, "soft", None)
+        _, _, prior, _ = of_pages_drawn(model, corpus, index, len(corpus) // 2, "soft", None)
         index.log_z(queries, index.search(queries, 3, prior), None, prior).sum().backward()
         for name, slope in learned(system).items():
             mean[name] = mean.get(name, 0) + slope
@@ -144,3 +145,33 @@ def test_pages_found_hold_what_a_passage_carries(system: RAG) -> None:
     corpus = system.corpus
     passage = next(i for i, p in enumerate(corpus.passages) if p.carried and corpus.page[corpus.lines(i)[0][-1]] == 3)
     assert set(corpus.page[pages_of(corpus, torch.tensor([passage]))].tolist()) == {2, 3}
+
+
+def test_what_all_passages_have_gained_since_the_index_was_made_cancels(system: RAG) -> None:
+    """A constant in every line's span score, without a refresh: p(z|x) stays, as it does over the whole corpus."""
+    before = system.terms(ASKED, 3, "soft", judged=4).prior_logp
+    with torch.no_grad():
+        system.model.extractor.scores.bias[1] += 3.0
+    for judged in (0, 4, 7):
+        terms = system.terms(ASKED, 3, "soft", torch.Generator().manual_seed(judged), judged=judged)
+        torch.testing.assert_close(terms.prior_logp, before)
+
+
+def test_ranks_with_other_questions_draw_the_same_pages(system: RAG) -> None:
+    """Random numbers are drawn alike whatever is found: the state after a step doesn't depend on its questions."""
+    states = []
+    for asked in (ASKED, ASKED[:1], ASKED[1:]):
+        noise = torch.Generator().manual_seed(3)
+        system.terms(asked, 2, "sample", noise, judged=4)
+        states.append(noise.get_state())
+    assert all(state.equal(states[0]) for state in states)
+
+
+def test_a_refresh_of_some_passages_is_one_of_every_log_prior(system: RAG) -> None:
+    """It costs no encoding: fresh ones beside stale ones would be another distribution."""
+    with torch.no_grad():
+        system.model.extractor.scores.bias[1] += 3.0
+    system.refresh(torch.tensor([0]))
+    stored = system.index_.vectors[:, -1].double()
+    fresh = system.model.log_prior(system.corpus, system.model.gates(system.corpus, "soft"))
+    torch.testing.assert_close(stored, system.model.retriever.config.prior_weight * fresh, atol=1e-5, rtol=0)

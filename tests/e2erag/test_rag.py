@@ -327,3 +327,14 @@ def test_soft_and_hard_agree_at_step_zero() -> None:
         system.index(documents)
     torch.testing.assert_close(hard.index_.vectors, soft.index_.vectors, atol=1e-6, rtol=0)
     assert hard.ask("seats ?").text == soft.ask("seats ?").text
+
+
+def test_an_extractor_of_another_build_is_told_in_one_line(
+    rag: RAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of other names or shapes: which folder, and the way out."""
+    rag.save_pretrained(tmp_path / "system")
+    lacking = {name: value for name, value in rag.model.extractor.state_dict().items() if name != "gates.weight"}
+    monkeypatch.setattr("e2erag.rag.load_file", lambda path: lacking)
+    with pytest.raises(ManifestError, match="holds an extractor of another build of e2erag: load it with that one"):
+        RAG.from_pretrained(tmp_path / "system")

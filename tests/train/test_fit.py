@@ -253,3 +253,8 @@ def test_a_temperature_that_learns_learns() -> None:
     moved = {name for name, p in rag.model.retriever.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {"log_temperature"}
     assert rag.model.retriever.temperature.item() != pytest.approx(0.2, rel=1e-3)
+
+
+def test_a_negative_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match="gate_clip is a norm, at least 0"):
+        FitConfig(gate_clip=-1.0)
