@@ -169,12 +169,14 @@ class FaissIndex(SampledIndex):
 
     def _read(self, rows: Int[Tensor, " some"]) -> Float[Tensor, "some dim"]:
         """These rows (ascending), in no more memory than they and a portion of all take."""
-        parts = []
+        found, filled = self.vectors.new_empty(len(rows), self.vectors.shape[1]), 0
         for first in range(0, len(self.vectors), _ADDED):
             stop = min(first + _ADDED, len(self.vectors))
             here = rows[(rows >= first) & (rows < stop)] - first
-            parts.append(self.store.read(first, stop)[here] if len(here) else self.vectors[:0])
-        return torch.cat(parts)
+            if len(here):
+                found[filled : filled + len(here)] = self.store.read(first, stop)[here]
+                filled += len(here)
+        return found
 
     def _add(self, start: int) -> None:
         for first in range(start, len(self.vectors), _ADDED):
