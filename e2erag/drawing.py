@@ -1,5 +1,6 @@
 """A corpus too large for the extractor to judge whole in every step: some pages drawn stand for all."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2erag.corpus import Corpus, Gates
-from e2erag.extract import Extraction, GateMode
+from e2erag.extract import GateMode
 from e2erag.retriever import Index
 
 if TYPE_CHECKING:
@@ -55,35 +56,58 @@ def among(spans: Int[Tensor, "passages 3"], lines: Int[Tensor, " lines"]) -> Int
     return torch.stack([torch.searchsorted(lines, start), torch.searchsorted(lines, stop - 1) + 1, reading], 1)
 
 
-def of_pages_drawn(
-    model: "Joint", corpus: Corpus, index: Index, lines: int, mode: GateMode, noise: torch.Generator | None
-) -> tuple[Float[Tensor, ""], Extraction, Float[Tensor, " corpus"], Float[Tensor, ""]]:
-    """What pages drawn say of all: the share of tokens kept, the extraction of their lines, α·log π of every passage,
-    and by how much that has moved since the index was made.
+class Judgement(NamedTuple):
+    """What a step knows of the extractor.
 
-    Where a passage isn't of these pages, its α·log π is the index'. Where it is, the mean move is taken out, for a
-    constant cancels in p(z|x) only where all have it; and its slope counts for those too that the draw has passed by
-    (Horvitz & Thompson 1952). A passage on more pages than are drawn is never among them."""
+    Attributes:
+        tokens_kept: share of the tokens that reading gates let through.
+        prior: α·log π of every passage, as p(z|x) sums over them.
+        of: gates of the lines that these passages need, and log π of these at least.
+    """
+
+    tokens_kept: Float[Tensor, ""]
+    prior: Float[Tensor, " corpus"]
+    of: Callable[[Int[Tensor, " passages"]], tuple[Gates, Float[Tensor, " corpus"]]]
+
+
+def by_every_line(model: "Joint", corpus: Corpus, mode: GateMode, noise: torch.Generator | None) -> Judgement:
+    """All of the corpus. The prior is fresh for every passage: raising it only where passages are re-encoded would seem
+    to pay."""
+    gates = model.gates(corpus, mode, noise)
+    log_prior = model.log_prior(corpus, gates)
+    return Judgement(
+        corpus.tokens_kept(gates), model.retriever.config.prior_weight * log_prior, lambda _: (gates, log_prior)
+    )
+
+
+def by_pages(
+    model: "Joint", corpus: Corpus, index: Index, lines: int, mode: GateMode, noise: torch.Generator | None
+) -> Judgement:
+    """Pages drawn for what is of all lines, which the gates' `extraction` is of; pages found for what is read.
+
+    Where a passage isn't of the pages drawn, its α·log π is the index'. Where it is, the mean move since then is taken
+    out, for a constant cancels in p(z|x) only where all have it; and its slope counts for those too that the draw has
+    passed by (Horvitz & Thompson 1952). A passage on more pages than are drawn is never among them. Features of pages
+    found are normalised as those of the pages drawn were."""
     drawn = draw(corpus, lines, noise)
     gates = model.gates(corpus, mode, noise, drawn.lines)
-    stored = index.vectors[:, -1].to(gates.read)
-    own = model.retriever.config.prior_weight * model.log_prior(corpus, gates, drawn.passages, drawn.lines)
+    stored, weight = index.vectors[:, -1].to(gates.read), model.retriever.config.prior_weight
+    own = weight * model.log_prior(corpus, gates, drawn.passages, drawn.lines)
     place = drawn.passages.to(stored.device)
     moved = (own.detach() - stored[place]).mean() if len(place) else stored.new_zeros(())
     weighted = own.detach() - moved + (own - own.detach()) / drawn.chance.to(own)
-    return corpus.tokens_kept(gates, drawn.lines), gates.extraction, stored.index_copy(0, place, weighted), moved
+    # One number more, whatever a rank's questions find: draws are alike on all.
+    seed = int(torch.randint(2**62, (), generator=noise))
 
+    def of(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
+        here, learning = pages_of(corpus, passages), model.extractor.training
+        model.extractor.eval()
+        try:
+            found = model.gates(corpus, mode, torch.Generator().manual_seed(seed), here)
+        finally:
+            model.extractor.train(learning)
+        log_prior = model.log_prior(corpus, found, passages, here) - (moved / weight if weight else 0.0)
+        every = log_prior.new_zeros(len(corpus.passages)).index_copy(0, passages.to(log_prior.device), log_prior)
+        return found._replace(extraction=gates.extraction), every
 
-def of_pages_found(
-    model: "Joint", corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode, noise: torch.Generator | None
-) -> tuple[Gates, Float[Tensor, " corpus"]]:
-    """Gates of the lines on these passages' pages, and log π of these passages, 0 of others. Features are normalised as
-    they were for the pages drawn."""
-    lines, learning = pages_of(corpus, passages), model.extractor.training
-    model.extractor.eval()
-    try:
-        gates = model.gates(corpus, mode, noise, lines)
-    finally:
-        model.extractor.train(learning)
-    own = model.log_prior(corpus, gates, passages, lines)
-    return gates, own.new_zeros(len(corpus.passages)).index_copy(0, passages.to(own.device), own)
+    return Judgement(corpus.tokens_kept(gates, drawn.lines), stored.index_copy(0, place, weighted), of)

@@ -78,9 +78,9 @@ class Indexer:
         if old is not None:
             rows = self._rows_beside(corpus, mode, old)
         elif model.retriever.config.gates == "pool":
-            gates = model.gates(corpus, mode)
+            gates, log_prior = self._judged(corpus, mode)
             sums = self._line_sums(corpus, gates, made_with["encoder"])
-            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), model.log_prior(corpus, gates))
+            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
         else:
             rows = self._rows_of_ranks(corpus, torch.arange(len(corpus.passages)), mode)
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
@@ -89,8 +89,7 @@ class Indexer:
         """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
         by the model, also where gates act on pooling alone."""
         assert config.folder is not None
-        gates = self.model.gates(corpus, mode)
-        log_prior = self.model.log_prior(corpus, gates)
+        gates, log_prior = self._judged(corpus, mode)
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
@@ -140,22 +139,31 @@ class Indexer:
         """An index beside this one, in which these candidates' rows are of the present weights. Its manifest says that
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
-        rows[passages] = self._rows_of_ranks(corpus, passages, mode).to(rows)
+        _, log_prior = judged = self._judged(corpus, mode)
+        rows[passages] = self._rows_of_ranks(corpus, passages, mode, judged).to(rows)
         # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
-        log_prior = self.model.log_prior(corpus, self.model.gates(corpus, mode))
         rows[:, -1] = (self.model.retriever.config.prior_weight * log_prior).to(rows)
         made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
         return self._index(corpus, rows, made_with, rows.dtype)
 
-    @torch.no_grad()
-    def rows(self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode) -> Float[Tensor, "passages row"]:
-        """These candidates' rows with the present weights."""
+    def _judged(self, corpus: Corpus, mode: GateMode) -> tuple[Gates, Float[Tensor, " passages"]]:
+        """What the extractor says of every line, and log π of every candidate."""
         gates = self.model.gates(corpus, mode)
-        log_prior = self.model.log_prior(corpus, gates)
+        return gates, self.model.log_prior(corpus, gates)
+
+    @torch.no_grad()
+    def rows(
+        self,
+        corpus: Corpus,
+        passages: Int[Tensor, " passages"],
+        mode: GateMode,
+        judged: tuple[Gates, Float[Tensor, " corpus"]] | None = None,
+    ) -> Float[Tensor, "passages row"]:
+        """These candidates' rows with the present weights; `judged` is what `_judged` has said already."""
+        gates, log_prior = judged or self._judged(corpus, mode)
         table = None
-        for part in torch.arange(len(passages)).split(
-            AT_ONCE
-        ):  # put in their places, so that rows stand in memory once
+        # Put in their places portion by portion, so that rows stand in memory once.
+        for part in torch.arange(len(passages)).split(AT_ONCE):
             rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
             table = rows.new_empty(len(passages), rows.shape[1]) if table is None else table
             table[part] = rows
@@ -163,14 +171,18 @@ class Indexer:
         return table
 
     def _rows_of_ranks(
-        self, corpus: Corpus, passages: Int[Tensor, " passages"], mode: GateMode
+        self,
+        corpus: Corpus,
+        passages: Int[Tensor, " passages"],
+        mode: GateMode,
+        judged: tuple[Gates, Float[Tensor, " corpus"]] | None = None,
     ) -> Float[Tensor, "passages row"]:
         """The same, each rank having encoded its share of them."""
         if not self.together or ranks() == 1:
-            return self.rows(corpus, passages, mode)
+            return self.rows(corpus, passages, mode, judged)
         own = passages[rank() :: ranks()]
         even = torch.cat([own, passages[: -(-len(passages) // ranks()) - len(own)]])  # as many on every rank
-        return torch.stack(gathered(self.rows(corpus, even, mode)), 1).flatten(0, 1)[: len(passages)]
+        return torch.stack(gathered(self.rows(corpus, even, mode, judged)), 1).flatten(0, 1)[: len(passages)]
 
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from e2erag.corpus import Corpus, Gates, Lines
-from e2erag.drawing import among, of_pages_drawn, of_pages_found
+from e2erag.drawing import among, by_every_line, by_pages
 from e2erag.extract import CLOSED, Extractor, GateMode
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
@@ -330,39 +330,22 @@ class Joint(nn.Module):
         """
         with self.autocast(encoding=True):
             q = self.retriever.encode_questions(list(questions))
-        if 0 < judged < len(corpus):
-            kept, extraction, prior_of_all, moved = of_pages_drawn(self, corpus, index, judged, mode, noise)
-            weight = self.retriever.config.prior_weight
-            # Of as many numbers on every rank, whatever its questions find: draws are alike on all.
-            seed = int(torch.randint(2**62, (), generator=noise))
-
-            def judge(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
-                own_noise = torch.Generator().manual_seed(seed)
-                found, prior = of_pages_found(self, corpus, passages, mode, own_noise)
-                return found._replace(extraction=extraction), prior - (moved / weight if weight else 0.0)
-        else:
-            every = self.gates(corpus, mode, noise)
-            # The prior is fresh for every passage: raising it only where passages are re-encoded would seem to pay.
-            log_prior = self.log_prior(corpus, every)
-            kept, prior_of_all = corpus.tokens_kept(every), self.retriever.config.prior_weight * log_prior
-
-            def judge(passages: Int[Tensor, " passages"]) -> tuple[Gates, Float[Tensor, " corpus"]]:
-                return every, log_prior
-
+        drawn = 0 < judged < len(corpus)
+        said = by_pages(self, corpus, index, judged, mode, noise) if drawn else by_every_line(self, corpus, mode, noise)
         sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
-        added = self.retriever.with_bm25(prior_of_all, sparse)
+        added = self.retriever.with_bm25(said.prior, sparse)
         found = index.search(q, max(OVERFETCH * k, 2 * rerank), added)
         hits = corpus.spans.distinct(found, max(k, rerank)).ids
         if rerank:
             with torch.no_grad():
                 unique = hits[hits >= 0].unique()
-                rows = self.encode(corpus, unique, *judge(unique), mode)
+                rows = self.encode(corpus, unique, *said.of(unique), mode)
                 fresh = self.retriever.with_bm25(q @ rows.T, None if sparse is None else sparse[:, unique])
                 hits = _best(fresh, unique, hits, k)
         if mined:
             hits = self.mine(corpus, questions, answers, hits, mined)
         unique = hits[hits >= 0].unique()
-        gates, log_prior = judge(unique)
+        gates, log_prior = said.of(unique)
         passages = self.encode(corpus, unique, gates, log_prior, mode, slope_limit)
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
         prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added)
@@ -380,7 +363,7 @@ class Joint(nn.Module):
             question_rows=q,
             passage_rows=passages[place],
             gates=gates,
-            tokens_kept=kept,
+            tokens_kept=said.tokens_kept,
             staleness=1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean(),
         )
 

@@ -188,12 +188,10 @@ class FaissIndex(SampledIndex):
             try:
                 faiss.write_index(self.faiss, str(path))
             except RuntimeError as error:  # faiss' own, whose text ends with the system's
-                told = {"No space left": errno.ENOSPC, "quota": errno.EDQUOT, "Read-only": errno.EROFS}
-                told |= {"Permission": errno.EACCES}
-                number = next((number for text, number in told.items() if text in str(error)), None)
-                if number is None:
-                    raise
-                raise OSError(number, str(error)) from error
+                for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                    if os.strerror(number) in str(error):
+                        raise OSError(number, str(error)) from error
+                raise
 
         self.store.put_structure(self._name, self.faiss.ntotal, write)
 

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,9 +306,7 @@ class Store:
         begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
         seen: set[str] = set()
         for sources in batches:
-            if twice := seen.intersection(names := _names(sources)):
-                raise ValueError(f"each document comes once, and {min(twice)!r} came twice: {_NAMES}")
-            seen.update(names)
+            seen.update(_names(sources, seen))
             ahead = begun[agreed : agreed + len(sources)]
             pairs = enumerate(zip(sources, ahead, strict=False))
             same = next((i for i, (now, then) in pairs if now != then or not now.content), len(ahead))
@@ -451,21 +449,18 @@ def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Sou
         yield batch
 
 
-def _names(sources: Sequence[Source]) -> list[str]:
-    """The documents' names, each once and such as can be stored."""
+def _names(sources: Sequence[Source], before: Set[str] = frozenset()) -> list[str]:
+    """The documents' names, each once, none of them one that came before, and such as can be stored."""
     names = [source.name for source in sources]
     for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(f"a document's name must be text that UTF-8 can write, got {name!r}: rename it") from None
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"each document comes once, and {twice!r} came twice: {_NAMES}")
+    if len(set(names)) < len(names) or not before.isdisjoint(names):
+        twice = next(name for name in names if name in before or names.count(name) > 1)
+        raise ValueError(f"each document comes once, and {twice!r} came twice: give every one a name of its own")
     return names
-
-
-_NAMES = "give every one a name of its own"
 
 
 def _fit(rows: Tensor, sources: Sequence[Source]) -> None:

@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 STAGES = ("extractor", "retriever", "retriever.query", "retriever.passage", "generator")
 """Names that `freeze` takes."""
 
-OPTIMISER: dict[str, dict[str, Any]] = {
-    "extractor": {"betas": (0.0, 0.999), "eps": 0.1},
-    "retriever": {},
-    "generator": {},
-    "bm25": {},
-    "temperature": {},
-}
+OPTIMISER: dict[str, dict[str, Any]] = {"extractor": {"betas": (0.0, 0.999), "eps": 0.1}}
 """AdamW's settings where they aren't the usual ones. √v is small beside the extractor's ε, so it takes steps along the
 gradient. AdamW's usual steps move every weight as far, whether hundreds of answers agree on it or one speaks alone, and
 give the last batches more weight than the first."""
@@ -118,7 +112,8 @@ class TrainModule(L.LightningModule):
             ):
                 if chosen:
                     rate = getattr(self.config, f"lr_{kind}")
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "name": kind} | OPTIMISER[kind])
+                    group = {"params": chosen, "lr": rate, "weight_decay": decay, "name": kind}
+                    groups.append(group | OPTIMISER.get(kind, {}))
         if not groups:
             raise ValueError("every stage is frozen: leave at least one out of `freeze`")
         optimizer = torch.optim.AdamW(groups, fused=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from e2erag.config import RAGConfig
 from e2erag.corpus import Corpus
-from e2erag.drawing import draw, of_pages_drawn, pages_of
+from e2erag.drawing import by_pages, draw, pages_of
 from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
 from e2erag.rag import RAG
@@ -85,11 +85,11 @@ def test_all_pages_drawn_are_the_whole_corpus(system: RAG) -> None:
     """The same prior, tokens and extraction, without weights."""
     model, corpus = system.model, system.corpus
     whole = model.gates(corpus, "soft")
-    kept, extraction, prior, moved = of_pages_drawn(model, corpus, system.index_, len(corpus), "soft", None)
-    assert moved.abs() < 1e-6
-    torch.testing.assert_close(kept, corpus.tokens_kept(whole))
+    said = by_pages(model, corpus, system.index_, len(corpus), "soft", None)
+    torch.testing.assert_close(said.tokens_kept, corpus.tokens_kept(whole))
+    extraction = said.of(torch.tensor([0]))[0].extraction
     torch.testing.assert_close(torch.stack(extraction), torch.stack(whole.extraction))
-    torch.testing.assert_close(prior, model.retriever.config.prior_weight * model.log_prior(corpus, whole))
+    torch.testing.assert_close(said.prior, model.retriever.config.prior_weight * model.log_prior(corpus, whole))
 
 
 def test_the_slope_of_z_is_right_in_the_mean_over_draws(system: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_the_slope_of_z_is_right_in_the_mean_over_draws(system: RAG, monkeypatch
     index.log_z(queries, index.search(queries, 3, prior), None, prior).sum().backward()
     whole, mean, draws = learned(system), {}, 0
     for _ in every_draw(2, monkeypatch):
-        _, _, prior, _ = of_pages_drawn(model, corpus, index, len(corpus) // 2, "soft", None)
+        prior = by_pages(model, corpus, index, len(corpus) // 2, "soft", None).prior
         index.log_z(queries, index.search(queries, 3, prior), None, prior).sum().backward()
         for name, slope in learned(system).items():
             mean[name] = mean.get(name, 0) + slope
