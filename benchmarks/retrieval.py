@@ -72,12 +72,18 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def against(bare: Callable[[], Any], ours: Sequence[Callable[[], Any]], rounds: int) -> tuple[float, list[float]]:
-    """Seconds of the bare way, and of each of ours the median ratio to the bare round beside it."""
-    for work in (bare, *ours):
+    """Seconds of the bare way, and of each of ours the median ratio to the bare one of the same round. Every round has
+    its own order, since what ran before leaves the caches better for some than for others."""
+    works, draw = (bare, *ours), Random(0)
+    for work in works:
         work()
-    table = [[seconds(work) for work in (bare, *ours)] for _ in range(rounds)]
+    table = []
+    for _ in range(rounds):
+        order = draw.sample(range(len(works)), len(works))
+        took = {i: seconds(works[i]) for i in order}
+        table.append([took[i] for i in range(len(works))])
     return statistics.median(row[0] for row in table), [
-        statistics.median(row[i] / row[0] for row in table) for i in range(1, len(ours) + 1)
+        statistics.median(row[i] / row[0] for row in table) for i in range(1, len(works))
     ]
 
 

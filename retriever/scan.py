@@ -1,108 +1,143 @@
-"""One pass over all rows, block by block: the top K and log Σ exp(s_z) of every tile of 64 rows.
+"""One pass over all rows: the top K and log Σ exp(s_z) of every tile of 64 rows.
 
-1. A block's scores are one product; tiles whose best score can't be among the top K are passed by.
-2. Of the others those scores that still can be are merged into what was found, equal scores by row.
-3. The block's scores are turned in place into each tile's log-sum.
+1. A strip's scores are one product, few enough to stay in the processor's cache, and give each tile's best and log-sum.
+2. A block's top K are merged into those found before it, equal scores by row.
 
 So nothing of the corpus' size is held but the sums: questions × rows / 64 numbers. Where a few terms must be left out
 of Z later, the tiles that hold them are summed anew, which subtracting large from large could not do stably.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Without
 
 TILE = 64
 BLOCK = 256 * TILE
-"""Rows scored at once: 16,384 scores a question."""
+"""Rows whose scores are held at once: 16,384 scores a question."""
+STRIP = 32 * TILE
+"""Rows that a CPU scores at once: few enough that rows and scores are still in its cache when they are used, and for 8
+to 1024 questions of 10,000 rows the fastest of 256 to 16,384 or next to it (LOG.md)."""
 
 Scores = Float[Tensor, "questions rows"]
 
 
-def blocks(
-    queries: Tensor, rows: Tensor, prior: Tensor | None, dead: Int[Tensor, " dead"], without: Without | None = None
+def strips(
+    queries: Tensor,
+    rows: Tensor,
+    prior: Tensor | None,
+    dead: Int[Tensor, " dead"],
+    room: Float[Tensor, "questions block"],
+    without: Without | None = None,
 ) -> Iterator[tuple[int, Tensor, Scores]]:
-    """First row, rows and scores of one block after the other, whole tiles; terms left out and what is beyond the last
-    row score −∞. The scores may be written to, and last until the next block."""
-    room = queries.new_empty(len(queries), min(BLOCK, -(-len(rows) // TILE) * TILE))
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK].to(queries.dtype)
-        every = room[:, : -(-len(block) // TILE) * TILE]
-        every[:, len(block) :] = -torch.inf
-        scores = torch.mm(queries, block.T, out=every[:, : len(block)])
-        if prior is not None:
-            scores += prior[..., start : start + BLOCK].to(scores)
-        scores[:, dead[_within(dead, start)] - start] = -torch.inf
-        if without is not None:
-            here = _within(without.rows, start)
-            column = without.rows[here] - start
-            scores[:, column] = scores[:, column].masked_fill(without.mask[:, here], -torch.inf)
-        yield start, block, every
+    """First row, rows and scores of one strip after the other, whole tiles; terms left out and what is beyond the last
+    row score −∞. The scores stand one after the other in `room`, whole tiles too, until it is full and filled anew."""
+    start, wide = 0, _wide(queries)
+    for block in rows.split(room.shape[1]):
+        for part, every in zip(block.split(wide), room.split(wide, 1), strict=False):
+            strip, scores = part.to(queries.dtype), every
+            if (count := len(strip)) < every.shape[1]:
+                every = every[:, : -(-count // TILE) * TILE]
+                every[:, count:] = -torch.inf
+                scores = every[:, :count]
+            torch.mm(queries, strip.T, out=scores)
+            if prior is not None:
+                scores += prior[..., start : start + count].to(scores)
+            if len(dead):
+                scores[:, dead[_within(dead, start, count)] - start] = -torch.inf
+            if without is not None:
+                here = _within(without.rows, start, count)
+                column = without.rows[here] - start
+                scores[:, column] = scores[:, column].masked_fill(without.mask[:, here], -torch.inf)
+            yield start, strip, every
+            start += count
 
 
-def _within(rows: Int[Tensor, " n"], start: int) -> slice:
-    """Where in these ascending rows those of a block stand."""
-    ends = torch.tensor([start, start + BLOCK], device=rows.device)
+def _room(queries: Tensor, rows: Tensor) -> Float[Tensor, "questions block"]:
+    """For the scores of a block, or of all rows where they are fewer."""
+    return queries.new_empty(len(queries), min(BLOCK, max(-(-len(rows) // TILE), 1) * TILE))
+
+
+def _wide(queries: Tensor) -> int:
+    return STRIP if queries.device.type == "cpu" else BLOCK
+
+
+def _within(rows: Int[Tensor, " n"], start: int, count: int) -> slice:
+    """Where in these ascending rows those of a strip stand."""
+    ends = torch.tensor([start, start + count], device=rows.device)
     return slice(*torch.searchsorted(rows, ends).tolist())
 
 
 def scan(queries: Tensor, rows: Tensor, k: int, prior: Tensor | None, dead: Int[Tensor, " dead"]) -> Hits:
     """Top K and tile sums; a dead row is never found and counts nothing. Where there are fewer, the rest is −1."""
-    found = Hits(
-        torch.full((len(queries), k), -1, device=queries.device),
-        torch.full((len(queries), k), -torch.inf, device=queries.device, dtype=queries.dtype),
-    )
-    sums = queries.new_empty(len(queries), -(-len(rows) // TILE))
-    for start, _, scores in blocks(queries, rows, prior, dead):
-        tiles = scores.unflatten(1, (-1, TILE))
-        best = tiles.amax(2)
-        found = _merged(found, start, tiles, best)
-        sums[:, start // TILE :][:, : best.shape[1]] = _log_sums(tiles, best)
-    return found._replace(sums=sums)
+    room = _room(queries, rows)
+    best = queries.new_empty(len(queries), -(-len(rows) // TILE))
+    sums, scratch = torch.empty_like(best), queries.new_empty(len(queries), _wide(queries) // TILE, TILE)
+    ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    found = queries.new_empty(len(queries), 0)
+    of_strips = (each.split(scratch.shape[1], 1) for each in (best, sums))
+    for (start, strip, scores), bests, sums_here in zip(
+        strips(queries, rows, prior, dead, room), *of_strips, strict=True
+    ):
+        _sum_tiles(scores.unflatten(1, (-1, TILE)), bests, sums_here, scratch)
+        end = start + len(strip)
+        if end % BLOCK == 0 or end == len(rows):
+            block = max(end - 1, 0) // BLOCK * BLOCK
+            more_ids, more = _top(room[:, : end - block], k)
+            if block:
+                more_ids, more = torch.cat([ids, more_ids + block], 1), torch.cat([found, more], 1)
+                more, order = more.sort(dim=1, descending=True, stable=True)  # what was found before has lower rows
+                more_ids, more = more_ids.gather(1, order)[:, :k], more[:, :k]
+            ids, found = more_ids, more
+    ids = ids.masked_fill_(found == -torch.inf, -1)
+    if missing := k - ids.shape[1]:
+        ids, found = F.pad(ids, (0, missing), value=-1), F.pad(found, (0, missing), value=-torch.inf)
+    return Hits(ids, found, sums.log_().add_(best).masked_fill_(best == -torch.inf, -torch.inf))  # −∞ − −∞ is NaN
 
 
-def _merged(found: Hits, start: int, tiles: Tensor, best: Tensor) -> Hits:
-    """What was found, and what is better in these tiles.
-
-    At least K of a block's scores reach its K-th best tile, so less can't be among the top K."""
-    k = found.ids.shape[1]
-    kth = found.scores[:, -1:]
-    reach = best.topk(k).values[:, -1:] if best.shape[1] >= k else torch.full_like(kth, -torch.inf)
-    question, tile = ((best > kth) & (best >= reach)).nonzero(as_tuple=True)
-    if not len(question):
-        return found
-    scores = tiles[question, tile]
-    pair, column = ((scores > kth[question]) & (scores >= reach[question])).nonzero(as_tuple=True)
-    old_question, old_rank = (found.ids >= 0).nonzero(as_tuple=True)
-    question = torch.cat([old_question, question[pair]])
-    row = torch.cat([found.ids[old_question, old_rank], start + tile[pair] * TILE + column])
-    score = torch.cat([found.scores[old_question, old_rank], scores[pair, column]])
-    # Stable sorts, and equal scores stand in the order of their rows already.
-    order = score.argsort(descending=True, stable=True)
-    order = order[question[order].argsort(stable=True)]
-    question = question[order]
-    counts = question.bincount(minlength=len(found.ids))
-    rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[question]
-    top = rank < k
-    ids, values = torch.full_like(found.ids, -1), torch.full_like(found.scores, -torch.inf)
-    ids[question[top], rank[top]] = row[order[top]]
-    values[question[top], rank[top]] = score[order[top]]
-    return Hits(ids, values)
+def _top(scores: Scores, k: int) -> tuple[Int[Tensor, "questions k"], Float[Tensor, "questions k"]]:
+    """Columns and values of the K largest, or of all where there are fewer, equal ones by column."""
+    values, columns = scores.topk(min(k + 1, scores.shape[1]))
+    if (values[:, 1:] < values[:, :-1]).all():
+        return columns[:, :k], values[:, :k]
+    # topk gives equal ones in any order, and at the edge of K any of them.
+    least = values[:, :k][:, -1:].clamp_min(torch.finfo(values.dtype).min)
+    question, column = (scores >= least).nonzero(as_tuple=True)
+    first = torch.searchsorted(question, torch.arange(len(scores), device=question.device))
+    place = torch.arange(len(question), device=question.device) - first[question]
+    columns = columns.new_zeros(len(scores), max(int(place.max()) + 1, k))
+    values = values.new_full(columns.shape, -torch.inf)
+    columns[question, place], values[question, place] = column, scores[question, column]
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order[:, :k]), values[:, :k]
 
 
-def _log_sums(tiles: Float[Tensor, "questions tiles 64"], best: Float[Tensor, "questions tiles"]) -> Tensor:
-    """log Σ exp of every tile; the scores are overwritten."""
-    floor = best.clamp_min(torch.finfo(best.dtype).min)[:, :, None]  # a tile of −∞ sums to −∞, not to NaN
-    return tiles.sub_(floor).exp_().sum(2).log_().add_(floor[:, :, 0])
+def _sum_tiles(
+    tiles: Float[Tensor, "questions tiles 64"],
+    best: Float[Tensor, "questions tiles"],
+    sums: Float[Tensor, "questions tiles"],
+    scratch: Float[Tensor, "questions strip 64"],
+) -> None:
+    """Fills in each tile's best and Σ exp(s − best); NaN where all are −∞."""
+    scratch = scratch[:, : tiles.shape[1]]
+    torch.amax(tiles, 2, out=best)
+    torch.sum(_exp(torch.sub(tiles, best[:, :, None], out=scratch)), 2, out=sums)
+
+
+def _exp(scores: Tensor) -> Tensor:
+    """exp in place, by powers of two: torch's own exp, where it is MKL's, takes up to four times as long on CPUs that
+    aren't Intel's."""
+    return scores.mul_(1 / math.log(2)).exp2_()
 
 
 class LogZ(torch.autograd.Function):
-    """log Σ exp(s_z) from a scan's sums. Backward computes p(z|x) again block by block: d log Z = Σ_z p(z|x)·d s_z,
+    """log Σ exp(s_z) from a scan's sums. Backward computes p(z|x) again strip by strip: d log Z = Σ_z p(z|x)·d s_z,
     at the cost of two products and with the memory of one block."""
 
     @staticmethod
@@ -121,11 +156,11 @@ class LogZ(torch.autograd.Function):
         to_queries = torch.zeros_like(queries)
         to_prior = None if prior is None else torch.zeros_like(prior)
         base = log_z.masked_fill(log_z == -torch.inf, 0)[:, None]  # nothing left: every p is exp(−∞)
-        for start, block, scores in blocks(queries, ctx.rows, prior, ctx.dead, ctx.without):
-            p = scores[:, : len(block)].sub_(base).exp_().mul_(grad[:, None])
-            to_queries += p @ block
+        for start, strip, scores in strips(queries, ctx.rows, prior, ctx.dead, _room(queries, ctx.rows), ctx.without):
+            p = _exp(scores[:, : len(strip)].sub_(base)).mul_(grad[:, None])
+            to_queries += p @ strip
             if to_prior is not None:
-                to_prior[..., start : start + len(block)] = p.sum(0) if to_prior.ndim == 1 else p
+                to_prior[..., start : start + len(strip)] = p.sum(0) if to_prior.ndim == 1 else p
         return to_queries, to_prior, None, None, None, None
 
 
@@ -144,5 +179,5 @@ def _without(queries: Tensor, prior: Tensor | None, rows: Tensor, dead: Tensor, 
         column = torch.searchsorted(tiles, out.rows[here] // TILE) * TILE + out.rows[here] % TILE
         scores[:, column] = scores[:, column].masked_fill(out.mask[:, here], -torch.inf)
         anew = scores.unflatten(1, (-1, TILE))
-        sums[:, tiles] = _log_sums(anew, anew.amax(2))
+        sums[:, tiles] = anew.logsumexp(2)
     return sums
