@@ -17,7 +17,7 @@ from e2erag.retriever.index import Hits, Prior, Queries, check_queries
 from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
 from e2erag.retriever.store import Store
 
-_TRAINED_ON = 64  # rows per centroid; faiss warns below 39
+_TRAINED_ON = 39  # rows per centroid, as few as faiss asks for: it copies them as it learns
 _ADDED = 1 << 16  # rows given to faiss at a time
 
 
@@ -160,7 +160,7 @@ class FaissIndex(SampledIndex):
         }
         index = faiss.index_factory(width, spec[name], faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
-            # Each centroid 64 rows, at least those that 256 centroids of a PQ need; drawn, since neighbours are alike.
+            # At least what 256 centroids of a PQ need; drawn, since neighbours are alike.
             some = torch.randperm(rows, generator=torch.Generator().manual_seed(0))[: _TRAINED_ON * max(lists, 256)]
             some = some.repeat(2) if rows == 1 else some  # a product quantiser has two centroids at least
             index.train(_padded(self._read(some.sort().values).float().numpy(), width))

@@ -5,6 +5,9 @@ import re
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
 from e2erag.retriever.ledger import StoreError, Version
@@ -55,18 +58,28 @@ class MilvusIndex(SampledIndex):
         if k > MOST:
             raise ValueError(f"k must be at most Milvus' {MOST:,}, got {k:,}: ask for fewer, or use ExactIndex")
         self._follow()
-        found = self._client.search(
-            self._collection,
-            data=list(queries.detach().cpu().float().numpy()),
-            limit=k if prior is None else min(k * RESCORED, len(self), MOST),
-            search_params={"metric_type": "IP"},
-        )
-        ids = torch.full((len(queries), max(k, *map(len, found))), -1)
-        for question, hits in enumerate(found):
-            ids[question, : len(hits)] = torch.tensor([hit["row"] for hit in hits], dtype=torch.long)
-        ids[ids >= len(self.vectors)] = -1  # another process has added them; this one hasn't looked
+        ids = self._found(queries, k if prior is None else min(k * RESCORED, len(self), MOST))
+        if ids.shape[1] < k:
+            ids = F.pad(ids, (0, k - ids.shape[1]), value=-1)
         best = ordered(Hits(ids, self._scores(queries.detach(), ids, prior).cpu()))
         return Hits(best.ids[:, :k], best.scores[:, :k])
+
+    def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
+        """Rows, each alive and known to this process, the rest −1; asked anew where another process has put others."""
+        vectors, known = list(queries.detach().cpu().float().numpy()), ""
+        while True:
+            found = self._client.search(
+                self._collection, data=vectors, limit=limit, filter=known, search_params={"metric_type": "IP"}
+            )
+            ids = torch.full((len(queries), max(map(len, found))), -1)
+            for question, hits in enumerate(found):
+                ids[question, : len(hits)] = torch.tensor([hit["row"] for hit in hits], dtype=torch.long)
+            if (ids >= len(self.vectors)).any():  # added meanwhile
+                known = f"row < {len(self.vectors)}"
+            elif len(dead := ids[torch.isin(ids, self.store.dead)].unique()):  # sent again by one that didn't know
+                self._client.delete(self._collection, ids=dead.tolist())
+            else:
+                return ids
 
     def _follow(self) -> None:
         """Bring Milvus to what the store holds."""

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2erag.retriever import ExactIndex, FaissIndex, ShardedIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ledger import Ledger
@@ -79,8 +79,8 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def forked(work: Callable[[], None], at: int | None = None) -> int:
-    """Run in a child that is killed at the at-th line of the store it executes; how many it executed, −1 if killed."""
+def forked(work: Callable[[], None], at: int | None = None, traced: tuple[str, ...] = OURS) -> int:
+    """Run in a child that is killed at the at-th line of these files it executes; how many it did, −1 if killed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -94,7 +94,7 @@ def forked(work: Callable[[], None], at: int | None = None) -> int:
             return line
 
         def call(frame: FrameType, event: str, _: Any) -> Any:
-            return line if frame.f_code.co_filename.endswith(OURS) else None
+            return line if any(name in frame.f_code.co_filename for name in traced) else None
 
         torch.set_num_threads(1)  # a forked child has no thread pool
         sys.settrace(call)
@@ -135,6 +135,40 @@ def test_killed_at_any_line_the_old_or_the_new_index_is_there(name: str, tmp_pat
         assert {path.name for path in folder.iterdir()} == {"ledger.sqlite", *store.ledger.files()}
         shutil.rmtree(folder)
     assert False in seen or old == new  # a search structure changes no rows
+
+
+def test_killed_at_any_line_milvus_and_the_rows_agree_afterwards(tmp_path: Path) -> None:
+    """Milvus Lite in the process, killed in its own lines, in ours that send to it, and in the store's: the old rows or
+    the new; then the same call ends, and Milvus finds what exact search finds."""
+    pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+
+    def updated(folder: Path) -> None:
+        update(folder)
+        same(folder)
+
+    def same(folder: Path) -> None:
+        store = Store(folder)
+        queries = torch.eye(4)[:2] / torch.arange(1.0, 5)
+        found, exact = (kind(store).search(queries, 90) for kind in (MilvusIndex, ExactIndex))
+        assert torch.equal(found.ids, exact.ids)
+        torch.testing.assert_close(found.scores, exact.scores)
+
+    build(tmp_path / "start", 1)
+    assert forked(lambda: same(tmp_path / "start")) > 0
+    old = content(tmp_path / "start")
+    for traced in ((*OURS, "retriever/milvus.py"), ("/milvus_lite/",)):
+        shutil.copytree(tmp_path / "start", tmp_path / "done")
+        total = forked(lambda: updated(tmp_path / "done"), traced=traced)
+        new = content(tmp_path / "done")
+        for point in sorted(random.Random(traced[-1]).sample(range(1, total + 1), POINTS // 2)):
+            folder = tmp_path / str(point)
+            shutil.copytree(tmp_path / "start", folder)
+            assert forked(lambda folder=folder: updated(folder), point, traced) == -1
+            assert content(folder) in (old, new)
+            assert forked(lambda folder=folder: updated(folder)) > 0
+            assert content(folder) == new
+            shutil.rmtree(folder)
+        shutil.rmtree(tmp_path / "done")
 
 
 def test_a_killed_build_encodes_nothing_twice_but_the_batch_it_was_in(tmp_path: Path) -> None:

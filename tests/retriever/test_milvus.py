@@ -78,6 +78,27 @@ def test_by_its_uri_it_is_the_same_index(store: Store, server: str) -> None:
     same_as_exact(index, store)
 
 
+def test_a_reader_finds_all_that_it_has_seen_while_another_adds_and_deletes(store: Store, server: str) -> None:
+    """The writer's rows score highest, and the reader has not looked: it finds the K best of its own. What a reader
+    that came late has sent again is not found by one that knows it for deleted."""
+    reader, late = (Store.open(store.folder) for _ in range(2))
+    reading = MilvusIndex(reader, server, name="two")
+    same_as_exact(reading, reader)
+    writer = MilvusIndex(store, server, name="two")
+    writer.add([Source("d", "d", 50)], 10 * drawn(1, 3)[:1] + drawn(4, 50))
+    writer.delete(["c"])
+    same_as_exact(writer, store)
+    exact = ExactIndex(reader).search(drawn(1, 3), N)
+    before = reading.search(drawn(1, 3), 7)
+    assert before.ids.max() < N
+    assert (before.ids >= 0).all()
+    assert all((exact.ids[i, :, None] == ids).any(0).all() for i, ids in enumerate(before.ids))
+    same_as_exact(MilvusIndex(late, server, name="two"), late)
+    same_as_exact(writer, store)
+    reader.reload()
+    same_as_exact(reading, reader)
+
+
 def test_what_was_not_sent_is_sent_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after three of ten requests; meanwhile a document that was sent is deleted, and another is added."""
     monkeypatch.setattr(milvus, "_AT_ONCE", 30)
