@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,9 @@ from e2erag.generator import Generator, Row
 from e2erag.precision import Precision, autocast
 from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob, log_tail
 from e2erag.slopes import competing
+
+SURE = 5
+"""A passage with so many times the share of p(z|x) that is negligible is read with gradient at once, not twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,8 +319,9 @@ class Joint(nn.Module):
             index: of the same corpus; its vectors may be stale, the K found are scored afresh.
             k: passages read per question.
             noise: random numbers of the gates in "sample" mode.
-            negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient. All paths
-                into retriever and extractor's prior stay exact; the reader loses at most this share per passage.
+            negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient, unless p(z|x)
+                alone makes it likely to be needed (`SURE`). All paths into retriever and extractor's prior stay exact;
+                the reader loses at most this share per passage.
             mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
                 is over the whole corpus, so whichever passages are read, the sum is the same sum.
             rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
@@ -403,23 +408,33 @@ class Joint(nn.Module):
         if mode != "hard":
             bias, slots = competing(gates.read, slots, slope_limit)
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
+        some = partial(self._read_rows, rows, slots, bias)
         if negligible > 0 and torch.is_grad_enabled():
-            with torch.no_grad(), self.autocast():
-                logp = self.generator.token_log_likelihood(rows, None if bias is None else bias.detach(), slots)
-            tail = log_tail(prior_logp.detach())[:, None]
-            shares = (torch.cat([prior_logp.detach(), tail], 1) + _seated(logp, seat).sum(2)).softmax(1)
+            prior = torch.cat([prior_logp.detach(), log_tail(prior_logp.detach())[:, None]], 1)
+            likely = (prior.softmax(1) >= SURE * negligible)[seat]
+            with torch.no_grad():
+                logp = some(~likely)
+            logp = logp + some(likely)
+            shares = (prior + _seated(logp.detach(), seat).sum(2)).softmax(1)
             small = (shares < negligible) & (shares < shares.max(1, keepdim=True).values)  # NaN is not small
-            wanted = (~small)[seat].nonzero()[:, 0]
-            with self.autocast():
-                some = self.generator.token_log_likelihood(
-                    [rows[i] for i in wanted.tolist()], bias, [slots[i] for i in wanted.tolist()]
-                )
-            logp = logp.index_put((wanted,), some)
+            again = (~small)[seat] & ~likely
+            logp = torch.where(again[:, None], some(again), logp)
         else:
-            with self.autocast():
-                logp = self.generator.token_log_likelihood(rows, bias, slots)
+            logp = some(torch.ones_like(seat[seat]))
         last = seat.sum(1).cumsum(0) - 1  # a question's last row is the closed book
         return _seated(logp, seat), _lengths(rows).to(seat.device)[last]
+
+    def _read_rows(
+        self, rows: Sequence[Row], slots: Sequence[Lines | None], bias: Tensor | None, chosen: Bool[Tensor, " rows"]
+    ) -> Float[Tensor, "rows tokens"]:
+        """log p of the answer tokens of these rows; 0 in the others, which aren't read."""
+        where = chosen.nonzero()[:, 0]
+        with self.autocast():
+            logp = self.generator.token_log_likelihood(
+                [rows[i] for i in where.tolist()], bias, [slots[i] for i in where.tolist()]
+            )
+        table = logp.new_zeros(len(rows), max(len(row.ids) - row.prompt for row in rows))
+        return table.index_put((where[:, None], torch.arange(logp.shape[1], device=where.device)), logp)
 
     def _read_together(
         self,

@@ -56,7 +56,7 @@ class PageEncoder(nn.Module):
             return h
         starts, lengths = _pieces(page.cpu().numpy())
         parts, order = [], []
-        for chosen in buckets(lengths, BUDGET):
+        for chosen in buckets(lengths, BUDGET, BUDGET):
             column = np.arange(lengths[chosen].max())
             filled = column < lengths[chosen][:, None]
             rows = (starts[chosen][:, None] + column)[filled]

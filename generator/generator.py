@@ -4,7 +4,7 @@ A reading gate adds log w to every attention logit whose key is a token of that 
 the passage without the line, up to the position numbers of what follows it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from e2erag.extract.tokens import buckets
+from e2erag.extract.tokens import buckets, per_call
 from e2erag.generator.attention import TokenGates, use_gates
 from e2erag.generator.causal import Causal
 from e2erag.generator.encoder_decoder import EncoderDecoder
@@ -100,7 +100,7 @@ class Generator(nn.Module):
             return torch.zeros(0, 0, device=self.device)
         width = max(len(row.ids) - row.prompt for row in rows)
         out, order, held = [], [], 0
-        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
+        for batch in self._buckets(rows, 1):
             chosen = [rows[i] for i in batch]
             gates = [slots[i] for i in batch] if slots is not None else None
             held += len(chosen) * max(row.size for row in chosen)
@@ -113,6 +113,11 @@ class Generator(nn.Module):
             order.append(batch)
         back = torch.from_numpy(np.argsort(np.concatenate(order))).to(self.device)
         return torch.cat(out)[back]
+
+    def _buckets(self, rows: Sequence[Row], passes: int) -> Iterator[Int[np.ndarray, " bucket"]]:
+        """Rows that are read together, so many times. On a GPU as many as the budget allows, whatever the padding."""
+        budget = self.config.token_budget
+        return buckets(np.asarray([row.size for row in rows]), budget, per_call(self.device.type, budget) * passes)
 
     def _batch_log_likelihood(
         self,
@@ -142,7 +147,7 @@ class Generator(nn.Module):
         """Greedy answers to rows without an answer, at most `max_new_tokens` each."""
         answers: list[Int[np.ndarray, " _"]] = [np.zeros(0, np.int64)] * len(rows)
         logp = torch.zeros(len(rows))
-        for batch in buckets(np.asarray([row.size for row in rows]), self.config.token_budget):
+        for batch in self._buckets(rows, self.config.max_new_tokens):
             gates = [slots[i] for i in batch] if slots is not None else None
             ids, scores = self._greedy([rows[i] for i in batch], log_gates, gates)
             for i, row in zip(batch, ids, strict=True):

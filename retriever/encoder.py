@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from e2erag.extract.tokens import LineTokens, buckets, pad
+from e2erag.extract.tokens import LineTokens, buckets, pad, per_call
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.lora import load_lora, save_lora, without_lora
 
@@ -207,7 +207,8 @@ class Encoder(nn.Module):
         self, ids: Sequence[Int[np.ndarray, " _"]], owners: Sequence[Int[np.ndarray, " _"]] | None = None
     ) -> Iterator["_Batch"]:
         """Rows of similar length, padded together up to `token_budget` tokens."""
-        for rows in buckets(np.asarray([len(row) for row in ids]), self.token_budget):
+        call = per_call(self.device.type, self.token_budget)
+        for rows in buckets(np.asarray([len(row) for row in ids]), self.token_budget, call):
             table = torch.from_numpy(pad([ids[i] for i in rows], self.tokenizer.pad_token_id or 0)).to(self.device)
             lengths = torch.tensor([len(ids[i]) for i in rows], device=self.device)
             mask = torch.arange(table.shape[1], device=self.device) < lengths[:, None]

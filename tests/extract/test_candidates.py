@@ -1,6 +1,6 @@
 """Candidate passages, and lines as tokens."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -188,6 +188,26 @@ def test_buckets_hold_every_row_once_within_the_budget(lengths: list[int], budge
     groups = list(buckets(np.asarray(lengths), budget))
     assert sorted(np.concatenate(groups).tolist()) == list(range(len(lengths)))
     assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= budget for g in groups)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9), budget=st.integers(1, 150), call=st.integers(0, 90)
+)
+@settings(max_examples=60, deadline=None)
+def test_no_other_cut_into_buckets_is_cheaper(lengths: list[int], budget: int, call: int) -> None:
+    """Against every way to cut the sorted rows: padded tokens and so many more a bucket."""
+
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(group) * max(group) + call for group in groups)
+
+    rows, cheapest = sorted(lengths, reverse=True), []
+    for cuts in product((False, True), repeat=len(rows) - 1):
+        edges = [0, *(i for i, cut in enumerate(cuts, 1) if cut), len(rows)]
+        groups = [rows[a:b] for a, b in pairwise(edges)]
+        if all(len(group) == 1 or len(group) * group[0] <= budget for group in groups):
+            cheapest.append(cost(groups))
+    found = [[lengths[i] for i in group] for group in buckets(np.asarray(lengths), budget, call)]
+    assert cost(found) == min(cheapest)
 
 
 def test_padding_on_either_side() -> None:
