@@ -184,7 +184,7 @@ def summary(errors: list[Errors], where: list[Tensor], ratio: float) -> dict[str
     return out
 
 
-def reading_times(size: Size, folder: Path, k: int = 4, rounds: int = 3) -> tuple[float, float]:
+def reading_times(size: Size, folder: Path, k: int = 4, rounds: int = 9) -> tuple[float, float]:
     """Seconds to read k passages, forward and backward, without and with the closed book: the least of some rounds."""
     texts, asked, questions, vectors = choose(size, folder)
     generator = Generator.load(resolve(GENERATOR))

@@ -35,8 +35,8 @@ BANDS = ((0, 4), (4, 8), (8, 16), (16, 64), (64, 10**9))
 class Size:
     """Paragraphs of the corpus; questions per band of the gold passage's rank."""
 
-    passages: int = 96
-    questions: tuple[int, ...] = (10, 6, 4, 6, 2)
+    passages: int = 240
+    questions: tuple[int, ...] = (16, 8, 6, 8, 4)
     seed: int = 0
 
 

@@ -111,7 +111,8 @@ def _top(scores: Scores, k: int) -> tuple[Int[Tensor, "questions k"], Float[Tens
     question, column = (scores >= least).nonzero(as_tuple=True)
     first = torch.searchsorted(question, torch.arange(len(scores), device=question.device))
     place = torch.arange(len(question), device=question.device) - first[question]
-    columns = columns.new_zeros(len(scores), max(int(place.max()) + 1, k))
+    widest = int(question.bincount(minlength=1).max())
+    columns = columns.new_zeros(len(scores), max(widest, k))
     values = values.new_full(columns.shape, -torch.inf)
     columns[question, place], values[question, place] = column, scores[question, column]
     values, order = values.sort(dim=1, descending=True, stable=True)

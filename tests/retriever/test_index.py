@@ -35,6 +35,20 @@ def test_search_is_brute_force_and_equal_scores_are_ordered_by_row(n: int, k: in
     assert torch.equal(hits.scores, best.values[:, :k])
 
 
+@pytest.mark.parametrize("gone", [{"a"}, {"b"}, {"a", "b"}, {"a", "c"}])
+def test_a_block_without_a_living_row_finds_nothing(gone: set[str]) -> None:
+    """Documents that fill whole blocks are deleted, the first, a later one, all but the last rows."""
+    rows, queries = drawn(2 * BLOCK + 70, 3)
+    index = ExactIndex.of(rows, [Source("a", "", BLOCK), Source("b", "", BLOCK), Source("c", "", 70)])
+    index.delete(sorted(gone))
+    scores = queries @ rows.T
+    scores[:, index.store.dead] = -torch.inf
+    best = scores.sort(dim=1, descending=True, stable=True)
+    hits = index.search(queries, 5)
+    assert torch.equal(hits.ids, best.indices[:, :5])
+    torch.testing.assert_close(index.log_z(queries, hits), scores.logsumexp(1))
+
+
 @given(n=SIZES, seed=st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_log_z_is_logsumexp_and_its_gradient_is_p(n: int, seed: int) -> None:
