@@ -93,7 +93,8 @@ class Size:
         k: passages read per question; k_learning: while training.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
-        epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, lr_extractor: `FitConfig`'s.
+        epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore, lr_extractor:
+            `FitConfig`'s.
     """
 
     corpus: str = "squad"
@@ -116,6 +117,7 @@ class Size:
     keep_rate: float = 0.5
     token_price: float = 0.05
     gate_clip: float = 4.0
+    gate_explore: float = 0.0
     lr_extractor: float = 2e-2
 
     @property
@@ -129,7 +131,7 @@ class Size:
 REPORTS = Size(
     corpus="reports", tokens=254, hidden=48, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0,
     epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, gate_weight=0.3, token_price=0.2, gate_clip=1.0,
-    lr_extractor=3e-2,
+    gate_explore=0.0, lr_extractor=3e-2,
 )  # fmt: skip
 """What `make demo` does, the number of questions aside: as many as there are."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
@@ -269,7 +271,8 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         config = FitConfig(
             epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, refresh_every=size.refresh_every,
             gate_weight=size.gate_weight, keep_rate=size.keep_rate, token_price=size.token_price,
-            gate_clip=size.gate_clip, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
+            gate_clip=size.gate_clip, gate_explore=size.gate_explore, lr_extractor=size.lr_extractor,
+            seed=seed, freeze=FROZEN[arm],
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)

@@ -152,6 +152,8 @@ class Joint(nn.Module):
             layout.to(weight.device, weight.dtype), text.to(weight.device, weight.dtype), page.to(weight.device)
         )
         found = [self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)]
+        if mode != "hard":
+            found[1] = self.extractor.explored(found[1], noise)
         if lines is not None:
             found = [each.new_full((len(corpus),), CLOSED).index_copy(0, lines.to(each.device), each) for each in found]
         retrieve, read, carry = found

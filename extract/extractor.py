@@ -98,6 +98,7 @@ class Extractor(nn.Module):
         c = self.config
         self.temperature: Float[Tensor, ""]
         self.register_buffer("temperature", torch.tensor(1.0))
+        self.explore = 0.0
         self.text = nn.Linear(c.text_dim, c.hidden)
         self.layout = nn.Linear(len(LAYOUT_FEATURES), c.hidden)
         self.page = PageEncoder(c.hidden, c.layers)
@@ -132,13 +133,18 @@ class Extractor(nn.Module):
         return super().__call__(*inputs, **named)
 
     @contextmanager
-    def learning(self) -> Iterator[None]:
-        """In here features are normalised over the lines at hand; afterwards with the last step's figures."""
+    def learning(self, explore: float = 0.0) -> Iterator[None]:
+        """In here features are normalised over the lines at hand; afterwards with the last step's figures.
+
+        Args:
+            explore: nats by which a reading gate's log w is lowered at most, for each line anew (`explored`)."""
         self.train()
+        self.explore = explore
         try:
             yield
         finally:
             self.eval()
+            self.explore = 0.0
 
     def forward(
         self,
@@ -202,6 +208,18 @@ class Extractor(nn.Module):
         if mode == "sample" and self.config.straight_through:
             return torch.where(logits > 0, 0.0, CLOSED) + (soft - soft.detach())
         return soft
+
+    def explored(self, log_w: Float[Tensor, " units"], generator: torch.Generator | None) -> Float[Tensor, " units"]:
+        """While learning, each line turned down by a random e⁰ … e^−explore.
+
+        Where all lines are open, the slope in one's log w tells next to nothing of what the reader would do without it:
+        attention is saturated, and what is at hand twice is missed by nobody. Over lines turned down at random the
+        slopes average to what a line is worth from shut to open, among any others (the integral of the slope over log
+        w; compare integrated gradients, Sundararajan et al. 2017)."""
+        if not self.explore:
+            return log_w
+        drawn = torch.rand(log_w.shape, generator=generator, dtype=log_w.dtype)  # on the CPU, as above
+        return log_w - self.explore * drawn.to(log_w.device)
 
     def log_prior(self, extraction: Extraction, spans: Int[Tensor, "passages 3"]) -> Float[Tensor, " passages"]:
         """log π(z) up to a constant, for spans [start, stop) of unit numbers: zero for every span at step 0.

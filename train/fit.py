@@ -65,6 +65,7 @@ class FitConfig:
             gates let through is charged in proportion, whatever a question has found.
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
             their mean (`competing`). 0 takes them as they come.
+        gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
         judged: lines that the extractor judges in a step (`Joint.forward`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
@@ -105,6 +106,7 @@ class FitConfig:
     gate_weight: float = 0.3
     token_price: float = 0.2
     gate_clip: float = 1.0
+    gate_explore: float = 0.0
     judged: int = 32_768
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
@@ -148,6 +150,8 @@ class FitConfig:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
         if not self.gate_clip >= 0:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
+        if not self.gate_explore >= 0:
+            raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
         for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank", "judged"):
             least = 0 if name in ("mined", "rerank", "judged") else 1
             if getattr(self, name) < least:
@@ -217,7 +221,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
     batches = loader(rows, config.batch_size, config.seed)
-    learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning()
+    learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with over_ranks(rag), rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(batches))
         home = rag.model.device
