@@ -420,20 +420,26 @@ class Joint(nn.Module):
             shares = (prior + _seated(logp.detach(), seat).sum(2)).softmax(1)
             small = (shares < negligible) & (shares < shares.max(1, keepdim=True).values)  # NaN is not small
             again = (~small)[seat] & ~likely
-            logp = torch.where(again[:, None], some(again), logp)
+            held = sum(row.size for row, there in zip(rows, likely.tolist(), strict=True) if there)
+            logp = torch.where(again[:, None], some(again, held), logp)
         else:
             logp = some(torch.ones_like(seat[seat]))
         last = seat.sum(1).cumsum(0) - 1  # a question's last row is the closed book
         return _seated(logp, seat), _lengths(rows).to(seat.device)[last]
 
     def _read_rows(
-        self, rows: Sequence[Row], slots: Sequence[Lines | None], bias: Tensor | None, chosen: Bool[Tensor, " rows"]
+        self,
+        rows: Sequence[Row],
+        slots: Sequence[Lines | None],
+        bias: Tensor | None,
+        chosen: Bool[Tensor, " rows"],
+        held: int = 0,
     ) -> Float[Tensor, "rows tokens"]:
         """log p of the answer tokens of these rows; 0 in the others, which aren't read."""
         where = chosen.nonzero()[:, 0]
         with self.autocast():
             logp = self.generator.token_log_likelihood(
-                [rows[i] for i in where.tolist()], bias, [slots[i] for i in where.tolist()]
+                [rows[i] for i in where.tolist()], bias, [slots[i] for i in where.tolist()], held
             )
         table = logp.new_zeros(len(rows), max(len(row.ids) - row.prompt for row in rows))
         return table.index_put((where[:, None], torch.arange(logp.shape[1], device=where.device)), logp)

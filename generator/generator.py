@@ -85,6 +85,7 @@ class Generator(nn.Module):
         rows: Sequence[Row],
         log_gates: Float[Tensor, " slots"] | None = None,
         slots: Sequence[Int[np.ndarray, " _"] | None] | None = None,
+        held: int = 0,
     ) -> Float[Tensor, "rows tokens"]:
         """log p of each answer token given the prompt and those before it, in the order given; 0 beyond an answer.
 
@@ -95,11 +96,12 @@ class Generator(nn.Module):
             log_gates: log w, looked up by `slots`; None reads every line in full.
             slots: per row, the entry in `log_gates` of each line of its passage (behind them, where parts are kept
                 apart, those of the prompts around them, last part first); None for a row without a passage.
+            held: tokens whose activations are held already.
         """
         if not rows:
             return torch.zeros(0, 0, device=self.device)
         width = max(len(row.ids) - row.prompt for row in rows)
-        out, order, held = [], [], 0
+        out, order = [], []
         for batch in self._buckets(rows, 1):
             chosen = [rows[i] for i in batch]
             gates = [slots[i] for i in batch] if slots is not None else None

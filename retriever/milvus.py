@@ -76,8 +76,8 @@ class MilvusIndex(SampledIndex):
                 ids[question, : len(hits)] = torch.tensor([hit["row"] for hit in hits], dtype=torch.long)
             if (ids >= len(self.vectors)).any():  # added meanwhile
                 known = f"row < {len(self.vectors)}"
-            elif len(dead := ids[torch.isin(ids, self.store.dead)].unique()):  # sent again by one that didn't know
-                self._client.delete(self._collection, ids=dead.tolist())
+            elif torch.isin(ids, self.store.dead).any():  # sent again by one that didn't know
+                self._delete(self.store.dead)
             else:
                 return ids
 
@@ -94,10 +94,12 @@ class MilvusIndex(SampledIndex):
             vectors = self.vectors[rows].float().numpy()
             pairs = zip(rows.tolist(), vectors, strict=True)
             self._client.upsert(self._collection, [{"row": row, "vector": vector} for row, vector in pairs])
-        died = self.store.dead[~torch.isin(self.store.dead, self._gone)]
-        for rows in died.split(_AT_ONCE) if len(died) else ():
-            self._client.delete(self._collection, ids=rows.tolist())
+        self._delete(self.store.dead[~torch.isin(self.store.dead, self._gone)])
         self._sent, self._gone = len(alive), self.store.dead
+
+    def _delete(self, dead: Int[Tensor, " dead"]) -> None:
+        for rows in dead.split(_AT_ONCE) if len(dead) else ():
+            self._client.delete(self._collection, ids=rows.tolist())
 
     def _name(self, version: Version) -> str:
         """The collection of this version, by what it begins with."""

@@ -1,10 +1,11 @@
 """One pass over all rows: the top K and log Σ exp(s_z) of every tile of 64 rows.
 
-1. A strip's scores are one product, few enough to stay in the processor's cache, and give each tile's best and log-sum.
+1. A strip's scores are one product, on a CPU few enough to be in its cache still when they give each tile's best and
+   log-sum.
 2. A block's top K are merged into those found before it, equal scores by row.
 
-So nothing of the corpus' size is held but the sums: questions × rows / 64 numbers. Where a few terms must be left out
-of Z later, the tiles that hold them are summed anew, which subtracting large from large could not do stably.
+So nothing of the corpus' size is held but bests and sums: two numbers a question and tile. Where a few terms must be
+left out of Z later, the tiles that hold them are summed anew, which subtracting large from large could not do stably.
 """
 
 import math
@@ -22,8 +23,8 @@ TILE = 64
 BLOCK = 256 * TILE
 """Rows whose scores are held at once: 16,384 scores a question."""
 STRIP = 32 * TILE
-"""Rows that a CPU scores at once: few enough that rows and scores are still in its cache when they are used, and for 8
-to 1024 questions of 10,000 rows the fastest of 256 to 16,384 or next to it (LOG.md)."""
+"""Rows that a CPU scores at once: with 8 to 1024 questions over 10,000 rows the fastest of 256 to 16,384, or within 3 %
+of it (LOG.md, 2026-11-25)."""
 
 Scores = Float[Tensor, "questions rows"]
 
