@@ -1,9 +1,11 @@
 """Which settings learn to part text from boilerplate? Gradients recorded once, replayed under many settings in seconds.
 
     python benchmarks/gate_replay.py [--quick] [--json FILE] [--questions 384] [--seed 100] [--k 4] [--seeds 3]
+                                       [--explore NATS]
 
 A training step of `extractor_learns.py` spends its time in the reader. So the slope of −log p(y|x) in every line's
-log w, with all gates open, is recorded per question (`--out` keeps it), and extractors are trained on
+log w, with all gates open but for what is explored, is recorded per question (`--out` keeps it), and extractors are
+trained on
 
     Σ_lines slope · w     + keep rates and token price, as `fit` has them
 
@@ -58,7 +60,8 @@ def features(corpus: Corpus) -> dict[str, np.ndarray]:
 
 def record(seed: int, size: Size, count: int, out: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Features and roles of the training lines with their slopes (questions × paths × lines), and of unseen lines."""
-    kept = [out / f"{split}-{seed}-{size.k}-{size.tokens}-{count}.npz" for split in ("train", "test")]
+    name = f"{seed}-{size.k}-{size.tokens}-{count}-{size.gate_explore:g}"
+    kept = [out / f"{split}-{name}.npz" for split in ("train", "test")]
     if not all(path.is_file() for path in kept):
         (out / "pdf").mkdir(parents=True, exist_ok=True)
         data = prepare(seed, size, FOLDER, out)
@@ -73,7 +76,8 @@ def record(seed: int, size: Size, count: int, out: Path) -> tuple[dict[str, np.n
         seen["passage"] = np.zeros(len(rag.corpus), np.int64)  # candidates here have no line in common
         for number in range(len(rag.corpus.passages)):
             seen["passage"][rag.corpus.lines(number)[0]] = number
-        recorded, _ = slopes(rag, data["train full"], min(count, len(data["train full"].questions)), size.k, batch=1)
+        asked = min(count, len(data["train full"].questions))
+        recorded, _ = slopes(rag, data["train full"], asked, size.k, 1, size.gate_explore)
         np.savez(kept[0], slopes=recorded, **seen)
     train, test = (dict(np.load(path)) for path in kept)
     return train, test
@@ -163,9 +167,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="of the articles")
     parser.add_argument("--seeds", type=int, default=3, help="how many extractors per setting")
     parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--explore", type=float, default=Size().gate_explore, help="nats, while recording")
     parser.add_argument("--out", type=Path, default=Path("runs/gate_replay"))
     options = parser.parse_args()
-    size, count = replace(Size(), k=options.k), options.questions
+    size, count = replace(Size(), k=options.k, gate_explore=options.explore), options.questions
     if options.quick:
         size, count = replace(size, articles=(2, 2), paragraphs=4, questions=(12, 12), form=4), 12
     train, test = record(options.seed, size, count, options.out / ("quick" if options.quick else "whole"))

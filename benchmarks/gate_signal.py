@@ -1,12 +1,12 @@
 """What does the answer's loss say of each line, before anything has learned? By the line's role, for each path alone.
 
-    python benchmarks/gate_signal.py [--quick] [--json FILE] [--questions 120] [--seed 100] [--untaught]
+    python benchmarks/gate_signal.py [--quick] [--json FILE] [--questions 120] [--seed 100] [--explore 0] [--untaught]
 
-Every gate is open. For every line of the passages read, the slope of −log p(y|x) in its log w is summed by the role
-that the line was printed for: positive where turning the line down helps. The retrieval gates' slopes go through the
-passages' embeddings, the reading gates' through the reader's attention; `signal` is mean over standard error, over
-batches of four. Same print, same passages and same reader as `extractor_learns.py`; `--untaught` takes one that hasn't
-learned the form of answers.
+Every gate is open, or with `--explore 4` reading gates are turned down at random by up to 4 nats, as training does. For
+every line of the passages read, the slope of −log p(y|x) in its log w is summed by the role that the line was printed
+for: positive where turning the line down helps. The retrieval gates' slopes go through the passages' embeddings, the
+reading gates' through the reader's attention; `signal` is mean over standard error, over batches of four. Same print,
+same passages and same reader as `extractor_learns.py`; `--untaught` takes one that hasn't learned the form of answers.
 """
 
 import argparse
@@ -27,15 +27,22 @@ from e2erag.train import marginal
 BATCH = 4
 
 
-def slopes(rag: RAG, data: Print, count: int, k: int, batch: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
-    """d(−log p)/d(log w) at open gates, per batch, path (finding, reading) and line; how often each line was read."""
+def slopes(
+    rag: RAG, data: Print, count: int, k: int, batch: int = BATCH, explore: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """d(−log p)/d(log w) per batch, path (finding, reading) and line; how often each line was read. Gates are open, but
+    for reading turned down at random by so many nats at most (`Extractor.explored`)."""
     corpus, whole = rag.corpus, rag.model.gates
     assert corpus is not None
     leaves: list[torch.Tensor] = []
+    noise = torch.Generator().manual_seed(0)
 
     def gates(*inputs: object) -> Gates:
         found = whole(*inputs)  # type: ignore[arg-type]
-        leaves[:] = [torch.zeros(2 * len(corpus), requires_grad=True) for _ in range(2)]
+        leaves[:] = [torch.zeros(2 * len(corpus)) for _ in range(2)]
+        leaves[1][: len(corpus)] = -explore * torch.rand(len(corpus), generator=noise)
+        for leaf in leaves:
+            leaf.requires_grad_()
         return Gates(*leaves, found.extraction)
 
     rag.model.gates = gates  # type: ignore[method-assign]
@@ -71,6 +78,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--questions", type=int, default=120)
     parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--explore", type=float, default=0.0, help="nats")
     parser.add_argument("--untaught", action="store_true")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
     parser.add_argument("--out", type=Path, default=Path("runs/gate_signal"))
@@ -83,7 +91,8 @@ def main() -> None:
     data = prints["train full"]
     rag.model.requires_grad_(False)
     rag.index(data.documents)
-    figures = table(*slopes(rag, data, min(options.questions, len(data.questions)), size.k), data.roles)
+    asked = min(options.questions, len(data.questions))
+    figures = table(*slopes(rag, data, asked, size.k, explore=options.explore), data.roles)
     names = list(next(iter(figures.values())))
     print(f"{'per question':18}" + "".join(f"{name:>16}" for name in names))
     for role, row in figures.items():

@@ -286,6 +286,20 @@ def test_at_step_zero_a_system_with_an_extractor_equals_one_without(rag: RAG) ->
     assert (rag.index_.vectors[:, -1] == 0).all()
 
 
+def test_exploring_turns_down_what_is_read_alone(rag: RAG) -> None:
+    """Gates for finding and the index stay; what is read changes with the noise; hard gates aren't explored."""
+    model, corpus = rag.model, rag.corpus
+    with model.extractor.learning(explore=3.0):
+        one, other = (model.gates(corpus, "soft", torch.Generator().manual_seed(seed)) for seed in (0, 1))
+        hard = model.gates(corpus, "hard", torch.Generator())
+    open_ = model.gates(corpus, "soft")
+    torch.testing.assert_close(one.retrieve, open_.retrieve, atol=1e-5, rtol=0)
+    assert (one.read != other.read).any()
+    n = len(corpus)
+    assert (one.read[:n] < open_.read[:n] + 1e-5).all()
+    assert (hard.read[:n] == 0).all()
+
+
 def test_a_hard_gate_removes_a_line_from_what_is_encoded_and_read(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line shut: its passage's vector is that of the text without it, and the reader's tokens lack it."""
     model, corpus = rag.model, rag.corpus

@@ -54,6 +54,22 @@ def test_hard_gates_are_one_or_shut() -> None:
     assert extractor.log_gates(torch.tensor([-1.0, 2.0]), "hard").tolist() == [CLOSED, 0.0]
 
 
+def test_exploring_turns_lines_down_while_learning_and_not_afterwards() -> None:
+    """By up to four nats, each line for itself, the same for a seed; the slope in log w passes unchanged."""
+    extractor, log_w = Extractor(CONFIG), torch.zeros(2000, requires_grad=True)
+    with extractor.learning(explore=4.0):
+        one, other = (extractor.explored(log_w, torch.Generator().manual_seed(5)) for _ in range(2))
+        assert torch.equal(one, other)
+        assert -4 <= one.min() < -3.9
+        assert -0.1 < one.max() <= 0
+        assert one.mean().item() == pytest.approx(-2, abs=0.15)
+        one.sum().backward()
+        assert (log_w.grad == 1).all()
+    assert torch.equal(extractor.explored(log_w, None), log_w)
+    with extractor.learning():
+        assert torch.equal(extractor.explored(log_w, None), log_w)
+
+
 def test_soft_gates_are_a_sigmoid_stretched_to_one_where_gates_start() -> None:
     """w = σ(logit / T) / σ(open / T), at most 1, exactly 1 at the opening logit; colder is closer to hard."""
     start = CONFIG.open_logit

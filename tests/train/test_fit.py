@@ -258,3 +258,5 @@ def test_a_temperature_that_learns_learns() -> None:
 def test_a_negative_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="gate_clip is a norm, at least 0"):
         FitConfig(gate_clip=-1.0)
+    with pytest.raises(ValueError, match="gate_explore is in nats, at least 0"):
+        FitConfig(gate_explore=-1.0)
