@@ -38,9 +38,9 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "Flat": Kind(lambda dim: 4 * dim, 1.0),
     "HNSW": Kind(lambda dim: 4 * dim + 272, 0.7),  # 64 neighbours of 4 bytes on the ground floor, 16 above it
-    "IVF": Kind(lambda dim: 4 * dim + 8, 0.73),
-    "SQ": Kind(lambda dim: dim + 8, 0.73, True),
-    "PQ": Kind(lambda dim: -(-dim // 4) + 8, 0.73, True),
+    "IVF": Kind(lambda dim: 4 * dim + 8, 0.66),
+    "SQ": Kind(lambda dim: dim + 8, 0.66, True),
+    "PQ": Kind(lambda dim: -(-dim // 4) + 8, 0.66, True),
 }
 
 
