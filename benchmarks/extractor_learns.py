@@ -115,9 +115,9 @@ class Size:
     refresh_every: int = 6
     gate_weight: float = 0.3
     keep_rate: float = 0.5
-    token_price: float = 0.05
-    gate_clip: float = 4.0
-    gate_explore: float = 0.0
+    token_price: float = 0.0
+    gate_clip: float = 0.0
+    gate_explore: float = 4.0
     lr_extractor: float = 2e-2
 
     @property
