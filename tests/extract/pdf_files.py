@@ -17,11 +17,13 @@ def drawn(path: Path, *pages: str) -> Path:
     return path
 
 
-def slow(path: Path) -> Path:
-    """A page that pypdf follows for about ten seconds."""
+def slow(path: Path, pages: int = 1) -> Path:
+    """Pages that pypdf follows for about ten seconds each."""
     canvas = Canvas(str(path), pageCompression=0)
-    canvas._code.append("q " * 1_900_000)
-    canvas.drawString(72, 700, "slow")
+    for _ in range(pages):
+        canvas._code.append("q " * 1_900_000)
+        canvas.drawString(72, 700, "slow")
+        canvas.showPage()
     canvas.save()
     return path
 

@@ -107,10 +107,10 @@ def test_wrong_options_are_refused_before_anything_is_read(options: dict[str, ob
 
 def test_file_over_its_time_costs_only_itself(folder: Path) -> None:
     """The file after it is read by a new process, by the same worker."""
-    files = [folder / "0.pdf", slow(folder / "s.pdf"), folder / "1.pdf"]
+    files = [folder / "0.pdf", slow(folder / "s.pdf", pages=4), folder / "1.pdf"]
     begin = time.monotonic()
     first, error, last = stream(files, workers=1, engine="pypdf", seconds=0.2)
-    assert time.monotonic() - begin < 6
+    assert time.monotonic() - begin < 20
     assert isinstance(first, Document)
     assert isinstance(last, Document)
     assert isinstance(error, ReadError)
@@ -234,16 +234,15 @@ def gone(pid: int) -> bool:
 @linux
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_caller_takes_its_processes_along(tmp_path: Path, number: int) -> None:
-    """Ctrl-C while both read; and a caller that is killed, and can end nobody itself."""
-    files = [slow(tmp_path / f"{n}.pdf") for n in range(3)]
+    """Ctrl-C while both read; and a caller that is killed, and can end nobody itself. Long before a file is read, on a
+    busy machine too."""
+    files = [slow(tmp_path / f"{n}.pdf", pages=4) for n in range(3)]
     with script(*files) as caller:
         assert caller.stdout is not None
         pids = [int(caller.stdout.readline()) for _ in range(2)]
         time.sleep(0.3)
-        begin = time.monotonic()
         caller.send_signal(number)
-        _, said = caller.communicate(timeout=20)
-    assert time.monotonic() - begin < 5
+        _, said = caller.communicate(timeout=25)
     assert caller.returncode != 0
     assert ("KeyboardInterrupt" in said) == (number == signal.SIGINT)
     assert all(gone(pid) for pid in pids)
