@@ -107,10 +107,10 @@ def test_wrong_options_are_refused_before_anything_is_read(options: dict[str, ob
 
 def test_file_over_its_time_costs_only_itself(folder: Path) -> None:
     """The file after it is read by a new process, by the same worker."""
-    files = [folder / "0.pdf", slow(folder / "s.pdf", pages=4), folder / "1.pdf"]
+    files = [folder / "0.pdf", slow(folder / "s.pdf"), folder / "1.pdf"]
     begin = time.monotonic()
     first, error, last = stream(files, workers=1, engine="pypdf", seconds=0.2)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 8
     assert isinstance(first, Document)
     assert isinstance(last, Document)
     assert isinstance(error, ReadError)
