@@ -198,9 +198,10 @@ def test_nothing_is_left_over(folder: Path) -> None:
 
 
 SCRIPT = r"""
-import os, sys
+import os, signal, sys
 from e2erag.extract import stream
 from e2erag.extract.worker import Worker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 start = Worker._start
 def started(self):
     process = start(self)
