@@ -86,8 +86,8 @@ def peak_bytes(count: int, held: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_passages() -> None:
-    """512 tokens at a time. Held whole, eight times as many passages take more than six times the memory; in chunks, once
-    there are enough to fill them, four times as many hardly more than before."""
+    """512 tokens at a time. Held whole, eight times as many passages take more than six times the memory; in chunks,
+    once there are enough to fill them, four times as many hardly more than before."""
     assert peak_bytes(256, 10**9) > 6 * peak_bytes(32, 10**9)
     few, many = peak_bytes(128, 0), peak_bytes(512, 0)
     assert many < 1.25 * few
