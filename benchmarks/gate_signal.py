@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from extractor_learns import TEXT, Print, Size, prepare, system, teach
 from squad_pdf import FOLDER
+from torch.nn import functional as F
 
 from e2erag import RAG
 from e2erag.artefact import write_file
@@ -36,13 +37,12 @@ def slopes(
     assert corpus is not None
     leaves: list[torch.Tensor] = []
     noise = torch.Generator().manual_seed(0)
+    rag.model.extractor.explore = explore
 
     def gates(*inputs: object) -> Gates:
         found = whole(*inputs)  # type: ignore[arg-type]
-        leaves[:] = [torch.zeros(2 * len(corpus)) for _ in range(2)]
-        leaves[1][: len(corpus)] = -explore * torch.rand(len(corpus), generator=noise)
-        for leaf in leaves:
-            leaf.requires_grad_()
+        lines = [torch.zeros(len(corpus)), rag.model.extractor.explored(torch.zeros(len(corpus)), noise)]
+        leaves[:] = [F.pad(each, (0, len(corpus))).requires_grad_() for each in lines]
         return Gates(*leaves, found.extraction)
 
     rag.model.gates = gates  # type: ignore[method-assign]

@@ -23,7 +23,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from encoding import SLICE, encode_ratio
+from rounds import interleaved, over, seconds
 
 from e2erag.config import RAGConfig
 from e2erag.extract import ExtractorConfig
@@ -65,26 +65,11 @@ def asked(corpus: torch.Tensor) -> torch.Tensor:
     return torch.cat([20 * unit, torch.ones(QUESTIONS, 1)], 1)
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
 def against(bare: Callable[[], Any], ours: Sequence[Callable[[], Any]], rounds: int) -> tuple[float, list[float]]:
-    """Seconds of the bare way, and of each of ours the median ratio to the bare one of the same round. Every round has
-    its own order, since what ran before leaves the caches better for some than for others."""
-    works, draw = (bare, *ours), Random(0)
-    for work in works:
-        work()
-    table = []
-    for _ in range(rounds):
-        order = draw.sample(range(len(works)), len(works))
-        took = {i: seconds(works[i]) for i in order}
-        table.append([took[i] for i in range(len(works))])
-    return statistics.median(row[0] for row in table), [
-        statistics.median(row[i] / row[0] for row in table) for i in range(1, len(works))
-    ]
+    """Seconds of the bare way, and of each of ours the median ratio to the bare one of the same round."""
+    names = [str(i) for i in range(len(ours))]
+    times = interleaved({"bare": bare, **dict(zip(names, ours, strict=True))}, rounds)
+    return statistics.median(times["bare"]), [over(times, name, "bare") for name in names]
 
 
 def exact(sizes: Sequence[int], rounds: int) -> dict[str, float]:

@@ -28,7 +28,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,6 +35,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 import numpy as np
 import torch
+from rounds import interleaved, over, seconds
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -229,29 +229,6 @@ def hf_loss_on_our_tokens(model: Any, rag: RAG, asked: list[Question], k: int) -
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def seconds(step: Callable[[], object]) -> float:
-    start = perf_counter()
-    step()
-    return perf_counter() - start
-
-
-def ratios(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every arm, one step of each in every round, in an order of its own, after one to warm up."""
-    draw = random.Random(0)
-    for step in arms.values():
-        step()
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
-        for name in draw.sample(list(arms), len(arms)):
-            times[name].append(seconds(arms[name]))
-    return times
-
-
-def over(times: dict[str, list[float]], a: str, b: str) -> float:
-    """The median over rounds of a's seconds for each of b's."""
-    return median([x / y for x, y in zip(times[a], times[b], strict=True)])
-
-
 def resident_peak() -> float:
     """MiB, the most that was resident since the process began (on Linux: since `forget_peak`)."""
     if sys.platform == "linux":
@@ -309,7 +286,7 @@ def main() -> None:
     for reader in ("llama", "t5"):
         rag = system(reader, PASSAGES, K)
         bare = bare_step(rag, asked, K)
-        times = ratios({"ours": partial(our_step, rag, asked, K, marginal, 0.0), "bare": bare}, rounds)
+        times = interleaved({"ours": partial(our_step, rag, asked, K, marginal, 0.0), "bare": bare}, rounds)
         note(**{"over_bare" if reader == "llama" else "over_bare_t5": over(times, "ours", "bare")})
 
     for name, k in ((f"_k{FEW}", FEW), ("", MANY)):
@@ -324,7 +301,7 @@ def main() -> None:
             "ours": partial(our_step, rag, asked, k, rag_sequence, 0.02),
             "every row": partial(our_step, rag, asked, k, rag_sequence, 0.0),
         }
-        times = ratios(arms, 1 if options.quick else rounds)
+        times = interleaved(arms, 1 if options.quick else rounds)
         note(**{f"over_hf_rag{name}": over(times, "hf", "ours")})
         note(**{f"over_hf_rag_every_row{name}": over(times, "hf", "every row")})
     note(questions_per_second=BATCH / median(times["ours"]))

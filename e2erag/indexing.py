@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Indexer:
             sums = self._line_sums(corpus, gates, made_with["encoder"])
             rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
         else:
-            rows = self._rows_of_ranks(corpus, torch.arange(len(corpus.passages)), mode)
+            rows = self._over_ranks(torch.arange(len(corpus.passages)), partial(self.rows, corpus, mode=mode))
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
 
     def _build(self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object]) -> Index:
@@ -140,7 +141,7 @@ class Indexer:
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
         _, log_prior = judged = self._judged(corpus, mode)
-        rows[passages] = self._rows_of_ranks(corpus, passages, mode, judged).to(rows)
+        rows[passages] = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged)).to(rows)
         # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
         rows[:, -1] = (self.model.retriever.config.prior_weight * log_prior).to(rows)
         made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
@@ -170,19 +171,15 @@ class Indexer:
         assert table is not None  # no passages are one part, too
         return table
 
-    def _rows_of_ranks(
-        self,
-        corpus: Corpus,
-        passages: Int[Tensor, " passages"],
-        mode: GateMode,
-        judged: tuple[Gates, Float[Tensor, " corpus"]] | None = None,
+    def _over_ranks(
+        self, passages: Int[Tensor, " passages"], rows: Callable[[Int[Tensor, " some"]], Float[Tensor, "some row"]]
     ) -> Float[Tensor, "passages row"]:
-        """The same, each rank having encoded its share of them."""
+        """What `rows` gives for these passages, each rank having encoded its share of them."""
         if not self.together or ranks() == 1:
-            return self.rows(corpus, passages, mode, judged)
+            return rows(passages)
         own = passages[rank() :: ranks()]
         even = torch.cat([own, passages[: -(-len(passages) // ranks()) - len(own)]])  # as many on every rank
-        return torch.stack(gathered(self.rows(corpus, even, mode, judged)), 1).flatten(0, 1)[: len(passages)]
+        return torch.stack(gathered(rows(even)), 1).flatten(0, 1)[: len(passages)]
 
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""

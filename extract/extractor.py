@@ -210,13 +210,13 @@ class Extractor(nn.Module):
         return soft
 
     def explored(self, log_w: Float[Tensor, " units"], generator: torch.Generator | None) -> Float[Tensor, " units"]:
-        """While learning, each line turned down by a random e⁰ … e^−explore.
+        """While learning, each line turned down by a random e⁰ … e^−explore, where there is a generator to draw from.
 
         Where all lines are open, the slope in one's log w tells next to nothing of what the reader would do without it:
         attention is saturated, and what is at hand twice is missed by nobody. Over lines turned down at random the
         slopes average to what a line is worth from shut to open, among any others (the integral of the slope over log
         w; compare integrated gradients, Sundararajan et al. 2017)."""
-        if not self.explore:
+        if not self.explore or generator is None:
             return log_w
         drawn = torch.rand(log_w.shape, generator=generator, dtype=log_w.dtype)  # on the CPU, as above
         return log_w - self.explore * drawn.to(log_w.device)

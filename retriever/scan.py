@@ -60,9 +60,9 @@ def strips(
             start += count
 
 
-def _room(queries: Tensor, rows: Tensor) -> Float[Tensor, "questions block"]:
-    """For the scores of a block, or of all rows where they are fewer."""
-    return queries.new_empty(len(queries), min(BLOCK, max(-(-len(rows) // TILE), 1) * TILE))
+def _room(queries: Tensor, rows: Tensor, most: int) -> Float[Tensor, "questions block"]:
+    """For the scores of so many rows, or of all where they are fewer."""
+    return queries.new_empty(len(queries), min(most, max(-(-len(rows) // TILE), 1) * TILE))
 
 
 def _wide(queries: Tensor) -> int:
@@ -77,7 +77,7 @@ def _within(rows: Int[Tensor, " n"], start: int, count: int) -> slice:
 
 def scan(queries: Tensor, rows: Tensor, k: int, prior: Tensor | None, dead: Int[Tensor, " dead"]) -> Hits:
     """Top K and tile sums; a dead row is never found and counts nothing. Where there are fewer, the rest is −1."""
-    room = _room(queries, rows)
+    room = _room(queries, rows, BLOCK)
     best = queries.new_empty(len(queries), -(-len(rows) // TILE))
     sums, scratch = torch.empty_like(best), queries.new_empty(len(queries), _wide(queries) // TILE, TILE)
     ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
@@ -140,7 +140,7 @@ def _exp(scores: Tensor) -> Tensor:
 
 class LogZ(torch.autograd.Function):
     """log Σ exp(s_z) from a scan's sums. Backward computes p(z|x) again strip by strip: d log Z = Σ_z p(z|x)·d s_z,
-    at the cost of two products and with the memory of one block."""
+    at the cost of two products and with the memory of one strip."""
 
     @staticmethod
     def forward(ctx, queries, prior, rows, dead, sums, without):  # type: ignore[no-untyped-def]  # autograd's own form
@@ -158,7 +158,8 @@ class LogZ(torch.autograd.Function):
         to_queries = torch.zeros_like(queries)
         to_prior = None if prior is None else torch.zeros_like(prior)
         base = log_z.masked_fill(log_z == -torch.inf, 0)[:, None]  # nothing left: every p is exp(−∞)
-        for start, strip, scores in strips(queries, ctx.rows, prior, ctx.dead, _room(queries, ctx.rows), ctx.without):
+        room = _room(queries, ctx.rows, _wide(queries))
+        for start, strip, scores in strips(queries, ctx.rows, prior, ctx.dead, room, ctx.without):
             p = _exp(scores[:, : len(strip)].sub_(base)).mul_(grad[:, None])
             to_queries += p @ strip
             if to_prior is not None:
