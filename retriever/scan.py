@@ -26,6 +26,8 @@ STRIP = 32 * TILE
 """Rows that a CPU scores at once: with 8 to 1024 questions over 10,000 rows the fastest of 256 to 16,384, or within 3 %
 of it (LOG.md, 2026-11-25)."""
 
+LOG2_E = 1 / math.log(2)
+
 Scores = Float[Tensor, "questions rows"]
 
 
@@ -129,13 +131,13 @@ def _sum_tiles(
     """Fills in each tile's best and Σ exp(s − best); NaN where all are −∞."""
     scratch = scratch[:, : tiles.shape[1]]
     torch.amax(tiles, 2, out=best)
-    torch.sum(_exp(torch.sub(tiles, best[:, :, None], out=scratch)), 2, out=sums)
+    torch.sum(_exp(tiles, best[:, :, None], scratch), 2, out=sums)
 
 
-def _exp(scores: Tensor) -> Tensor:
-    """exp in place, by powers of two: torch's own exp, where it is MKL's, takes up to four times as long on CPUs that
-    aren't Intel's."""
-    return scores.mul_(1 / math.log(2)).exp2_()
+def _exp(scores: Tensor, less: Tensor, out: Tensor) -> Tensor:
+    """exp(s − less) in two passes, by powers of two: torch's own exp, where it is MKL's, takes up to four times as long
+    on CPUs that aren't Intel's. −∞ − −∞ is NaN."""
+    return torch.add(less * -LOG2_E, scores, alpha=LOG2_E, out=out).exp2_()
 
 
 class LogZ(torch.autograd.Function):
@@ -160,7 +162,8 @@ class LogZ(torch.autograd.Function):
         base = log_z.masked_fill(log_z == -torch.inf, 0)[:, None]  # nothing left: every p is exp(−∞)
         room = _room(queries, ctx.rows, _wide(queries))
         for start, strip, scores in strips(queries, ctx.rows, prior, ctx.dead, room, ctx.without):
-            p = _exp(scores[:, : len(strip)].sub_(base)).mul_(grad[:, None])
+            scores = scores[:, : len(strip)]
+            p = _exp(scores, base, scores).mul_(grad[:, None])
             to_queries += p @ strip
             if to_prior is not None:
                 to_prior[..., start : start + len(strip)] = p.sum(0) if to_prior.ndim == 1 else p
