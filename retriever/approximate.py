@@ -156,7 +156,8 @@ class FaissIndex(SampledIndex):
             "Flat": "Flat",
             "IVF": f"IVF{lists},Flat",
             "SQ": f"IVF{lists},SQ8",
-            "PQ": f"IVF{lists},PQ{width // 4}x{bits}",
+            # np: without the polysemous codes (Douze et al. 2016) that no search here uses, most of the time to learn.
+            "PQ": f"IVF{lists},PQ{width // 4}x{bits}np",
         }
         index = faiss.index_factory(width, spec[name], faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
