@@ -10,8 +10,8 @@ with a last component for the prior. Figures:
     logz_ratio          exact search with log Z / the same
     faiss_ratio         FaissIndex.search / bare faiss on the same structure, the worst over the uncompressed kinds from
                         10⁵ rows on (below, a search takes a millisecond, and a tenth of one shows: faiss_ratio_small)
-    peak_over_vectors   what a streaming build, an exact search and the building of faiss' SQ structure each add to a
-                        process' peak memory / the stored vectors, the worst from 10⁵ rows on
+    peak_over_vectors   what a streaming build, an exact search, rows added in memory and the building of faiss'
+                        structures each add to a process' peak memory / the stored vectors, the worst from 10⁵ rows on
     encode_ratio        passages/s of our encoder / SentenceTransformer.encode (benchmarks/encoding.py)
     step_growth         a training step over the largest corpus / over the smallest, the extractor judging pages drawn;
                         step_growth_whole: judging every line. Models are tiny, so that what grows shows
@@ -183,22 +183,19 @@ def step(lines: int) -> tuple[int, float, float]:
     return len(rag.corpus.passages), whole, drawn
 
 
-def steps(sizes: Sequence[int]) -> dict[str, float]:
-    """What a training step costs, by the corpus' size."""
+def steps(sizes: Sequence[int]) -> list[tuple[int, float, float]]:
+    """Candidates, and what a training step costs, by the corpus' size."""
     print(f"\na training step of 8 questions, tiny models; the extractor judges every line, or {JUDGED:,} drawn")
     print(f"{'lines':>10} {'candidates':>11} {'every line s':>13} {'drawn s':>8}")
     table = []
     for lines in sizes:
         table.append(step(lines))
         print(f"{lines:>10,} {table[-1][0]:>11,} {table[-1][1]:>13.2f} {table[-1][2]:>8.2f}")
-    return {
-        "step_growth": table[-1][2] / table[0][2],
-        "step_growth_whole": table[-1][1] / table[0][1],
-    }
+    return table
 
 
-def cost(sizes: Sequence[int], plot: Path | None) -> None:
-    """What a build, one more document, and a search cost, by the corpus' size."""
+def cost(sizes: Sequence[int]) -> list[tuple[float, ...]]:
+    """Rows, and what a build, a refresh, one more document, one less, and a search cost, by the corpus' size."""
     print("\nstore in a folder, float16")
     print(
         f"{'rows':>10} {'build s':>8} {'rows/s':>10} {'refresh s':>10} {'add ms':>7} {'delete ms':>10} "
@@ -212,49 +209,60 @@ def cost(sizes: Sequence[int], plot: Path | None) -> None:
             f"{n:>10,} {build:>8.2f} {n / build:>10,.0f} {refresh:>10.2f} {1e3 * add:>7.1f} {1e3 * delete:>10.1f} "
             f"{1e3 * search:>10.1f}"
         )
-    if plot is not None:
-        from matplotlib import pyplot
-
-        n, *columns = zip(*table, strict=True)
-        for name, column in zip(
-            ("build", "refresh", "add 64 rows", "delete 64 rows", f"search, {QUESTIONS} questions"),
-            columns,
-            strict=True,
-        ):
-            pyplot.loglog(n, column, marker="o", label=name)
-        pyplot.xlabel("rows")
-        pyplot.ylabel("seconds")
-        pyplot.legend()
-        pyplot.savefig(plot, dpi=100, bbox_inches="tight")
+    return table
 
 
-def peak(n: int) -> float:
-    """The peak memory that building and searching add, in a fresh process, over the stored vectors."""
-    vectors, added = 4 * (DIM + 1) * n, []
+def draw(table: Sequence[tuple[float, ...]], learned: Sequence[tuple[int, float, float]], plot: Path) -> None:
+    """Cost over size: an index', and a training step's over the candidates of its corpus."""
+    from matplotlib import pyplot
+
+    n, *columns = zip(*table, strict=True)
+    names = ("build", "refresh", "add 64 rows", "delete 64 rows", f"search, {QUESTIONS} questions")
+    for name, column in zip(names, columns, strict=True):
+        pyplot.loglog(n, column, marker="o", label=name)
+    candidates, _, seconds_ = zip(*learned, strict=True)
+    pyplot.loglog(candidates, seconds_, marker="s", linestyle="--", label="a training step of tiny models")
+    pyplot.xlabel("rows")
+    pyplot.ylabel("seconds")
+    pyplot.legend()
+    pyplot.savefig(plot, dpi=100, bbox_inches="tight")
+
+
+def peak(n: int, kinds: Sequence[str]) -> float:
+    """The peak memory that building and searching add, in fresh processes, over the stored vectors; the most."""
+    steps = {"build": torch.float32, "search": torch.float32, "memory": torch.float32, "half": torch.float16}
+    steps |= dict.fromkeys(kinds, torch.float32)
+    added = {}
+    print(f"\npeak memory that a step adds, over the bytes of {n:,} stored rows")
     with tempfile.TemporaryDirectory() as folder:
-        for step in ("build", "search", "structure"):
+        for step, dtype in steps.items():
             command = [sys.executable, __file__, "--peak", step, str(n), folder]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
-            added.append(int(run.stdout.split()[-1]) / vectors)
-            print(
-                f"peak memory that {step} of {n:,} float32 rows ({vectors / 1e6:,.0f} MB) adds: {added[-1]:.2f} × them"
-            )
-    return max(added)
+            added[step] = int(run.stdout.split()[-1]) / (dtype.itemsize * (DIM + 1) * n)
+            print(f"{step:>10} {added[step]:.2f}")
+    return max(added.values())
 
 
 def peak_of(step: str, n: int, folder: str) -> None:
-    """Print the bytes that a step adds to this process' peak; a mapped file's pages count once they are read."""
+    """Print the bytes that a step adds to this process' peak; a mapped file's pages count once they are read.
+
+    "build" and "search" in a folder, built a batch at a time; "memory" and "half" add batches to a store in memory, in
+    float32 and in float16; a kind of faiss builds its structure over the rows in the folder."""
     ExactIndex.of(rows(1000)).search(asked(rows(1000)), K)  # libraries allocate what is theirs at first use
+    queries = asked(rows(1000))
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before = status("VmRSS")
     if step == "build":
         Store(folder).build(batches(n), made(n), {"made of": "rows"})
-    elif step == "structure":  # of faiss, a byte a component; what it learns its centroids from is read in portions
-        FaissIndex(Store.open(folder, verify=False), "SQ", str).search(asked(rows(1000)), K)
-    else:
+    elif step == "search":
         index = ExactIndex.load(folder)
-        queries = asked(index.vectors)
         index.log_z(queries, index.search(queries, K))
+    elif step in KINDS:  # what centroids are learned from is read in portions
+        FaissIndex(Store.open(folder, verify=False), step, str).search(queries, K)
+    else:
+        store, make = Store(dtype=torch.float16 if step == "half" else torch.float32), made(n)
+        for batch in batches(n):
+            store.add(batch, make(batch))
     print(status("VmHWM") - before)
 
 
@@ -282,16 +290,21 @@ def main() -> None:
     sizes = [10**4, 10**5] if args.quick else [10**4, 10**5, 10**6]
     rounds = 7 if args.quick else 15
     figures = exact(sizes, rounds)
-    # From 10⁶ rows one core takes a quarter of an hour and more to build HNSW or PQ.
-    kinds = {10**4: list(KINDS), 10**5: list(KINDS), 10**6: ["Flat", "IVF", "SQ"]}
+    # Over 10⁶ rows one core takes a quarter of an hour and more to build HNSW.
+    kinds = {10**4: list(KINDS), 10**5: list(KINDS), 10**6: [kind for kind in KINDS if kind != "HNSW"]}
     if args.quick:
         kinds = {10**4: ["Flat", "IVF", "SQ"], 10**5: ["Flat", "IVF"]}
     ratios = {n: approximate(n, some, rounds) for n, some in kinds.items()}
     figures["faiss_ratio_small"] = ratios[min(ratios)]
     figures["faiss_ratio"] = max(ratio for n, ratio in ratios.items() if n >= 10**5)
-    cost(sizes, args.plot)
-    figures |= steps([10**3, 10**4] if args.quick else [10**3, 10**4, 10**5])
-    figures["peak_over_vectors"] = max(peak(n) for n in sizes if n >= 10**5)
+    costs, learned = cost(sizes), steps([10**3, 10**4] if args.quick else [10**3, 10**4, 10**5])
+    if args.plot:
+        draw(costs, learned, args.plot)
+    (_, *first), (_, *last) = learned[0], learned[-1]
+    figures["step_growth_whole"], figures["step_growth"] = (b / a for a, b in zip(first, last, strict=True))
+    figures["peak_over_vectors"] = peak(10**5, ["SQ"] if args.quick else list(KINDS))
+    if not args.quick:
+        figures["peak_over_vectors"] = max(figures["peak_over_vectors"], peak(10**6, ["SQ"]))
     figures |= encode_ratio(2 * SLICE if args.quick else 5000, args.threads)
     print("\n" + json.dumps(figures, indent=1))
     if args.json:
