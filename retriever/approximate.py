@@ -100,7 +100,7 @@ class FaissIndex(SampledIndex):
         scores, ids = self.faiss.search(_padded(x, self.faiss.d), fetched, params=self._params())
         found = Hits(torch.from_numpy(ids), torch.from_numpy(scores).masked_fill(torch.from_numpy(ids) < 0, -torch.inf))
         if anew:
-            found = found._replace(scores=self._scores(queries.detach(), found.ids, prior).cpu())
+            return self._anew(queries, found.ids, k, prior)
         best = ordered(found)
         return Hits(best.ids[:, :k], best.scores[:, :k])
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
 from e2erag.retriever.ledger import StoreError, Version
-from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
+from e2erag.retriever.sampled import RESCORED, SampledIndex
 from e2erag.retriever.store import Store
 
 MOST = 16_384
@@ -52,7 +52,8 @@ class MilvusIndex(SampledIndex):
         self._gone = torch.arange(0)
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
-        """See `Index.search`. What is found, with a prior four times as much, is scored anew from the stored rows."""
+        """See `Index.search`. What is found, with a prior four times as much and what that lifts, is scored anew from
+        the stored rows."""
         check_queries(self, queries, k)
         k = min(k, len(self))
         if k > MOST:
@@ -61,8 +62,7 @@ class MilvusIndex(SampledIndex):
         ids = self._found(queries, k if prior is None else min(k * RESCORED, len(self), MOST))
         if ids.shape[1] < k:
             ids = F.pad(ids, (0, k - ids.shape[1]), value=-1)
-        best = ordered(Hits(ids, self._scores(queries.detach(), ids, prior).cpu()))
-        return Hits(best.ids[:, :k], best.scores[:, :k])
+        return self._anew(queries, ids, k, prior)
 
     def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
         """Rows, each alive and known to this process, the rest −1; asked anew where another process has put others."""

@@ -5,6 +5,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from e2erag.retriever.exact import as_scored
 from e2erag.retriever.index import Hits, Prior, Queries, Without
@@ -13,7 +14,8 @@ from e2erag.retriever.stored import StoredIndex
 SAMPLE = 4096
 """Rows drawn for the part of Z that a search doesn't see."""
 RESCORED = 4
-"""Rows fetched per row wanted where those that fetch go by other scores: of compressed rows, or with a stale prior."""
+"""Rows fetched per row wanted where those that fetch go by other scores: of compressed rows, or with a stale prior; and
+rows beside them that a given prior lifts most."""
 
 
 class SampledIndex(StoredIndex):
@@ -28,22 +30,45 @@ class SampledIndex(StoredIndex):
         without: Without | None = None,
         prior: Prior | None = None,
     ) -> Float[Tensor, " questions"]:
-        """An estimate: what was found counts exactly, the rest as Σ exp(s_z − log(S·Q(z))) over S rows drawn with
-        Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased, and with p_max the largest p(z|x) not found and
-        P the mass not found, its standard error is at most √(N/S · p_max · P) of Z."""
+        """An estimate: what was found counts exactly, and so does what the prior lifts most; the rest counts as
+        Σ exp(s_z − log(S·Q(z))) over S rows drawn with Q = 1/N (logQ correction; Bengio & Senécal 2008). Ẑ is unbiased,
+        and with p_max the largest p(z|x) of the rest and P its mass, its standard error is at most √(N/S · p_max · P)
+        of Z."""
+        ids = self._with_lifted(hits.ids, hits.ids.shape[1], prior)
         n = len(self.vectors)
         drawn = torch.randint(n, (SAMPLE,))
         scores, base = as_scored(queries, prior)
         rest = scores @ self.vectors[drawn].to(scores).T
         if base is not None:
             rest = rest + base[..., drawn.to(base.device)].to(rest)
-        seen = torch.stack([torch.isin(drawn, ids) for ids in hits.ids]) | torch.isin(drawn, self.store.dead)
-        found, missing = self._scores(queries, hits.ids, prior), hits.ids < 0
+        seen = torch.stack([torch.isin(drawn, row) for row in ids]) | torch.isin(drawn, self.store.dead)
+        found, missing = self._scores(queries, ids, prior), ids < 0
         if without is not None:
             seen |= _left_out(without, drawn.expand(len(queries), -1))
-            missing = missing | _left_out(without, hits.ids)
+            missing = missing | _left_out(without, ids)
         rest = rest.masked_fill(seen.to(rest.device), -torch.inf) + math.log(n / SAMPLE)
         return torch.cat([found.masked_fill(missing.to(found.device), -torch.inf), rest], 1).logsumexp(1)
+
+    def _anew(self, queries: Queries, ids: Int[Tensor, "questions fetched"], k: int, prior: Prior | None) -> Hits:
+        """The k best of these rows, and of those that the prior lifts most, by the stored rows and the prior."""
+        ids = self._with_lifted(ids, k, prior)
+        best = ordered(Hits(ids, self._scores(queries.detach(), ids, prior).cpu()))
+        return Hits(best.ids[:, :k], best.scores[:, :k])
+
+    def _with_lifted(
+        self, ids: Int[Tensor, "questions found"], k: int, prior: Prior | None
+    ) -> Int[Tensor, "questions more"]:
+        """These rows and, for each of k, some that the prior lifts most above the one stored; each once, the rest −1.
+
+        A score is the stored one and what its prior has moved by: what is best by neither is seldom best by the sum."""
+        if prior is None:
+            return ids
+        moved = prior.detach() - self.vectors[:, -1].to(prior)
+        moved[..., self.store.dead.to(moved.device)] = -torch.inf
+        most, lifted = moved.topk(min(k * RESCORED, len(self)))
+        lifted = lifted.masked_fill(most == -torch.inf, -1).cpu().expand(len(ids), -1)
+        every = torch.cat([ids, lifted], 1).sort(1).values
+        return every.masked_fill(F.pad(every[:, 1:] == every[:, :-1], (1, 0)), -1)
 
     def _scores(
         self, queries: Queries, ids: Int[Tensor, "questions k"], prior: Tensor | None

@@ -40,15 +40,26 @@ def test_each_kind_finds_most_of_the_ten_best(store: Store, queries: torch.Tenso
     assert torch.equal(again.search(queries, 10).ids, found.ids)
 
 
-def test_the_estimate_of_log_z_keeps_its_bound_and_is_unbiased(store: Store, queries: torch.Tensor) -> None:
-    """Over 200 draws the mean of Ẑ/Z is 1 within four standard errors, and its spread is within √(N/S · p_max · P)."""
+@pytest.mark.parametrize("lifted", [0, 60])
+def test_the_estimate_of_log_z_keeps_its_bound_and_is_unbiased(
+    store: Store, queries: torch.Tensor, lifted: int
+) -> None:
+    """Over 200 draws the mean of Ẑ/Z is 1 within four standard errors, and its spread is within √(N/S · p_max · P):
+    also where a prior lifts more rows than count exactly."""
     index, exact = FaissIndex(store, "Flat"), ExactIndex(store)
-    hits = index.search(queries, 10)
-    log_z = exact.log_z(queries, exact.search(queries, 10))
-    p = (queries @ store.rows.T - log_z[:, None]).exp().scatter(1, hits.ids, 0)
+    prior, scores = None, queries @ store.rows.T
+    if lifted:
+        queries[:, -1], prior = 1, store.rows[:, -1].repeat(30, 1)
+        prior.scatter_add_(1, torch.rand(30, N).topk(lifted).indices, 4 + torch.rand(30, lifted))
+        scores = queries[:, :-1] @ store.rows[:, :-1].T + prior
+    hits = index.search(queries, 10, prior)
+    log_z = exact.log_z(queries, exact.search(queries, 10, prior), None, prior)
+    p = (scores - log_z[:, None]).exp().scatter(1, hits.ids, 0)
+    if prior is not None:
+        p.scatter_(1, (prior - store.rows[:, -1]).topk(40).indices, 0)
     bound = (N / SAMPLE * p.max(1).values * p.sum(1)).sqrt()
     assert bound.max() > 1e-3
-    ratio = torch.stack([(index.log_z(queries, hits) - log_z).exp() for _ in range(200)])
+    ratio = torch.stack([(index.log_z(queries, hits, None, prior) - log_z).exp() for _ in range(200)])
     assert (ratio.std(0) < 1.2 * bound).all()
     assert ((ratio.mean(0) - 1).abs() < 4 * bound / 200**0.5).all()
 

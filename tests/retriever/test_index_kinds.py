@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
+from e2erag.retriever.sampled import SAMPLE
 
 DIM = 8
 KINDS: dict[str, Callable[[Path | None], Index]] = {
@@ -62,6 +63,25 @@ def test_every_passage_finds_itself(index: Index) -> None:
     torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids), atol=1e-4, rtol=1e-4)
     if getattr(index, "kind", None) != "PQ":
         torch.testing.assert_close(hits.scores[:, 0], scores.max(1).values, atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_questions_own_prior_lifts_above_all_is_found_and_counted(index: Index) -> None:
+    """The row that is last by what is stored comes first, and log Z is within four of its standard errors
+    (`SampledIndex.log_z`) of the exact one; a dead row is lifted in vain."""
+    dead = index.delete(["b"]) and index.store.dead
+    queries = torch.cat([torch.randn(5, DIM - 1), torch.ones(5, 1)], 1)
+    rows = index.vectors.float()
+    prior = rows[:, -1].repeat(5, 1)
+    prior[:, dead] = 1000
+    last = (queries @ rows.T).index_fill(1, dead, torch.inf).argmin(1)
+    prior[torch.arange(5), last] += 50
+    scores = (queries[:, :-1] @ rows[:, :-1].T + prior).index_fill(1, dead, -torch.inf)
+    hits, log_z = index.search(queries, 2, prior), scores.logsumexp(1)
+    assert hits.ids[:, 0].tolist() == last.tolist()
+    torch.testing.assert_close(hits.scores[:, 0], scores.max(1).values)
+    rest = (scores - log_z[:, None]).exp().scatter(1, hits.ids, 0)
+    error = 0 if index.exact else (len(rows) / SAMPLE * rest.max(1).values * rest.sum(1)).sqrt()
+    assert ((index.log_z(queries, hits, None, prior) - log_z).abs() <= 4 * error + 1e-4).all()
 
 
 def test_what_is_added_is_found_and_costs_nothing_twice(index: Index) -> None:
