@@ -1,9 +1,12 @@
 """Which index serves a system: where its rows lie, and how they are searched."""
 
+import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from e2erag.retriever.approximate import KINDS, FaissIndex
 from e2erag.retriever.exact import ExactIndex
@@ -26,6 +29,8 @@ class IndexConfig:
         dtype: rows are stored in.
         uri: of a Milvus cluster; None: Milvus Lite beside the rows.
         name: what collections in a cluster are called by.
+        token_env: the environment variable that holds the cluster's token ("user:password", or an API key). What is
+            saved is this name, and never the token.
     """
 
     kind: str = "exact"
@@ -33,12 +38,25 @@ class IndexConfig:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     uri: str | None = None
     name: str = ""
+    token_env: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in SEARCHES:
             raise ValueError(f"an index' kind is one of {', '.join(SEARCHES)}, got {self.kind!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"an index' dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.uri is not None and urlsplit(self.uri).username is not None:
+            raise ValueError(
+                "uri is saved and shown and must hold no user, and this one does: name an environment variable in "
+                "token_env, and export the token there"
+            )
+        if self.token_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.token_env):
+            raise ValueError(
+                "token_env is the name of an environment variable in capitals, such as MILVUS_TOKEN; what came is "
+                "none, and isn't shown, for it may be the token: export that, and give the variable's name"
+            )
+        if self.token_env is not None and self.uri is None:
+            raise ValueError("token_env is for a Milvus cluster, and no uri came: give the cluster's, or leave it out")
         if self.uri is not None and self.kind != "milvus":
             raise ValueError(f"uri={self.uri!r} is of a Milvus, and the index' kind is {self.kind!r}: set it to milvus")
         if self.uri is not None and not self.name:
@@ -108,5 +126,14 @@ class IndexConfig:
         if self.kind == "exact":
             return ExactIndex(store)
         if self.kind == "milvus":
-            return MilvusIndex(store, self.uri, name=self.name)
+            return MilvusIndex(store, self.uri, self._token(), self.name)
         return FaissIndex(store, self.structure)
+
+    def _token(self) -> str:
+        """The cluster's token, out of the environment as it is now."""
+        token = "" if self.token_env is None else os.environ.get(self.token_env, "")
+        if self.token_env is not None and not token:
+            raise ValueError(
+                f"{self.token_env} must hold the Milvus cluster's token, and is empty or not set: export it"
+            )
+        return token

@@ -37,7 +37,8 @@ class MilvusIndex(SampledIndex):
         Args:
             uri: of a cluster, "http://host:19530"; or a local file that ends in .db, for Milvus Lite, which one process
                 at a time can open. By default such a file beside the rows.
-            token: "user:password" or an API key, for a cluster.
+            token: "user:password" or an API key, for a cluster; `IndexConfig(token_env=…)` reads it from the
+                environment.
             name: what the collections' names begin with: the store's own in a cluster, where replaced ones are dropped.
         """
         if store.folder is None:

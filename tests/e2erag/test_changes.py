@@ -280,4 +280,42 @@ def test_settings_of_an_index_that_go_together() -> None:
         IndexConfig("milvus", "x", uri="http://localhost:19530")
     with pytest.raises(ValueError, match="give IndexConfig a folder"):
         system(IndexConfig("HNSW")).index([A])
+    cluster = {"kind": "milvus", "name": "x"}
+    for more, error in [
+        ({"uri": "http://root:SECRET@host:1"}, "must hold no user, and this one does: name .* token_env"),
+        ({"uri": "http://host:1", "token_env": "root:SECRET"}, "name of an environment variable .* export that"),
+        ({"token_env": "MILVUS_TOKEN"}, "no uri came: give the cluster's"),
+    ]:
+        with pytest.raises(ValueError, match=error) as refused:
+            IndexConfig(**cluster, **more)
+        assert "SECRET" not in str(refused.value)
     assert issubclass(StoreError, ValueError)
+
+
+def test_a_clusters_token_comes_from_the_environment_and_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reaches pymilvus' client; no file, log or error has it; where it isn't set, that is said."""
+    pymilvus = pytest.importorskip("pymilvus", reason="pymilvus isn't installed: pip install 'e2erag[milvus]'")
+    asked = []
+
+    def client(uri: str, token: str) -> None:
+        asked.append((uri, token))
+        raise pymilvus.MilvusException(message="nobody answers")
+
+    monkeypatch.setattr(pymilvus, "MilvusClient", client)
+    monkeypatch.setenv("MILVUS_TOKEN", "root:SECRET")
+    caplog.set_level("DEBUG")
+    rag = system(IndexConfig("milvus", str(tmp_path / "work"), uri="http://h:1", name="x", token_env="MILVUS_TOKEN"))
+    rag.index([A])
+    rag.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ConnectionError, match="Milvus must answer at http://h:1") as failed:
+        RAG.from_pretrained(tmp_path / "saved").search(["x"])
+    assert asked == [("http://h:1", "root:SECRET")]
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(b"MILVUS_TOKEN" in file for file in files)
+    shown = [caplog.text, str(failed.value), repr(rag.config)]
+    assert not any(b"SECRET" in file for file in [*files, *(text.encode() for text in shown)])
+    monkeypatch.delenv("MILVUS_TOKEN")
+    with pytest.raises(ValueError, match=r"MILVUS_TOKEN must hold .* not set: export it"):
+        RAG.from_pretrained(tmp_path / "saved")
