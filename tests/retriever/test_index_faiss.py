@@ -1,5 +1,6 @@
 """Approximate search: how much it finds, and how far its estimate of log Z is from log Z."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,12 @@ def test_the_kind_follows_from_the_size_and_says_so(store: Store, tmp_path: Path
     assert choose(500_000, 385, 8 * giga)[1].startswith(
         "500,000 rows of 385: HNSW, 906.0 MB of 8,000, expected recall@10"
     )
+    for rows, room, expected in [
+        (10_000, 8, "Flat.* 1.00"), (70_000, 8, "HNSW.* 0.73"), (500_000, 8, "HNSW.* at most 0.70"),
+        (100_000, 0.17, "IVF.* 0.66"), (500_000, 0.8, "IVF.* 0.47"), (10**7, 8, "SQ.* at most 0.39"),
+    ]:  # fmt: skip
+        said_of = choose(rows, 385, room * giga)[1]
+        assert re.search(rf": {expected} \(of made-up rows, far harder than texts\)", said_of), said_of
     assert "shard the corpus" in choose(10**9, 385, 8 * giga)[1]
     store.save(tmp_path / "index")
     said: list[str] = []
