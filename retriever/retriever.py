@@ -75,10 +75,8 @@ class Retriever(nn.Module):
             )
         if c.gates == "attend":
             _check_attention(encoder)
-        if not c.tied and query is encoder:
-            raise ValueError(
-                "untied towers are two models, and both are the same one: leave query out for a copy of it"
-            )
+        if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
+            raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(c.temperature))) if c.learn_temperature else None
         self.passage = encoder

@@ -100,10 +100,13 @@ def test_a_step_on_one_of_two_untied_towers_leaves_the_other_bit_identical() -> 
 
 
 def test_one_model_twice_is_no_pair_of_untied_towers() -> None:
-    """What is said to be untied has parameters of its own, or is refused."""
+    """What is said to be untied has parameters of its own, or is refused: also in part."""
     encoder = tiny_encoder()
-    with pytest.raises(ValueError, match="untied towers are two models, and both are the same one: leave query out"):
-        Retriever(encoder, RetrieverConfig(tied=False), encoder)
+    half = tiny_encoder(1)
+    half.transformer.embeddings = encoder.transformer.embeddings
+    for query in (encoder, Encoder(encoder.model), half):
+        with pytest.raises(ValueError, match="untied towers are two models, and these share parameters: leave query"):
+            Retriever(encoder, RetrieverConfig(tied=False), query)
 
 
 def test_a_temperature_is_learned_or_stays(tmp_path: Path) -> None:
