@@ -37,6 +37,8 @@ class Encoder(nn.Module):
     """Tokens of passages (or a question) in, one vector each out.
 
     Attributes:
+        dim: components of a vector: the first `truncate_dim` where the model's configuration has that, taken after its
+            Normalize, as sentence-transformers does.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -57,7 +59,8 @@ class Encoder(nn.Module):
         self.model = model
         settings: dict[str, Any] = model[1].get_config_dict()  # type: ignore[operator]  # nn.Module hides its methods
         self.pooling = str(settings["pooling_mode"])
-        self.dim = int(settings["embedding_dimension"])
+        self.width = int(settings["embedding_dimension"])
+        self.dim = min(self.width, model.truncate_dim or self.width)
         if self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, this model has {self.pooling!r}")
         self.pool_prompt = bool(settings.get("include_prompt", True))
@@ -157,7 +160,7 @@ class Encoder(nn.Module):
         sizes = np.asarray([len(slot) + 1 for slot in slots])  # the last entry: tokens that no line owns
         begin = np.cumsum(sizes) - sizes
         entry = [b + np.where(o < 0, n - 1, o) for b, n, o in zip(begin, sizes, owners, strict=True)]
-        sums = torch.zeros(int(sizes.sum()), self.dim, device=self.device)
+        sums = torch.zeros(int(sizes.sum()), self.width, device=self.device)
         tokens = torch.zeros(len(sums), device=self.device)
         for batch in self._batches(ids, entry):
             assert batch.owner is not None
@@ -168,7 +171,8 @@ class Encoder(nn.Module):
             tokens.index_add_(0, at, torch.ones_like(at, dtype=tokens.dtype))
         slot = np.concatenate([np.append(slot, -1) for slot in slots]) if len(slots) else np.zeros(0, np.int64)
         passage = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(self.device)
-        return LineSums(sums, tokens, passage, torch.from_numpy(slot).to(self.device), len(passages), self.normalize)
+        gate = torch.from_numpy(slot).to(self.device)
+        return LineSums(sums, tokens, passage, gate, len(passages), self.normalize, self.dim)
 
     @property
     def room(self) -> int:
@@ -270,7 +274,7 @@ class Encoder(nn.Module):
             vectors = hidden[:, skip]
         else:
             vectors = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return (F.normalize(vectors, dim=-1) if self.normalize else vectors)[:, : self.dim]
 
     def _hidden(
         self,

@@ -21,14 +21,16 @@ class LineSums:
         slot: each entry's gate, −1 where there is none.
         count: number of passages.
         normalize: whether the model's vectors have unit length.
+        dim: components of a vector, the first of h's.
     """
 
-    sums: Float[Tensor, "entries dim"]
+    sums: Float[Tensor, "entries width"]
     tokens: Float[Tensor, " entries"]
     passage: Int[Tensor, " entries"]
     slot: Int[Tensor, " entries"]
     count: int
     normalize: bool
+    dim: int
 
     def pool(self, log_gates: Float[Tensor, " slots"]) -> Float[Tensor, "passages dim"]:
         """Σ_l w_l Σ_{t∈l} h_t / Σ_l w_l n_l of every passage; gradient flows into the gates."""
@@ -38,7 +40,7 @@ class LineSums:
         )
         weight = total.new_zeros(self.count).index_add(0, self.passage, gate * self.tokens)
         vectors = total / weight.clamp_min(1e-9)[:, None]
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return (F.normalize(vectors, dim=-1) if self.normalize else vectors)[:, : self.dim]
 
     def __len__(self) -> int:
         """Number of passages."""

@@ -74,6 +74,20 @@ def test_a_model_without_normalize_gives_vectors_of_its_own_length(pooling: str,
     assert torch.equal(both(again), vectors)
 
 
+@pytest.mark.parametrize("modules", [2, 3])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_truncated_vectors_are_truncated(pooling: str, modules: int, tmp_path: Path) -> None:
+    """`truncate_dim` in a model's configuration: as sentence-transformers has it, also once saved, and by lines."""
+    parts = list(tiny_encoder(pooling=pooling).model)[:modules]
+    encoder = Encoder(SentenceTransformer(modules=parts, truncate_dim=16, device="cpu").eval())
+    assert both(encoder).shape == (2, 16)
+    torch.testing.assert_close(both(encoder), plain(encoder.model), atol=1e-5, rtol=0)
+    assert torch.equal(both(saved(encoder, tmp_path / "model")), both(encoder))
+    if pooling == "mean":
+        lines = encoder.lines(LINES), [np.arange(2)], [np.arange(2)]
+        torch.testing.assert_close(encoder.line_sums(*lines).pool(torch.zeros(2)), both(encoder)[1:])
+
+
 def test_a_tokenizer_that_reads_line_ends_gets_them() -> None:
     """A byte-level tokenizer would glue "years" and "engine" together; WordPiece needs nothing between lines."""
     reader = tiny_generator()
