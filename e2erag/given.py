@@ -46,6 +46,9 @@ def take(files: str | Path | Iterable[str | Path | Document], indexed: Mapping[s
     Args:
         indexed: of each document that is indexed, its name and the SHA-256 of its file.
         reading: options of `e2erag.extract.stream`.
+
+    Raises:
+        ValueError: two contents have one name, by which a document is replaced and deleted.
     """
     contents = set(indexed.values())
 
@@ -68,6 +71,7 @@ def take(files: str | Path | Iterable[str | Path | Document], indexed: Mapping[s
             if not same:
                 paths.append(path.file if isinstance(path, ReadError) else path)  # what is wrong, reading explains
     read, failed = read_many(paths, **reading)
+    _check_names([*documents, *read])
     return Given(_distinct([*new, *read]), unchanged, failed)
 
 
@@ -75,6 +79,16 @@ def warn_skipped(failed: Sequence[ReadError]) -> None:
     """Warn of each, at the line that called the caller."""
     for error in failed:
         warnings.warn(f"skipped {error}", stacklevel=3)
+
+
+def _check_names(documents: Iterable[Document]) -> None:
+    content: dict[str, str] = {}
+    for document in documents:
+        if content.setdefault(document.file, document.sha256) != document.sha256:
+            raise ValueError(
+                f"each document has a name of its own, and two different ones are called {document.file!r}: rename one "
+                "(dataclasses.replace(document, file=…)), or leave out the older"
+            )
 
 
 def _distinct(documents: Sequence[Document]) -> list[Document]:

@@ -41,6 +41,17 @@ def read_questions(source: str | Path | Iterable[Question | Mapping[str, Any]]) 
     return rows
 
 
+def check_asked(questions: Iterable[str]) -> list[str]:
+    """Questions as a system is asked them: several, and none of them blank."""
+    if isinstance(questions, str):
+        raise ValueError(f"questions are a list of texts, got the one text {questions!r}: give [question]")
+    asked = list(questions)
+    for question in asked:
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"a question is a non-empty text, got {question!r}: ask something")
+    return asked
+
+
 def _parse(line: str, where: str) -> Question:
     try:
         row = json.loads(line)

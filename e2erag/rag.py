@@ -32,7 +32,7 @@ from e2erag.given import Change, take, warn_skipped
 from e2erag.indexing import Indexer
 from e2erag.joint import Joint, Terms
 from e2erag.models import resolve
-from e2erag.questions import Question
+from e2erag.questions import Question, check_asked
 from e2erag.retriever import (
     OVERFETCH,
     Encoder,
@@ -366,9 +366,14 @@ class RAG:
     def search(self, questions: Sequence[str], k: int | None = None) -> Found:
         """The k best passages per question, none repeating a better one, with log p(z|x) over the whole corpus."""
         corpus, index = self._ready()
+        questions, k = check_asked(questions), self.config.k if k is None else k
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}: ask for one passage or more, or leave k out")
+        if not questions:
+            return Found(torch.zeros(0, k, dtype=torch.long), torch.zeros(0, k))
+        retriever = self.model.retriever
         with self.model.autocast():
-            q = self.model.retriever.encode_questions(list(questions))
-        retriever, k = self.model.retriever, k or self.config.k
+            q = retriever.encode_questions(questions)
         sparse = None if retriever.beta is None else corpus.bm25.scores(questions)
         added = None if sparse is None else retriever.with_bm25(index.vectors[:, -1].to(q), sparse)
         found = index.search(q, OVERFETCH * k, added)
@@ -390,9 +395,7 @@ class RAG:
 
     def ask_many(self, questions: Sequence[str], citations: bool = True) -> list[Answer]:
         """Answers to many questions, read in common batches; `citations=False` saves a pass per answer."""
-        for question in questions:
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError(f"a question is a non-empty text, got {question!r}: ask something")
+        questions = check_asked(questions)
         if not questions:
             return []
         found = self.search(questions)

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_a_name_keeps_its_own_bytes_also_where_they_are_known_by_another(tmp_pat
     assert [p.text for p in rag.corpus.passages] == ["seats of b 2"]
     with pytest.warns(UserWarning, match="skipped"):
         assert len(rag.add("x" * 5000 + ".txt").failed) == 1
+
+
+def test_two_documents_of_one_name_are_not_taken_in_one_call() -> None:
+    """Deleting one would delete the other; a copy under its own name is the same document."""
+    rag = system()
+    other = replace(C, file=A.file)
+    with pytest.warns(UserWarning, match="is the same file as"):
+        rag.index([A, A, B])
+    for change in (rag.index, rag.add):
+        with pytest.raises(ValueError, match=r"two different ones are called 'none\.pdf': rename one"):
+            change([A, B, other])
+    assert rag.add([other])[:2] == (1, 1)
+    assert [d.sha256 for d in rag.corpus.documents] == [B.sha256, C.sha256]
 
 
 @pytest.mark.parametrize("mode", ["hard", "soft"])

@@ -241,6 +241,23 @@ def test_an_empty_question_is_refused(rag: RAG, question: str) -> None:
         rag.ask_many([question])
 
 
+def test_one_text_is_not_taken_for_a_list_of_its_letters(rag: RAG) -> None:
+    """The rule and the way out, for finding and for answering."""
+    for call in (rag.search, rag.ask_many):
+        with pytest.raises(ValueError, match=r"a list of texts, got the one text 'seats': give \[question\]"):
+            call("seats")
+
+
+def test_no_questions_find_nothing_and_no_passages_are_not_asked_for(rag: RAG) -> None:
+    """0 × k of both; a k below one is told as it came, and none is the system's own."""
+    assert [tuple(each.shape) for each in rag.search([], 4)] == [(0, 4)] * 2
+    assert rag.search([]).ids.shape == (0, rag.config.k)
+    assert rag.ask_many([]) == []
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"k must be at least 1, got {k}: "):
+            rag.search(QUESTIONS, k)
+
+
 def test_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
     """One report among a missing, empty, encrypted, foreign, truncated and text-less file: it is indexed, six warn."""
     report = sorted(NTSB.glob("*.pdf"))[0]
