@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from e2erag import RAG, evaluate
 from e2erag.collections import Collection, CollectionError, measure, read_judgements, read_run, write_run
 
 CORPUS = [
@@ -93,3 +94,28 @@ def test_measures_are_those_of_the_formulas() -> None:
     assert scores["nDCG@10"].tolist() == pytest.approx([(1 + 2 / 2) / best, 1 / math.log2(3), 0])
     assert scores["RR@10"].tolist() == [1, 0.5, 0]
     assert scores["R@1"].tolist() == [0.5, 0, 0]
+
+
+def test_recall_of_the_gold_page_is_success_at_k_of_ir_measures(rag: RAG) -> None:
+    """Every page of a small collection asked for by each of three questions: some are found at 1, some at 5, some not;
+    a page named by file and number is relevant with each passage that has a line on it."""
+    pages = {(document.file, page.number) for document in rag.corpus.documents for page in document.pages}
+    rows = [
+        {"question": question, "answers": ["85"], "file": file, "page": page}
+        for question in ("seats ?", "registration", "who was the pilot ?")
+        for file, page in sorted(pages)
+    ]
+    judged: dict[str, dict[str, int]] = {}
+    run: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(rows):
+        for passage, (j, start, stop, _) in enumerate(rag.corpus.spans.spans.tolist()):
+            document, first = rag.corpus.documents[j], rag.corpus.first_line[j]
+            on = {unit.page for unit in document.units[start - first : stop - first]}
+            judged.setdefault(str(number), {})[str(passage)] = int(document.file == row["file"] and row["page"] in on)
+        ids = rag.search([row["question"]], 5).ids[0].tolist()
+        run[str(number)] = {str(passage): -float(rank) for rank, passage in enumerate(ids) if passage >= 0}
+    result, theirs = evaluate(rag, rows), measure(run, judged, ("Success@1", "Success@5"))
+    for column, k in enumerate((1, 5)):
+        assert result.scores[:, column].tolist() == theirs[f"Success@{k}"].tolist()
+        assert 0 < result[f"recall@{k}"] < 1
+    assert result["recall@1"] < result["recall@5"]
