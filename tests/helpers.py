@@ -1,10 +1,19 @@
 """What several tests need."""
 
+import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from reportlab.pdfgen import canvas
 from torch import nn
+
+OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
+"""Where an index is written."""
 
 
 def in_double(module: nn.Module) -> nn.Module:
@@ -23,3 +32,34 @@ def hide_page(path: Path) -> None:
     sheet = canvas.Canvas(str(path))
     sheet.rect(100, 100, 200, 200)
     sheet.save()
+
+
+def forked(work: Callable[[], None], at: int | None = None, traced: tuple[str, ...] = OURS) -> int:
+    """Run in a child that is killed at the at-th line of these files it executes; how many it did, −1 if killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        lines = 0
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal lines
+            lines += event == "line"
+            if lines == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return line
+
+        def call(frame: FrameType, event: str, _: Any) -> Any:
+            return line if any(name in frame.f_code.co_filename for name in traced) else None
+
+        torch.set_num_threads(1)  # a forked child has no thread pool
+        sys.settrace(call)
+        work()
+        sys.settrace(None)
+        os.write(writer, str(lines).encode())
+        os._exit(0)
+    os.close(writer)
+    told = os.read(reader, 100)
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return int(told) if told else -1

@@ -2,16 +2,19 @@
 
 import logging
 import os
+import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import forked
 
 from e2erag import RAG, RAGConfig
 from e2erag.extract import ReadError
-from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig, StoreError
+from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig, Store, StoreError
 from e2erag.testing import tiny_document, tiny_rag
 
 A, B, C, D = (
@@ -276,6 +279,39 @@ def test_a_killed_build_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytes
     whole = system()
     whole.index([A, B, C, D])
     same(rag, whole)
+
+
+def test_a_refresh_killed_at_any_line_leaves_the_old_or_the_new_index(tmp_path: Path) -> None:
+    """At seeded lines of what writes: rows and what they were made with belong together, and the same call ends it."""
+    rag = system(IndexConfig(folder=str(tmp_path / "start")))
+    rag.index([A, B, C])
+    with torch.no_grad():
+        next(rag.model.retriever.passage.transformer.encoder.parameters())[0, 0] += 0.1
+
+    def refresh(folder: Path, at: int | None = None) -> int:
+        rag.config = replace(rag.config, index=IndexConfig(folder=str(folder)))
+        return forked(rag.refresh, at)
+
+    def content(folder: Path) -> tuple[dict[str, object], list[list[float]]]:
+        store = Store.open(folder)
+        return store.manifest, store.rows.tolist()
+
+    shutil.copytree(tmp_path / "start", tmp_path / "done")
+    total = refresh(tmp_path / "done")
+    old, new = content(tmp_path / "start"), content(tmp_path / "done")
+    assert old[0]["encoder"] != new[0]["encoder"]
+    assert old[1] != new[1]
+    seen = set()
+    for point in [*random.Random(0).sample(range(1, total), 11), total]:
+        folder = tmp_path / str(point)
+        shutil.copytree(tmp_path / "start", folder)
+        assert refresh(folder, point) == -1
+        found = content(folder)
+        assert found in (old, new)
+        seen.add(found == new)
+        assert refresh(folder) > 0
+        assert content(folder) == new
+    assert seen == {False, True}
 
 
 def test_the_estimate_is_logged_before_a_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,17 +6,16 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 import torch
+from helpers import OURS, forked
 
 from e2erag.retriever import ExactIndex, FaissIndex, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS
@@ -25,7 +24,6 @@ from e2erag.retriever.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each takes no time")
 
-OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 POINTS = 40
 """Kills per operation."""
 
@@ -77,37 +75,6 @@ OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "delete": delete,
     **{f"structure {kind}": lambda folder, kind=kind: searched(folder, kind) for kind in KINDS},
 }
-
-
-def forked(work: Callable[[], None], at: int | None = None, traced: tuple[str, ...] = OURS) -> int:
-    """Run in a child that is killed at the at-th line of these files it executes; how many it did, −1 if killed."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lines = 0
-
-        def line(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal lines
-            lines += event == "line"
-            if lines == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return line
-
-        def call(frame: FrameType, event: str, _: Any) -> Any:
-            return line if any(name in frame.f_code.co_filename for name in traced) else None
-
-        torch.set_num_threads(1)  # a forked child has no thread pool
-        sys.settrace(call)
-        work()
-        sys.settrace(None)
-        os.write(writer, str(lines).encode())
-        os._exit(0)
-    os.close(writer)
-    told = os.read(reader, 100)
-    os.close(reader)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return int(told) if told else -1
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
