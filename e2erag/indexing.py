@@ -2,6 +2,9 @@
 
 import json
 import logging
+import shutil
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,19 +14,24 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from e2erag.corpus import Corpus, Gates
+from e2erag.estimate import Estimate
 from e2erag.extract import GateMode, LineTokens
 from e2erag.joint import Joint
 from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
-from e2erag.retriever.store import DTYPES
+from e2erag.retriever.store import DTYPES, LEDGER
 from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096
 """Passages that are encoded at once: between two writes to a folder, what memory holds of rows, and a kill can lose."""
+
+PROBE = 32
+"""Passages that are encoded to see how long all of them take, where these are twenty times as many or more."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +65,15 @@ class Indexer:
         corpus.drop_repeated([_kept(corpus, gates, i) for i in range(len(corpus.passages))])
 
     @torch.no_grad()
-    def encode(self, corpus: Corpus, mode: GateMode, config: IndexConfig, old: Index | None = None) -> Index:
+    def encode(
+        self, corpus: Corpus, mode: GateMode, config: IndexConfig, old: Index | None = None, tell: bool | None = None
+    ) -> Index:
         """Every candidate's row, in memory or (processes that don't work together) in a folder, with what it was made
         with as the index' manifest.
 
         Args:
-            old: an index made with the same weights and settings; what it holds isn't encoded again."""
+            old: an index made with the same weights and settings; what it holds isn't encoded again.
+            tell: whether what it will take is told first; None: where it lies in a folder."""
         if mode == "hard" and not corpus.passages:
             raise RuntimeError(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
@@ -73,9 +84,11 @@ class Indexer:
         if self.together:
             check_alike(fingerprint_of(corpus.sources()), "index the same files in the same order")
         elif config.folder is not None:
-            return self._build(corpus, mode, config, made_with)
+            return config.over(self._build(corpus, mode, config, made_with, tell is not False))
         else:
             config.check_place()
+        if tell and rank() == 0:
+            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with)
         if old is not None:
             rows = self._rows_beside(corpus, mode, old)
         elif model.retriever.config.gates == "pool":
@@ -86,14 +99,16 @@ class Indexer:
             rows = self._over_ranks(torch.arange(len(corpus.passages)), partial(self.rows, corpus, mode=mode))
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
 
-    def _build(self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object]) -> Index:
+    def _build(
+        self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object], tell: bool
+    ) -> Store:
         """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
         by the model, also where gates act on pooling alone."""
         assert config.folder is not None
-        gates, log_prior = self._judged(corpus, mode)
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
+        gates, log_prior = self._judged(corpus, mode)
 
         def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
             passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
@@ -102,10 +117,52 @@ class Indexer:
         batch = np.append(0, ends[:-1]) // AT_ONCE
         batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
         store = Store(config.folder, DTYPES[config.dtype])
-        store.build(
-            ([sources[i] for i in each] for each in batches), encode, made_with, len(corpus.passages), logger.info
+        self._tell(store, corpus, mode, config, made_with, tell).check_room(config.folder)
+        store.build(([sources[i] for i in each] for each in batches), encode, made_with)
+        return store
+
+    def _tell(
+        self,
+        store: Store,
+        corpus: Corpus,
+        mode: GateMode,
+        config: IndexConfig,
+        made_with: Mapping[str, object],
+        tell: bool = True,
+    ) -> Estimate:
+        """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
+        rest, new = store.left(corpus.sources(), made_with)
+        written, encoded = (sum(source.passages for source in each) for each in (rest, new))
+        width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
+        held = encoded if config.folder is None else min(encoded, AT_ONCE)
+        share = encoded / (ranks() if self.together else 1)
+        seconds = self._seconds(corpus, mode, share) if tell and encoded >= 20 * PROBE else None
+        estimate = Estimate(
+            written * width * size if config.folder is not None else 0,
+            held * width * (4 + (size if size < 4 or config.folder is not None else 0)),
+            config.structure_bytes(len(corpus.passages), width),
+            seconds,
         )
-        return config.over(store)
+        text = f"to index {encoded:,} passages: {estimate}"
+        if not tell or not encoded:
+            pass
+        elif logger.isEnabledFor(logging.INFO):
+            logger.info(text)
+        elif sys.stderr.isatty():
+            tqdm.write(text, file=sys.stderr)
+        return estimate
+
+    def _seconds(self, corpus: Corpus, mode: GateMode, passages: float) -> float:
+        """To encode so many of the passages: those of a few, the shortest to the longest, by their tokens."""
+        spans, ends = corpus.spans.spans.numpy(), np.append(0, np.cumsum(corpus.retriever_lines.sizes))
+        tokens = np.minimum(ends[spans[:, 2]] - ends[spans[:, 1]], self.model.retriever.passage.room)
+        some = np.argsort(tokens, kind="stable")[(np.arange(PROBE) + 0.5).astype(int) * len(tokens) // PROBE]
+        judged = self._judged(corpus, mode)
+        self.rows(corpus, torch.from_numpy(some[:1]), mode, judged)  # what is paid once isn't measured
+        start = time.perf_counter()
+        self.rows(corpus, torch.from_numpy(some), mode, judged).cpu()  # waits for a GPU
+        took = time.perf_counter() - start
+        return float(took * tokens.mean() * passages / max(tokens[some].sum(), 1))
 
     def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index) -> Float[Tensor, "passages row"]:
         """Rows that an index holds copied, the others encoded."""
@@ -121,9 +178,20 @@ class Indexer:
         """Encode the candidates of a corpus of new documents into the index of another."""
         if not new.passages:
             return
-        rows = self.rows(new, torch.arange(len(new.passages)), mode)
+        store = index.store if isinstance(index, StoredIndex) else None
+        if store is None or store.folder is None:
+            rows = self.rows(new, torch.arange(len(new.passages)), mode)
+            self.still(corpus, index)
+            index.add(new.sources(), rows)
+            return
+        # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
+        aside = IndexConfig(folder=str(store.folder / "adding"), dtype=store.manifest["dtype"])
+        made = self._build(new, mode, aside, self.made_with(new, mode), tell=True)
         self.still(corpus, index)
-        index.add(new.sources(), rows)
+        index.add(new.sources(), made.rows)
+        made.ledger.db.close()
+        (store.folder / "adding" / LEDGER).unlink()  # first: a ledger never names what isn't there
+        shutil.rmtree(store.folder / "adding")
 
     def still(self, corpus: Corpus, index: Index) -> None:
         """Refuse an index in a folder in which somebody else has written since."""

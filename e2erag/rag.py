@@ -195,7 +195,7 @@ class RAG:
                 documents = [Document.from_json(json.loads(line)) for line in file]
             corpus = rag._lay_out(documents)
             if reindex:
-                rag._index(corpus)
+                rag._index(corpus, tell=True)
                 return rag
             if not (folder / "candidates.safetensors").is_file():
                 raise ManifestError(f"{folder} was saved by an earlier version: RAG.from_pretrained(…, reindex=True)")
@@ -231,7 +231,7 @@ class RAG:
             reasons = "".join(f"\n  {error}" for error in self.skipped) or " no files were given"
             raise ReadError("index", f"no file could be read, so there is nothing to index:{reasons}")
         warn_skipped(self.skipped)
-        self._index(self._lay_out(documents))
+        self._index(self._lay_out(documents), tell=reading.get("progress", True))
         return self.skipped
 
     def add(self, files: str | Path | Iterable[str | Path | Document], **reading: Any) -> Change:
@@ -305,11 +305,11 @@ class RAG:
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
         return Corpus(documents, self.model.retriever, self.model.generator)
 
-    def _index(self, corpus: Corpus, propose: bool = True) -> None:
+    def _index(self, corpus: Corpus, propose: bool = True, tell: bool | None = None) -> None:
         """Propose and encode; what was indexed before stays until all of it is done."""
         if propose:
             self.indexer.propose(corpus, self.config.mode, self.config.overlap)
-        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index)
+        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, tell=tell)
         self.corpus = corpus
 
     def _reindex(self, corpus: Corpus, propose: bool = True) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from e2erag.retriever.approximate import KINDS, FaissIndex
+from e2erag.retriever.approximate import KINDS, FaissIndex, choose
 from e2erag.retriever.exact import ExactIndex
 from e2erag.retriever.index import Index
 from e2erag.retriever.milvus import MilvusIndex
@@ -66,6 +66,11 @@ class IndexConfig:
     def structure(self) -> str | None:
         """What a structure of faiss is asked for by: its kind; None for any."""
         return None if self.kind == "auto" else self.kind
+
+    def structure_bytes(self, rows: int, dim: int) -> int:
+        """Of the structure of faiss that is built beside so many rows."""
+        kind = choose(rows, dim)[0] if self.kind == "auto" else self.kind
+        return int(rows * KINDS[kind].bytes(dim)) if kind in KINDS else 0
 
     def check_place(self) -> None:
         """Refuse to search memory where this kind searches what stands beside rows on a disk."""

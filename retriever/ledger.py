@@ -128,14 +128,20 @@ class Ledger:
     def begin(self, manifest: str, dtype: str, resume: bool, whole: bool = False) -> Version:
         """A version beside the present one: the one that was begun with this manifest (`resume`), or a new one."""
         with self.transaction():
-            for begun in [Version(*row) for row in self.ask("SELECT * FROM version WHERE NOT whole")]:
-                if resume and begun.manifest == manifest and begun.dtype in (None, dtype):
-                    return begun
-                self._drop(begun.id)
+            if resume and (begun := self.begun(manifest, dtype)):
+                return begun
+            for (other,) in self.ask("SELECT id FROM version WHERE NOT whole"):
+                self._drop(other)
             number = 1 + (self.ask("SELECT max(id) FROM version")[0][0] or 0)
             version = Version(number, manifest, None, None, 0, whole)
             self.ask("INSERT INTO version VALUES (?, ?, ?, ?, ?, ?)", *version)
         return version
+
+    def begun(self, manifest: str, dtype: str) -> Version | None:
+        """The version that was begun with this manifest and isn't whole."""
+        query = "SELECT * FROM version WHERE NOT whole AND manifest = ? AND (dtype IS NULL OR dtype = ?)"
+        found = self.ask(query, manifest, dtype)
+        return Version(*found[0]) if found else None
 
     def publish(self, version: Version) -> None:
         """From now on readers see this one."""

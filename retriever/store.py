@@ -13,15 +13,13 @@ A folder holds
 4. A deleted document's rows stay, dead, until the next save or build.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,29 +27,11 @@ from torch import Tensor
 
 from e2erag.extract.readers.source import sha256 as sha256_of
 from e2erag.retriever.index import Encode, Source, fingerprint_of
-from e2erag.retriever.ledger import Ledger, ReplacedError, StoreError, Version, as_manifest
+from e2erag.retriever.ledger import Known, Ledger, ReplacedError, StoreError, Version, as_manifest
 
 LEDGER = "ledger.sqlite"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _AT_ONCE = 1 << 16  # rows copied at a time
-
-
-class Estimate(NamedTuple):
-    """What a build will take.
-
-    Attributes:
-        disk: bytes of the new version; the old one stays beside it until the new one is whole.
-        memory: bytes held at a time: a batch's rows, as encoded and as stored.
-        seconds: of encoding, at the first batch's rate.
-    """
-
-    disk: int
-    memory: int
-    seconds: float
-
-    def __str__(self) -> str:
-        disk, memory = self.disk / 1e6, self.memory / 1e6
-        return f"{disk:,.1f} MB of disk, {memory:,.1f} MB of memory, {self.seconds / 60:,.1f} minutes"
 
 
 class Store:
@@ -260,8 +240,6 @@ class Store:
         batches: Iterable[Sequence[Source]],
         encode: Encode,
         manifest: Mapping[str, object] | None = None,
-        passages: int | None = None,
-        report: Callable[[str], object] = print,
     ) -> int:
         """Write a new version batch by batch, rows in the order given, and put it in the old one's place when it is
         whole.
@@ -272,28 +250,20 @@ class Store:
 
         Args:
             batches: documents, a few thousand passages at a time: what memory holds, and what a kill can lose.
-            passages: how many there are in all. Then disk, memory and time of what is left are estimated from the first
-                batch and reported, and what the disk has no room for is refused, before anything is written.
 
         Returns:
             The passages that were encoded.
         """
         version = self.ledger.begin(as_manifest(manifest), self.dtype, resume=True)
         self._sweep()
-        old = self.version if self.version and self.version[1:3] == (version.manifest, self.dtype) else None
-        encoded = 0
+        old, encoded = self._made_with(version.manifest), 0
 
         def rows_of(sources: Sequence[Source]) -> Tensor:
-            nonlocal encoded, passages
+            nonlocal encoded
             known = self.ledger.known(old, [source.name for source in sources])
-            wanted = [s for s in sources if not s.content or s.name not in known or known[s.name].content != s.content]
-            start = time.perf_counter()
+            wanted = _other(sources, known)
             fresh = encode(wanted) if wanted else self.rows[:0]
             _fit(fresh, wanted)
-            if passages is not None and len(fresh):
-                left = passages - self.ledger.still(version).rows
-                report(str(self._estimate(left, fresh, len(fresh) / (time.perf_counter() - start))))
-                passages = None
             encoded += len(fresh)
             if len(wanted) == len(sources):
                 return fresh
@@ -320,6 +290,22 @@ class Store:
             self._put(version, begun[kept:agreed], rows_of, replace=True)
         self._publish(version)
         return encoded
+
+    def left(
+        self, sources: Sequence[Source], manifest: Mapping[str, object] | None = None
+    ) -> tuple[list[Source], list[Source]]:
+        """What a build of these documents still has to write, and what of that it has to encode."""
+        begun = self.ledger.begun(as_manifest(manifest), self.dtype)
+        done = [source for source, _ in self.ledger.sources(begun)] if begun else []
+        pairs = enumerate(zip(sources, done, strict=False))
+        same = next((i for i, (now, then) in pairs if now != then), min(len(sources), len(done)))
+        rest = list(sources[same:])
+        known = self.ledger.known(self._made_with(as_manifest(manifest)), [source.name for source in rest])
+        return rest, _other(rest, known)
+
+    def _made_with(self, manifest: str) -> Version | None:
+        """The version that is seen, if its rows are what would be made now."""
+        return self.version if self.version and self.version[1:3] == (manifest, self.dtype) else None
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """See `Index.save`; in another dtype if one is given."""
@@ -420,20 +406,6 @@ class Store:
             if path.name not in needed:
                 path.unlink(missing_ok=True)
 
-    def _estimate(self, passages: int, sample: Tensor, rate: float) -> Estimate:
-        width, itemsize = sample.shape[1], DTYPES[self.dtype].itemsize
-        memory = sample.numel() * (sample.element_size() + itemsize)
-        estimate = Estimate(passages * width * itemsize, memory, passages / rate)
-        free = shutil.disk_usage(self.folder).free if self.folder else estimate.disk
-        if free < estimate.disk:
-            raise OSError(
-                errno.ENOSPC,
-                f"the index needs {estimate}, and {free / 1e6:,.1f} MB are free; nothing was written: make room, or "
-                "store float16",
-                str(self.folder),
-            )
-        return estimate
-
 
 def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Source, slice]]]:
     """Documents in portions of about `_AT_ONCE` rows."""
@@ -447,6 +419,11 @@ def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Sou
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def _other(sources: Sequence[Source], known: Mapping[str, Known]) -> list[Source]:
+    """Those that aren't known with the same content."""
+    return [s for s in sources if not s.content or s.name not in known or known[s.name].content != s.content]
 
 
 def _names(sources: Sequence[Source], before: Set[str] = frozenset()) -> list[str]:

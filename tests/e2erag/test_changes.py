@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from helpers import forked
 
 from e2erag import RAG, RAGConfig
+from e2erag.estimate import Estimate
 from e2erag.extract import ReadError
 from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig, Store, StoreError
 from e2erag.testing import tiny_document, tiny_rag
@@ -281,6 +283,40 @@ def test_a_killed_build_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytes
     same(rag, whole)
 
 
+def test_a_killed_add_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the third of three documents is encoded: the index is as it was, and the same calls by another
+    process encode that one alone, whether they load or index the first."""
+    monkeypatch.setattr("e2erag.indexing.AT_ONCE", 1)
+    work = tmp_path / "work"
+    rag = system(IndexConfig(folder=str(work)))
+    rag.index([A])
+    rag.save_pretrained(tmp_path / "saved")
+    encode, encoded = rag.model.encode, []
+
+    def killed(*given: object) -> torch.Tensor:
+        encoded.append(1)
+        if len(encoded) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(*given)
+
+    monkeypatch.setattr(rag.model, "encode", killed)
+    assert forked(lambda: rag.add([B, C, D])) == -1
+    shutil.copytree(work, tmp_path / "other")
+    whole = system()
+    whole.index([A, B, C, D])
+    again = RAG.from_pretrained(tmp_path / "saved", index=IndexConfig(folder=str(work)))
+    anew = system(IndexConfig(folder=str(tmp_path / "other")))
+    anew.index([A])
+    for each in (again, anew):
+        encoded.clear()
+        encode = each.model.encode
+        monkeypatch.setattr(each.model, "encode", lambda *given, encode=encode: (encoded.append(1), encode(*given))[1])
+        assert each.add([B, C, D])[0] == 3
+        assert len(encoded) == 1
+        same(each, whole)
+        assert not (Path(each.config.index.folder) / "adding").exists()
+
+
 def test_a_refresh_killed_at_any_line_leaves_the_old_or_the_new_index(tmp_path: Path) -> None:
     """At seeded lines of what writes: rows and what they were made with belong together, and the same call ends it."""
     rag = system(IndexConfig(folder=str(tmp_path / "start")))
@@ -314,10 +350,52 @@ def test_a_refresh_killed_at_any_line_leaves_the_old_or_the_new_index(tmp_path: 
     assert seen == {False, True}
 
 
-def test_the_estimate_is_logged_before_a_build(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["memory", "exact", "Flat"])
+def test_what_a_build_takes_is_told_before_anything_is_encoded(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disk and memory by counting, time from a few passages where there are many; what has no room is refused."""
+    folder = None if kind == "memory" else str(tmp_path)
+    rag = system(IndexConfig("Flat" if kind == "Flat" else "exact", folder, "float16"))
+    encode, tell, told, before = rag.model.encode, rag.indexer._tell, [], []
+    monkeypatch.setattr(rag.indexer, "_tell", lambda *given: (told.append(tell(*given)), told[-1])[1])
+    monkeypatch.setattr(rag.model, "encode", lambda *given: (before.append(len(caplog.messages)), encode(*given))[1])
+    monkeypatch.setattr(rag.indexer, "_seconds", lambda *_: 90.0)
     with caplog.at_level(logging.INFO, "e2erag.indexing"):
-        system(IndexConfig(folder=str(tmp_path))).index([A, B])
-    assert "MB of disk" in caplog.text
+        rag.index([A, B])
+        count = len(rag.corpus.passages)
+        monkeypatch.setattr("e2erag.indexing.PROBE", count // 20)
+        rag.index([C, D])
+    assert before == [1, 2]
+    numbers, structure = count * 33, 4 * 33 * count * (kind == "Flat")
+    expected = Estimate(0 if folder is None else 2 * numbers, (4 + 2) * numbers, structure)
+    assert told == [expected, expected._replace(seconds=90.0)]
+    assert caplog.messages == [f"to index {count} passages: {each}" for each in told]
+    assert str(Estimate(10**6, 10**7, 10**6, 90)) == "2.0 MB of disk, 11.0 MB of memory, about 1.5 minutes"
+    if folder:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2 * numbers - 1))
+        with pytest.raises(OSError, match="nothing was written: make room"):
+            rag.index([A, D])
+        assert [d.file for d in rag.corpus.documents] == [C.file, D.file]
+
+
+def test_time_is_told_of_many_passages_and_a_terminal_shows_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a few of them, the longest among them; beside a terminal's bars, and not where those aren't wanted."""
+    rag, many = system(), [tiny_document([["the pilot was 85", "seats 4"] * 9] * 9)]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("e2erag.indexing.PROBE", 2)
+    encode, sizes = rag.model.encode, []
+    monkeypatch.setattr(
+        rag.model, "encode", lambda corpus, some, *rest: (sizes.append(len(some)), encode(corpus, some, *rest))[1]
+    )
+    rag.index(many, progress=False)
+    assert capsys.readouterr().err == ""
+    rag.index(many)
+    count = len(rag.corpus.passages)
+    assert sizes == [count, 1, 2, count]
+    assert re.search(rf"to index {count} passages: .* MB of memory, about \d+\.\d minutes\n", capsys.readouterr().err)
 
 
 def test_settings_of_an_index_that_go_together() -> None:

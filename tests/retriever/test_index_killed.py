@@ -214,32 +214,24 @@ def test_a_new_build_encodes_only_what_has_changed_and_another_manifest_everythi
     assert manifest == {"encoder": "y", "corpus": corpus, "dtype": "float32", "count": 90}
 
 
-def test_the_estimate_comes_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """90 rows of four float32 are 1,440 bytes; a disk that lacks them is refused, and the old index stays."""
-    said: list[str] = []
-    Store(tmp_path / "a").build(sources(1), rows_of, {"encoder": 1}, passages=90_000, report=said.append)
-    assert len(said) == 1
-    assert said[0].startswith("1.4 MB of disk, ")
-    before = content(tmp_path / "a")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))  # type: ignore[attr-defined]
-    with pytest.raises(OSError, match="nothing was written: make room"):
-        Store(tmp_path / "a").build(sources(2), rows_of, {"encoder": 2}, passages=90, report=said.append)
-    assert content(tmp_path / "a") == before
-
-
-def test_what_is_left_of_a_killed_build_is_what_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it is done, and the disk has room for the other half alone: the same call ends it."""
+def test_what_a_build_has_left_is_what_it_then_writes_and_encodes(tmp_path: Path) -> None:
+    """All at first, the other half after a kill; of a new version all is written, and what has changed is encoded."""
 
     def killed(new: Sequence[Source]) -> torch.Tensor:
         if new[0].name.startswith("3"):
             os.kill(os.getpid(), signal.SIGKILL)
         return rows_of(new)
 
-    assert forked(lambda: Store(tmp_path).build(sources(1), killed, {"encoder": 1}, passages=90)) == -1
-    left = sum(source.passages for batch in sources(1)[3:] for source in batch)
-    room = shutil._ntuple_diskusage(10**9, 10**9, 16 * left)  # type: ignore[attr-defined]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
-    assert Store(tmp_path).build(sources(1), rows_of, {"encoder": 1}, passages=90) == left
+    def left(version: int) -> tuple[list[Source], list[Source]]:
+        return Store(tmp_path).left([source for batch in sources(version) for source in batch], {"encoder": "x"})
+
+    every = [source for batch in sources(1) for source in batch]
+    assert left(1) == (every, every)
+    assert forked(lambda: Store(tmp_path).build(sources(1), killed, {"encoder": "x"})) == -1
+    assert left(1) == (every[6:], every[6:])
+    Store(tmp_path).build(sources(1), rows_of, {"encoder": "x"})
+    assert left(1) == (every, [])
+    assert left(2)[1] == [source for batch in sources(2)[1::2] for source in batch]
 
 
 def test_a_document_that_comes_in_two_batches_is_refused(tmp_path: Path) -> None:
