@@ -41,7 +41,7 @@ class ExactIndex(StoredIndex):
         return cls(store)
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
-        check_queries(self, queries, k)
+        check_queries(self, queries, k, prior)
         queries, prior = as_scored(queries.detach(), prior)
         rows, dead = self._rows(queries.device)
         hits = scan(queries, rows, min(k, len(self)), None if prior is None else prior.detach(), dead)

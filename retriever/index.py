@@ -6,7 +6,7 @@ row's number is not given again until the index is saved or built anew.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -111,14 +111,57 @@ class Index(Protocol):
         """What was saved or built there. A changed file (`verify`) or another manifest than expected is refused."""
 
 
-def check_queries(index: Index, queries: Queries, k: int) -> None:
+def check_queries(index: Index, queries: Queries, k: int, prior: Prior | None = None) -> None:
     """Refuse what no search can answer."""
     if not len(index):
         raise ValueError("an index needs at least one passage, got none: were any documents read?")
-    dim = index.vectors.shape[1]
+    rows, dim = index.vectors.shape
+    if queries.ndim != 2:
+        raise ValueError(
+            f"queries must be questions × {dim} components, got {tuple(queries.shape)}: one alone is queries[None]"
+        )
     if queries.shape[1] != dim:
         raise ValueError(f"queries must have the rows' {dim} components, got {queries.shape[1]}: another encoder?")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if not math.isfinite(queries.detach().sum()) and not torch.isfinite(queries).all():  # a sum is quick
         raise ValueError("queries must be finite, got NaN or infinity: did training diverge?")
+    if prior is None:
+        return
+    if prior.shape not in ((rows,), (len(queries), rows)):
+        raise ValueError(
+            f"a prior must be of the index' {rows} rows, dead ones too, or {len(queries)} questions × {rows}, got "
+            f"{tuple(prior.shape)}: is it of this corpus?"
+        )
+    # −∞ says that a passage can't be; a sum of it stays below ∞.
+    if not prior.detach().sum() < math.inf and not (prior < math.inf).all():
+        raise ValueError("a prior must be finite or −∞, got NaN or ∞: did training diverge?")
+
+
+def check_sources(sources: Sequence[Source], before: Set[str] = frozenset()) -> list[str]:
+    """The documents' names, each once, none of them one that came before, and all of it such as can be stored."""
+    names = [source.name for source in sources]
+    for name, content, passages in sources:
+        for what, text in (("name", name), ("content", content)):
+            try:
+                text.encode()
+            except (AttributeError, UnicodeEncodeError):
+                raise ValueError(
+                    f"a document's {what} must be text that UTF-8 can write, got {text!r}: give it another"
+                ) from None
+        if passages < 0:
+            raise ValueError(f"a document has no passage or more, and {name!r} came with {passages}: count its rows")
+    if len(set(names)) < len(names) or not before.isdisjoint(names):
+        twice = next(name for name in names if name in before or names.count(name) > 1)
+        raise ValueError(f"each document comes once, and {twice!r} came twice: give every one a name of its own")
+    return names
+
+
+def check_rows(rows: Tensor, sources: Sequence[Source]) -> None:
+    """Rows are as many as the documents say."""
+    expected = sum(source.passages for source in sources)
+    if rows.ndim != 2 or len(rows) != expected:
+        raise ValueError(
+            f"{len(sources)} documents of {expected} passages need as many rows, got {tuple(rows.shape)}: does "
+            "encode() give one row per passage, document by document?"
+        )

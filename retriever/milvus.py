@@ -55,7 +55,7 @@ class MilvusIndex(SampledIndex):
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         """See `Index.search`. What is found, with a prior four times as much and what that lifts, is scored anew from
         the stored rows."""
-        check_queries(self, queries, k)
+        check_queries(self, queries, k, prior)
         k = min(k, len(self))
         if k > MOST:
             raise ValueError(f"k must be at most Milvus' {MOST:,}, got {k:,}: ask for fewer, or use ExactIndex")

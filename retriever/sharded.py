@@ -39,7 +39,7 @@ class ShardedIndex(ExactIndex):
         self._key: object = None
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
-        check_queries(self, queries, k)
+        check_queries(self, queries, k, prior)
         queries, prior = as_scored(queries.detach(), None if prior is None else prior.detach())
         self._check(queries, k)
         found = self._scan(*self._of_ranks(queries, prior), k)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from e2erag.extract.readers.source import sha256 as sha256_of
-from e2erag.retriever.index import Encode, Source, fingerprint_of
+from e2erag.retriever.index import Encode, Source, check_rows, check_sources, fingerprint_of
 from e2erag.retriever.ledger import Known, Ledger, ReplacedError, StoreError, Version, as_manifest
+from e2erag.retriever.table import Table, as_stored
 
 LEDGER = "ledger.sqlite"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -50,7 +51,7 @@ class Store:
             dtype: of a new version's rows: float32, float16 or bfloat16.
         """
         self.folder, self.dtype = None if folder is None else Path(folder), _name(dtype)
-        self._held: dict[int, Tensor] = {}
+        self._held: dict[int, Table] = {}
         self._corpus: str | None = None  # of the version that is seen, once it is asked for
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +200,7 @@ class Store:
         if version is None or version.dtype is None or version.dim is None:
             return torch.empty(0, 0)
         if self.folder is None:
-            return self._held[version.id]
+            return self._held[version.id].first(version.rows)
         if not version.rows:  # nothing can't be mapped
             return torch.empty(0, version.dim, dtype=DTYPES[version.dtype])
         path, dtype = self._file(version), DTYPES[version.dtype]
@@ -263,7 +264,7 @@ class Store:
             known = self.ledger.known(old, [source.name for source in sources])
             wanted = _other(sources, known)
             fresh = encode(wanted) if wanted else self.rows[:0]
-            _fit(fresh, wanted)
+            check_rows(fresh, wanted)
             encoded += len(fresh)
             if len(wanted) == len(sources):
                 return fresh
@@ -276,7 +277,7 @@ class Store:
         begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
         seen: set[str] = set()
         for sources in batches:
-            seen.update(_names(sources, seen))
+            seen.update(check_sources(sources, seen))
             ahead = begun[agreed : agreed + len(sources)]
             pairs = enumerate(zip(sources, ahead, strict=False))
             same = next((i for i, (now, then) in pairs if now != then or not now.content), len(ahead))
@@ -326,7 +327,7 @@ class Store:
 
     def _put(self, version: Version, sources: Sequence[Source], rows: Tensor | Encode, replace: bool) -> int:
         """Append what isn't there with the same content: the whole batch or nothing."""
-        names = _names(sources)
+        names = check_sources(sources)
         known = self.ledger.known(version, names)
         same = {s.name for s in sources if s.content and s.name in known and known[s.name].content == s.content}
         stale = {name: there for name, there in known.items() if name not in same}
@@ -338,53 +339,61 @@ class Store:
         if not new:
             return 0
         given = rows if isinstance(rows, Tensor) else rows(new)
-        _fit(given, sources if isinstance(rows, Tensor) else new)
+        check_rows(given, sources if isinstance(rows, Tensor) else new)
+        parts = [given]
         if isinstance(rows, Tensor) and same:
-            parts = given.split([source.passages for source in sources])
-            given = torch.cat([part for s, part in zip(sources, parts, strict=True) if s.name not in same])
-        data = self._as_stored(version, given)
+            each = given.split([source.passages for source in sources])
+            parts = [part for source, part in zip(sources, each, strict=True) if source.name not in same]
         with self.ledger.transaction():
             now = self.ledger.still(version, names, known)
             self.ledger.forget(version, stale)
-            self._append(now, data)
-            sha256 = "" if self.folder is None else _sha256(data)
-            self.ledger.append(now, new, _name(data.dtype), data.shape[1], sha256)
+            sha256 = self._append(now, parts)
+            self.ledger.append(now, new, now.dtype or self.dtype, given.shape[1], sha256)
         if self.version is None or self.version.id == version.id:
             self.reload()
-        return len(data)
+        return sum(map(len, parts))
 
-    def _append(self, version: Version, data: Tensor) -> None:
-        """Behind the rows that count, flushed, before the ledger states them."""
-        if version.dim not in (None, data.shape[1]):
-            raise ValueError(
-                f"rows must have the stored {version.dim} components, got {data.shape[1]}: another encoder?"
-            )
+    def _append(self, version: Version, parts: Sequence[Tensor]) -> str:
+        """Behind the rows that count, flushed, before the ledger states them. Returns the hash of what is in a file."""
+        dim, dtype = parts[0].shape[1], DTYPES[version.dtype or self.dtype]
+        if version.dim not in (None, dim):
+            raise ValueError(f"rows must have the stored {version.dim} components, got {dim}: another encoder?")
+        blocks = as_stored(parts, dtype)
         if self.folder is None:
-            held = self._held.get(version.id)
-            self._held[version.id] = (
-                data if held is None or not version.rows else torch.cat([held[: version.rows], data])
-            )
-            return
-        descriptor = os.open(self._file(version), os.O_RDWR | os.O_CREAT, 0o644)
-        with open(descriptor, "r+b") as file:
-            counted = file.seek(version.rows * data.shape[1] * data.element_size())
-            try:
-                file.write(_bytes(data))
+            self._hold(version, parts, blocks)
+            return ""
+        sha256, descriptor = hashlib.sha256(), os.open(self._file(version), os.O_RDWR | os.O_CREAT, 0o644)
+        counted = version.rows * dim * dtype.itemsize
+        try:
+            with open(descriptor, "r+b", closefd=False) as file:
+                file.seek(counted)
+                for block in map(_bytes, blocks):
+                    file.write(block)
+                    sha256.update(block)
                 file.flush()
                 os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, counted)  # what doesn't count shall not fill the disk
-                raise
+        except BaseException:
+            os.ftruncate(descriptor, counted)  # what doesn't count shall not fill the disk
+            raise
+        finally:
+            os.close(descriptor)
+        return sha256.hexdigest()
 
-    def _as_stored(self, version: Version, rows: Tensor) -> Tensor:
-        """In the version's dtype, if that can hold them."""
-        data = rows.detach().to("cpu", DTYPES[version.dtype or self.dtype]).contiguous()
-        if not torch.isfinite(data).all():
-            bad = int((~torch.isfinite(data)).any(1).nonzero()[0])
-            raise ValueError(
-                f"rows must be finite in {_name(data.dtype)}; passage {bad} has NaN or infinity: did training diverge?"
-            )
-        return data
+    def _hold(self, version: Version, parts: Sequence[Tensor], blocks: Iterable[Tensor]) -> None:
+        """In memory: the first rows of a build where they lie, if that is how they are stored, others copied."""
+        first, dtype = parts[0].detach(), DTYPES[version.dtype or self.dtype]
+        as_they_lie = first.dtype == dtype and first.device.type == "cpu" and first.is_contiguous()
+        if not version.rows and not version.whole and len(parts) == 1 and as_they_lie:
+            for _ in blocks:  # which are checked
+                pass
+            self._held[version.id] = Table(first)
+            return
+        if not version.rows:
+            self._held[version.id] = Table(torch.empty(0, first.shape[1], dtype=dtype))
+        start = version.rows
+        for block in blocks:
+            self._held[version.id].put(start, block)
+            start += len(block)
 
     def _publish(self, version: Version) -> None:
         now = self.ledger.still(version)
@@ -424,30 +433,6 @@ def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Sou
 def _other(sources: Sequence[Source], known: Mapping[str, Known]) -> list[Source]:
     """Those that aren't known with the same content."""
     return [s for s in sources if not s.content or s.name not in known or known[s.name].content != s.content]
-
-
-def _names(sources: Sequence[Source], before: Set[str] = frozenset()) -> list[str]:
-    """The documents' names, each once, none of them one that came before, and such as can be stored."""
-    names = [source.name for source in sources]
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"a document's name must be text that UTF-8 can write, got {name!r}: rename it") from None
-    if len(set(names)) < len(names) or not before.isdisjoint(names):
-        twice = next(name for name in names if name in before or names.count(name) > 1)
-        raise ValueError(f"each document comes once, and {twice!r} came twice: give every one a name of its own")
-    return names
-
-
-def _fit(rows: Tensor, sources: Sequence[Source]) -> None:
-    """Rows are as many as the documents say."""
-    expected = sum(source.passages for source in sources)
-    if rows.ndim != 2 or len(rows) != expected:
-        raise ValueError(
-            f"{len(sources)} documents of {expected} passages need as many rows, got {tuple(rows.shape)}: does "
-            "encode() give one row per passage, document by document?"
-        )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,5 +1,6 @@
 """What every kind of index promises: documents come and go, are saved and loaded, and bad input changes nothing."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
+from e2erag.retriever.index import check_queries
 from e2erag.retriever.sampled import SAMPLE
 
 DIM = 8
@@ -202,6 +204,9 @@ def test_bad_input_is_refused_and_changes_nothing(index: Index) -> None:
         ([x], rows[:3], "1 documents of 4 passages need as many rows"),
         ([x, x], torch.cat([rows, rows]), "'x' came twice"),
         ([x._replace(name="caf\udce9")], rows, "must be text that UTF-8 can write"),
+        ([x._replace(name=3)], rows, "name must be text that UTF-8 can write, got 3"),
+        ([x._replace(content="\ud800")], rows, "content must be text that UTF-8 can write"),
+        ([x._replace(passages=-1), document("y", 5)[0]], rows, "no passage or more, and 'x' came with -1"),
     ]:
         with pytest.raises(ValueError, match=error):
             index.add(sources, given_)
@@ -212,6 +217,19 @@ def test_bad_input_is_refused_and_changes_nothing(index: Index) -> None:
     ]:
         with pytest.raises(ValueError, match=error):
             index.search(queries, k)
+    with pytest.raises(ValueError, match=r"questions × 8 components, got \(8,\): one alone is queries\[None\]"):
+        inspect.unwrap(check_queries)(index, torch.ones(DIM), 3)  # past the tests' own look at shapes
+    for prior, error in [
+        (torch.zeros(100), r"of the index' 101 rows, dead ones too, or 2 questions × 101, got \(100,\)"),
+        (torch.zeros(102), r"got \(102,\)"),
+        (torch.zeros(3, 101), r"got \(3, 101\)"),
+        (torch.zeros(101).index_fill(0, torch.tensor(7), torch.nan), "finite or −∞, got NaN or ∞"),
+        (torch.full((2, 101), -torch.inf).index_fill(1, torch.tensor(7), torch.inf), "finite or −∞, got NaN or ∞"),
+    ]:
+        with pytest.raises(ValueError, match=error):
+            index.search(torch.ones(2, DIM), 3, prior)
+    allowed = torch.full((101,), -3e38).index_fill(0, torch.tensor(7), -torch.inf)
+    assert index.search(torch.ones(2, DIM), 3, allowed).ids.shape == (2, 3)
     assert everything(index) == before
 
 
