@@ -19,7 +19,7 @@ from e2erag.retriever.store import Store
 
 _TRAINED_ON = 39  # rows per centroid, as few as faiss asks for: it copies them as it learns
 _MEASURED = (10**4, 10**5, 10**6)  # rows of `benchmarks/retrieval.py`, made up and far harder to find than texts
-_ADDED = 1 << 16  # rows given to faiss at a time
+_ADDED = 1 << 12  # rows given to faiss at a time
 
 
 class Kind(NamedTuple):
@@ -95,7 +95,7 @@ class FaissIndex(SampledIndex):
         self.faiss: Any = None  # faiss' own type hints lack most of what is called
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
-        check_queries(self, queries, k)
+        check_queries(self, queries, k, prior)
         self._follow()
         kind = KINDS[self._name]
         k = min(k, len(self))
@@ -185,9 +185,18 @@ class FaissIndex(SampledIndex):
         return found
 
     def _add(self, start: int) -> None:
+        if not start:
+            self._reserve()
         for first in range(start, len(self.vectors), _ADDED):
             rows = self.store.read(first, min(first + _ADDED, len(self.vectors)))
             self.faiss.add(_padded(rows.float().numpy(), self.faiss.d))
+
+    def _reserve(self) -> None:
+        """Room for all rows where they lie in one piece (Flat, HNSW), which would double by copying."""
+        flat = faiss.downcast_index(getattr(self.faiss, "storage", self.faiss))
+        if isinstance(flat, faiss.IndexFlat):
+            flat.codes.resize(len(self.vectors) * flat.code_size)
+            flat.codes.resize(0)  # its capacity stays
 
     def _write(self) -> None:
         def write(path: Path) -> None:

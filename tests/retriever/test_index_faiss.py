@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
+import faiss
+import numpy as np
 import pytest
 import torch
 
-from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError, Without, choose
+from e2erag.retriever import ExactIndex, FaissIndex, Source, Store, StoreError, Without, approximate, choose
 from e2erag.retriever.approximate import KINDS
 from e2erag.retriever.sampled import SAMPLE
 
@@ -104,6 +106,26 @@ def test_the_kind_follows_from_the_size_and_says_so(store: Store, tmp_path: Path
     said: list[str] = []
     FaissIndex(Store.open(tmp_path / "index"), report=said.append).search(torch.ones(1, DIM), 1)
     assert said == [choose(N, DIM)[1]]
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW"])
+def test_a_structure_in_one_piece_is_not_moved_while_it_is_built(
+    store: Store, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for all rows is there before the first of them: growing would hold them twice."""
+    store.save(tmp_path)
+    index, places, padded = FaissIndex(Store.open(tmp_path), kind), [], approximate._padded
+
+    def seen(rows: np.ndarray, width: int) -> np.ndarray:
+        if index.faiss.ntotal:
+            places.append(int(faiss.downcast_index(getattr(index.faiss, "storage", index.faiss)).codes.data()))
+        return padded(rows, width)
+
+    monkeypatch.setattr(approximate, "_ADDED", 1000)
+    monkeypatch.setattr(approximate, "_padded", seen)
+    assert index.search(torch.ones(1, DIM), 1).ids.shape == (1, 1)
+    assert len(places) >= N // 1000 - 1
+    assert len(set(places)) == 1
 
 
 def test_a_structure_needs_a_folder_a_known_kind_and_its_hash(store: Store, tmp_path: Path) -> None:
