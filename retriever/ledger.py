@@ -1,5 +1,6 @@
 """Which rows belong to which document, in SQLite: a change is one transaction, a reader sees all of it or nothing."""
 
+import contextlib
 import errno
 import json
 import sqlite3
@@ -112,11 +113,26 @@ class Ledger:
             raise
 
     def _refused(self, error: Exception, number: int) -> OSError:
-        way_out = "make room" if number in _FULL else "check the folder's permissions, or save to another one"
+        way_out = "check the folder's permissions, or save to another one"
+        if number in _FULL:
+            way_out = "make room" + self._spare()
         text = (
             f"an index must be writable, and this one isn't ({error}); what was there before stays as it was: {way_out}"
         )
         return OSError(number, text, str(self.path.parent if self.path else "memory"))
+
+    def _spare(self) -> str:
+        """What is begun and could be deleted to make room, and what that costs."""
+        begun = []
+        with contextlib.suppress(sqlite3.Error):
+            begun = self.ask("SELECT id, rows FROM version WHERE NOT whole AND rows")
+        if not self.path or not begun:
+            return ""
+        ((number, rows),) = begun
+        return (
+            f". {self.path.parent / f'rows-{number}.bin'} holds {rows:,} passages of a build that was begun, and "
+            "build() goes on behind them; deleted, they are encoded again"
+        )
 
     # ------------------------------------------------------------------------------------------------ versions
 

@@ -256,6 +256,8 @@ class Store:
             The passages that were encoded.
         """
         version = self.ledger.begin(as_manifest(manifest), self.dtype, resume=True)
+        if self.folder is not None and version.rows and not self._file(version).exists():  # deleted, to make room
+            self.ledger.cut(version, 0)
         self._sweep()
         old, encoded = self._made_with(version.manifest), 0
 

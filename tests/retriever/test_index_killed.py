@@ -1,5 +1,6 @@
 """SIGKILL at seeded points: the old index or the new one, never neither; and the same call then ends what was begun."""
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -344,6 +345,32 @@ def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
         Store(small_disk / "a").add([Source("large", "x", 10**5)], torch.ones(10**5, 4))
     assert content(small_disk / "a") == before
     assert Store(small_disk / "a").add([Source("small", "x", 10)], torch.ones(10, 4)) == 10
+
+
+def test_a_build_that_filled_the_disk_says_what_of_it_lies_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the fourth of six batches. What is done can be kept, or be deleted and encoded again."""
+    build(tmp_path, 1)
+    flush, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = sum(source.passages for batch in sources(1)[:3] for source in batch)
+    begun = tmp_path / "rows-2.bin"
+    with pytest.raises(OSError, match=f"make room. {begun} holds {done} passages of a build .* encoded again"):
+        Store(tmp_path).build(sources(1), rows_of, {"encoder": 3})
+    assert begun.stat().st_size == done * 16
+    shutil.copytree(tmp_path, tmp_path / "kept")
+    begun.unlink()
+    assert Store(tmp_path).build(sources(1), rows_of, {"encoder": 3}) == 90
+    assert Store(tmp_path / "kept").build(sources(1), rows_of, {"encoder": 3}) == 90 - done
+    assert content(tmp_path) == content(tmp_path / "kept")
 
 
 def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
