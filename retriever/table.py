@@ -1,6 +1,5 @@
 """Rows in memory that stay where they are while more are put behind them."""
 
-import contextlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ class Table:
             rows: the first ones; searched where they lie until others come.
         """
         self._rows, self._room = rows, 0
+        self._bytes: mmap.mmap | bytearray
 
     def first(self, count: int) -> Rows:
         """So many rows; the same tensor as long as they are as many."""
@@ -45,12 +45,12 @@ class Table:
 
     def _reserve(self, rows: int) -> None:
         width = max(1, self._rows.shape[1] * self._rows.element_size())
-        self._room = max(rows, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // width)
-        with contextlib.suppress(OSError, ValueError, OverflowError):
-            self._bytes = _zeros(self._room * width)
-            return
-        self._room = rows + rows // 4
-        self._bytes = _zeros(self._room * width)
+        try:
+            self._room = max(rows, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // width)
+            self._bytes = mmap.mmap(-1, self._room * width, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (AttributeError, OSError, ValueError, OverflowError):  # Windows has none of it
+            self._room = rows + rows // 4
+            self._bytes = bytearray(max(1, self._room * width))
 
     def _view(self, count: int) -> Rows:
         """With a storage of their own size: what is saved or sent of them is these rows and not the room."""
@@ -59,10 +59,6 @@ class Table:
             return torch.empty(count, width, dtype=dtype)
         data = np.frombuffer(self._bytes, np.uint8, count * width * dtype.itemsize)
         return torch.from_numpy(data).view(dtype).view(count, width)
-
-
-def _zeros(size: int) -> mmap.mmap:
-    return mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def as_stored(parts: Sequence[Rows], dtype: torch.dtype) -> Iterator[Rows]:
