@@ -412,14 +412,16 @@ class RAG:
 
     @contextmanager
     def in_mode(self, mode: GateMode) -> Iterator[None]:
-        """The same corpus indexed in another gate mode, in memory; on leaving, re-indexed as it was before.
+        """The same corpus indexed in another gate mode, in memory in the same dtype; on leaving, re-indexed as it was
+        before.
 
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before = self.config
         before.index.check_place()  # what can't be made again afterwards is refused now
+        inside = replace(before, mode=mode, index=IndexConfig(dtype=before.index.dtype))
         try:
-            self.config = replace(before, mode=mode, index=IndexConfig())
+            self.config = inside
             self._reindex(corpus)
             yield
         except BaseException:
@@ -429,7 +431,7 @@ class RAG:
         try:
             self._reindex(corpus)
         except BaseException:
-            self.config = replace(before, mode=mode, index=IndexConfig())  # in which it is indexed and answers
+            self.config = inside  # in which it is indexed and answers
             raise
 
     def terms(

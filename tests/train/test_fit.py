@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from e2erag import RAG, RAGConfig
 from e2erag.questions import Question
-from e2erag.retriever import RetrieverConfig
+from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, FitConfig, Run
 from e2erag.train.health import FIGURES
@@ -41,6 +42,23 @@ def test_a_run_lowers_the_loss_and_leaves_a_fresh_index(rag: RAG) -> None:
     before = rag.index_.vectors.clone()
     rag.refresh()
     assert torch.equal(before, rag.index_.vectors)
+
+
+def test_rows_are_trained_on_in_the_dtype_they_are_kept_in(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half the memory stays half the memory: at every step, through refreshes whole and partial."""
+    rag.config = replace(rag.config, index=IndexConfig(dtype="float16"))
+    rag.refresh()
+    terms, seen = rag.terms, []
+
+    def noted(*given: object, **named: object) -> object:
+        seen.append(rag.index_.vectors.dtype)
+        return terms(*given, **named)
+
+    monkeypatch.setattr(rag, "terms", noted)
+    for share in (1.0, 0.5):
+        quick(rag, refresh_every=1, refresh_share=share)
+    assert seen == [torch.float16] * 4
+    assert rag.index_.vectors.dtype == torch.float16
 
 
 @pytest.mark.parametrize("frozen", ["extractor", "retriever", "generator"])
