@@ -35,6 +35,7 @@ from rounds import interleaved, over, seconds
 
 from e2erag.config import RAGConfig
 from e2erag.extract import ExtractorConfig
+from e2erag.indexing import AT_ONCE
 from e2erag.questions import Question
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store
 from e2erag.retriever.approximate import KINDS
@@ -138,11 +139,11 @@ def approximate(n: int, kinds: Sequence[str], rounds: int) -> float:
     return max(ratios)
 
 
-def batches(n: int) -> list[list[Source]]:
+def batches(n: int, size: int = BATCH) -> list[list[Source]]:
     """Documents of 64 passages, a batch of them at a time."""
     return [
-        [Source(f"{start + i}", "x", min(64, n - start - i)) for i in range(0, min(BATCH, n - start), 64)]
-        for start in range(0, n, BATCH)
+        [Source(f"{start + i}", "x", min(64, n - start - i)) for i in range(0, min(size, n - start), 64)]
+        for start in range(0, n, size)
     ]
 
 
@@ -252,17 +253,23 @@ def peak_of(step: str, n: int, folder: str) -> None:
     queries = asked(rows(1000))
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before = status("VmRSS")
+
+    def plain(new: Sequence[Source]) -> torch.Tensor:
+        """Rows whose making takes no memory beside them."""
+        vectors = torch.randn(sum(source.passages for source in new), DIM + 1)
+        return vectors.div_(vectors.norm(dim=1, keepdim=True))
+
     if step == "build":
-        Store(folder).build(batches(n), made(n), {"made of": "rows"})
+        Store(folder).build(batches(n, AT_ONCE), plain, {"made of": "rows"})
     elif step == "search":
         index = ExactIndex.load(folder)
         index.log_z(queries, index.search(queries, K))
     elif step in KINDS:  # what centroids are learned from is read in portions
         FaissIndex(Store.open(folder, verify=False), step, str).search(queries, K)
     else:
-        store, make = Store(dtype=torch.float16 if step == "half" else torch.float32), made(n)
-        for batch in batches(n):
-            store.add(batch, make(batch))
+        store = Store(dtype=torch.float16 if step == "half" else torch.float32)
+        for batch in batches(n, AT_ONCE):
+            store.add(batch, plain(batch))
     print(status("VmHWM") - before)
 
 
