@@ -54,7 +54,12 @@ class Store:
         self._held: dict[int, Table] = {}
         self._corpus: str | None = None  # of the version that is seen, once it is asked for
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise StoreError(
+                    f"an index lies in a folder, and {self.folder} is or lies in a file: name another"
+                ) from None
         self.ledger = Ledger(self.folder and self.folder / LEDGER)
         self.reload()
 

@@ -1,12 +1,14 @@
 """Search and log Z against brute force, and what no text may count twice for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from e2erag.retriever import ExactIndex, Hits, Source, Spans, Store, Without, log_prob, log_prob_found
+from e2erag.retriever import ExactIndex, Hits, Source, Spans, Store, StoreError, Without, log_prob, log_prob_found
 from e2erag.retriever.scan import BLOCK, TILE
 
 
@@ -218,3 +220,13 @@ def test_repeated_finds_every_passage_that_repeats_one_found(seed: int, overlap:
     nested = torch.zeros(2, n, dtype=torch.bool)
     nested[:, found.rows] = found.mask
     assert torch.equal(nested, repeats)
+
+
+def test_a_file_in_a_folders_place_is_told(tmp_path: Path) -> None:
+    """The file itself, and a folder that would lie in it; the file stays."""
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for place in (file, file / "index"):
+        with pytest.raises(StoreError, match="is or lies in a file: name another"):
+            Store(place)
+    assert file.read_text() == "mine"
