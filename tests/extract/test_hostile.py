@@ -14,7 +14,7 @@ import pytest
 
 from e2erag.extract import Document, ReadError, stream
 
-SECONDS, MEMORY = 2.0, 400 << 20
+SECONDS, MEMORY = 4.0, 400 << 20
 # What a reason ends in: something to do about it.
 WAY_OUT = r"(again|try |pip install|give it more|convert|save a copy|leave it out|check|split)"
 TEXT = b"BT /F 12 Tf 50 700 Td (word) Tj ET "
