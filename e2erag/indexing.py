@@ -33,6 +33,8 @@ AT_ONCE = 4096
 PROBE = 32
 """Passages that are encoded to see how long all of them take, where these are twenty times as many or more."""
 
+Judged = tuple[Gates, Float[Tensor, " corpus"]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -87,16 +89,17 @@ class Indexer:
             return config.over(self._build(corpus, mode, config, made_with, tell is not False))
         else:
             config.check_place()
+        judged = gates, log_prior = self._judged(corpus, mode)
         if tell and rank() == 0:
-            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with)
+            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with, judged)
         if old is not None:
-            rows = self._rows_beside(corpus, mode, old)
+            rows = self._rows_beside(corpus, mode, old, judged)
         elif model.retriever.config.gates == "pool":
-            gates, log_prior = self._judged(corpus, mode)
             sums = self._line_sums(corpus, gates, made_with["encoder"])
             rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
         else:
-            rows = self._over_ranks(torch.arange(len(corpus.passages)), partial(self.rows, corpus, mode=mode))
+            passages = torch.arange(len(corpus.passages))
+            rows = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged))
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
 
     def _build(
@@ -108,7 +111,7 @@ class Indexer:
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
-        gates, log_prior = self._judged(corpus, mode)
+        judged = gates, log_prior = self._judged(corpus, mode)
 
         def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
             passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
@@ -117,7 +120,7 @@ class Indexer:
         batch = np.append(0, ends[:-1]) // AT_ONCE
         batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
         store = Store(config.folder, DTYPES[config.dtype])
-        self._tell(store, corpus, mode, config, made_with, tell).check_room(config.folder)
+        self._tell(store, corpus, mode, config, made_with, judged, tell).check_room(config.folder)
         store.build(([sources[i] for i in each] for each in batches), encode, made_with)
         return store
 
@@ -128,6 +131,7 @@ class Indexer:
         mode: GateMode,
         config: IndexConfig,
         made_with: Mapping[str, object],
+        judged: Judged,
         tell: bool = True,
     ) -> Estimate:
         """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
@@ -136,7 +140,7 @@ class Indexer:
         width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
         held = encoded if config.folder is None else min(encoded, AT_ONCE)
         share = encoded / (ranks() if self.together else 1)
-        seconds = self._seconds(corpus, mode, share) if tell and encoded >= 20 * PROBE else None
+        seconds = self._seconds(corpus, mode, judged, share) if tell and encoded >= 20 * PROBE else None
         estimate = Estimate(
             written * width * size if config.folder is not None else 0,
             held * width * (4 + (size if size < 4 or config.folder is not None else 0)),
@@ -152,24 +156,23 @@ class Indexer:
             tqdm.write(text, file=sys.stderr)
         return estimate
 
-    def _seconds(self, corpus: Corpus, mode: GateMode, passages: float) -> float:
+    def _seconds(self, corpus: Corpus, mode: GateMode, judged: Judged, passages: float) -> float:
         """To encode so many of the passages: those of a few, the shortest to the longest, by their tokens."""
         spans, ends = corpus.spans.spans.numpy(), np.append(0, np.cumsum(corpus.retriever_lines.sizes))
         tokens = np.minimum(ends[spans[:, 2]] - ends[spans[:, 1]], self.model.retriever.passage.room)
         some = np.argsort(tokens, kind="stable")[(np.arange(PROBE) + 0.5).astype(int) * len(tokens) // PROBE]
-        judged = self._judged(corpus, mode)
         self.rows(corpus, torch.from_numpy(some[:1]), mode, judged)  # what is paid once isn't measured
         start = time.perf_counter()
         self.rows(corpus, torch.from_numpy(some), mode, judged).cpu()  # waits for a GPU
         took = time.perf_counter() - start
         return float(took * tokens.mean() * passages / max(tokens[some].sum(), 1))
 
-    def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index) -> Float[Tensor, "passages row"]:
+    def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index, judged: Judged) -> Float[Tensor, "passages row"]:
         """Rows that an index holds copied, the others encoded."""
         known, sources = dict(old.sources()), corpus.sources()
         new = torch.tensor([source not in known for source in sources], dtype=torch.bool)
         size = torch.tensor([source.passages for source in sources], dtype=torch.long)
-        fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode).to(old.vectors.dtype)
+        fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode, judged).to(old.vectors.dtype)
         encoded = iter(fresh.split(size[new].tolist()))
         return torch.cat([fresh[:0], *(old.vectors[known[s]] if s in known else next(encoded) for s in sources)])
 
@@ -215,7 +218,7 @@ class Indexer:
         made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
         return self._index(corpus, rows, made_with, rows.dtype)
 
-    def _judged(self, corpus: Corpus, mode: GateMode) -> tuple[Gates, Float[Tensor, " passages"]]:
+    def _judged(self, corpus: Corpus, mode: GateMode) -> Judged:
         """What the extractor says of every line, and log π of every candidate."""
         gates = self.model.gates(corpus, mode)
         return gates, self.model.log_prior(corpus, gates)
@@ -226,7 +229,7 @@ class Indexer:
         corpus: Corpus,
         passages: Int[Tensor, " passages"],
         mode: GateMode,
-        judged: tuple[Gates, Float[Tensor, " corpus"]] | None = None,
+        judged: Judged | None = None,
     ) -> Float[Tensor, "passages row"]:
         """These candidates' rows with the present weights; `judged` is what `_judged` has said already."""
         gates, log_prior = judged or self._judged(corpus, mode)

@@ -286,8 +286,7 @@ class Store:
         for sources in batches:
             seen.update(check_sources(sources, seen))
             ahead = begun[agreed : agreed + len(sources)]
-            pairs = enumerate(zip(sources, ahead, strict=False))
-            same = next((i for i, (now, then) in pairs if now != then or not now.content), len(ahead))
+            same = _alike(sources, ahead)
             agreed += same
             if same < len(ahead):  # from here on all is new, and so are those that were written in a part with others
                 kept = self.ledger.cut(version, agreed)
@@ -305,9 +304,7 @@ class Store:
         """What a build of these documents still has to write, and what of that it has to encode."""
         begun = self.ledger.begun(as_manifest(manifest), self.dtype)
         done = [source for source, _ in self.ledger.sources(begun)] if begun else []
-        pairs = enumerate(zip(sources, done, strict=False))
-        same = next((i for i, (now, then) in pairs if now != then), min(len(sources), len(done)))
-        rest = list(sources[same:])
+        rest = list(sources[_alike(sources, done) :])
         known = self.ledger.known(self._made_with(as_manifest(manifest)), [source.name for source in rest])
         return rest, _other(rest, known)
 
@@ -435,6 +432,12 @@ def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Sou
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def _alike(now: Sequence[Source], then: Sequence[Source]) -> int:
+    """How many of these stand first in both, with a content to know them by."""
+    pairs = enumerate(zip(now, then, strict=False))
+    return next((i for i, (a, b) in pairs if a != b or not a.content), min(len(now), len(then)))
 
 
 def _other(sources: Sequence[Source], known: Mapping[str, Known]) -> list[Source]:
