@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, S
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
-from e2erag.retriever.store import DTYPES, LEDGER
+from e2erag.retriever.store import DTYPES
 from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096
@@ -192,9 +191,7 @@ class Indexer:
         made = self._build(new, mode, aside, self.made_with(new, mode), tell=True)
         self.still(corpus, index)
         index.add(new.sources(), made.rows)
-        made.ledger.db.close()
-        (store.folder / "adding" / LEDGER).unlink()  # first: a ledger never names what isn't there
-        shutil.rmtree(store.folder / "adding")
+        made.remove()
 
     def still(self, corpus: Corpus, index: Index) -> None:
         """Refuse an index in a folder in which somebody else has written since."""

@@ -16,6 +16,7 @@ A folder holds
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -297,6 +298,13 @@ class Store:
             self._put(version, begun[kept:agreed], rows_of, replace=True)
         self._publish(version)
         return encoded
+
+    def remove(self) -> None:
+        """The folder and all in it; not to be used again."""
+        assert self.folder is not None
+        self.ledger.db.close()
+        (self.folder / LEDGER).unlink()  # first: a ledger never names what isn't there
+        shutil.rmtree(self.folder)
 
     def left(
         self, sources: Sequence[Source], manifest: Mapping[str, object] | None = None
