@@ -5,9 +5,11 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from e2erag.joint import Joint
 from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
-from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
+from e2erag.retriever.ranks import average, check_alike, gathered, led, rank, ranks
 from e2erag.retriever.store import DTYPES
 from e2erag.retriever.stored import StoredIndex
 
@@ -33,6 +35,7 @@ PROBE = 32
 """Passages that are encoded to see how long all of them take, where these are twenty times as many or more."""
 
 Judged = tuple[Gates, Float[Tensor, " corpus"]]
+RowsOf = Callable[[Int[Tensor, " passages"]], Float[Tensor, "passages row"]]
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +70,13 @@ class Indexer:
 
     @torch.no_grad()
     def encode(
-        self, corpus: Corpus, mode: GateMode, config: IndexConfig, old: Index | None = None, tell: bool | None = None
+        self, corpus: Corpus, mode: GateMode, config: IndexConfig, old: Index | None = None, tell: bool = False
     ) -> Index:
-        """Every candidate's row, in memory or (processes that don't work together) in a folder, with what it was made
-        with as the index' manifest.
+        """Every candidate's row, in memory or in a folder, with what it was made with as the index' manifest.
 
         Args:
             old: an index made with the same weights and settings; what it holds isn't encoded again.
-            tell: whether what it will take is told first; None: where it lies in a folder."""
+            tell: whether what it will take is told first."""
         if mode == "hard" and not corpus.passages:
             raise RuntimeError(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
@@ -84,54 +86,88 @@ class Indexer:
         made_with = self.made_with(corpus, mode)
         if self.together:
             check_alike(fingerprint_of(corpus.sources()), "index the same files in the same order")
-        elif config.folder is not None:
-            return config.over(self._build(corpus, mode, config, made_with, tell is not False))
-        else:
+        if config.folder is None:
             config.check_place()
         judged = gates, log_prior = self._judged(corpus, mode)
-        if tell and rank() == 0:
-            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with, judged)
-        if old is not None:
-            rows = self._rows_beside(corpus, mode, old, judged)
-        elif model.retriever.config.gates == "pool":
-            sums = self._line_sums(corpus, gates, made_with["encoder"])
-            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
-        else:
-            passages = torch.arange(len(corpus.passages))
-            rows = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged))
-        return self._index(corpus, rows, made_with, DTYPES[config.dtype])
+
+        def alone(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
+            if config.folder is None:
+                return self.rows(corpus, passages, mode, judged)
+            return model.encode(corpus, passages, gates, log_prior, mode)  # which are few
+
+        def rows(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
+            if config.folder is None and old is not None:
+                return self._rows_beside(corpus, mode, old, judged)
+            if config.folder is None and model.retriever.config.gates == "pool":
+                sums = self._line_sums(corpus, gates, made_with["encoder"])
+                return model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
+            return self._over_ranks(passages, alone)
+
+        return self._made(corpus, rows, made_with, config, alone if tell else None)
+
+    def _made(
+        self,
+        corpus: Corpus,
+        rows: RowsOf,
+        made_with: Mapping[str, object],
+        config: IndexConfig,
+        alone: RowsOf | None = None,
+    ) -> Index:
+        """An index of these rows.
+
+        Args:
+            rows: of some passages; where ranks work together, all of them ask for the same.
+            alone: the same on one rank, by which it is told first what making them takes; None tells nothing."""
+        if config.folder is not None:
+            return self.over(self._build(corpus, rows, made_with, config, alone), config)
+        if rank() == 0:
+            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, made_with, config, alone)
+        every = rows(torch.arange(len(corpus.passages)))
+        return self.kind.of(every, corpus.sources(), made_with, DTYPES[config.dtype])
+
+    def over(self, store: Store, config: IndexConfig) -> Index:
+        """What is in a store, searched as the configuration says, and exactly by all ranks that work together."""
+        return self.kind(store) if config.kind == "exact" else config.over(store)
 
     def _build(
-        self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object], tell: bool
+        self,
+        corpus: Corpus,
+        rows: RowsOf,
+        made_with: Mapping[str, object],
+        config: IndexConfig,
+        alone: RowsOf | None,
     ) -> Store:
         """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
-        by the model, also where gates act on pooling alone."""
-        assert config.folder is not None
+        by the model, also where gates act on pooling alone. Of ranks that work together, rank 0 writes."""
+        folder, dtype = config.folder, DTYPES[config.dtype]
+        assert folder is not None
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
-        judged = gates, log_prior = self._judged(corpus, mode)
-
-        def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
-            passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
-            return self.model.encode(corpus, passages, gates, log_prior, mode)
-
         batch = np.append(0, ends[:-1]) // AT_ONCE
         batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
-        store = Store(config.folder, DTYPES[config.dtype])
-        self._tell(store, corpus, mode, config, made_with, judged, tell).check_room(config.folder)
-        store.build(([sources[i] for i in each] for each in batches), encode, made_with)
-        return store
+
+        def write(rows: RowsOf) -> None:
+            def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
+                return rows(torch.from_numpy(np.concatenate([where[source.name] for source in new])))
+
+            store = Store(folder, dtype)
+            self._tell(store, corpus, made_with, config, alone).check_room(folder)
+            store.build(([sources[i] for i in each] for each in batches), encode, made_with)
+
+        if self.together:
+            led(write, rows)
+        else:
+            write(rows)
+        return Store(folder, dtype)
 
     def _tell(
         self,
         store: Store,
         corpus: Corpus,
-        mode: GateMode,
-        config: IndexConfig,
         made_with: Mapping[str, object],
-        judged: Judged,
-        tell: bool = True,
+        config: IndexConfig,
+        alone: RowsOf | None,
     ) -> Estimate:
         """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
         rest, new = store.left(corpus.sources(), made_with)
@@ -139,7 +175,7 @@ class Indexer:
         width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
         held = encoded if config.folder is None else min(encoded, AT_ONCE)
         share = encoded / (ranks() if self.together else 1)
-        seconds = self._seconds(corpus, mode, judged, share) if tell and encoded >= 20 * PROBE else None
+        seconds = self._seconds(corpus, alone, share) if alone and encoded >= 20 * PROBE else None
         estimate = Estimate(
             written * width * size if config.folder is not None else 0,
             held * width * (4 + (size if size < 4 or config.folder is not None else 0)),
@@ -147,7 +183,7 @@ class Indexer:
             seconds,
         )
         text = f"to index {encoded:,} passages: {estimate}"
-        if not tell or not encoded:
+        if not alone or not encoded:
             pass
         elif logger.isEnabledFor(logging.INFO):
             logger.info(text)
@@ -155,14 +191,14 @@ class Indexer:
             tqdm.write(text, file=sys.stderr)
         return estimate
 
-    def _seconds(self, corpus: Corpus, mode: GateMode, judged: Judged, passages: float) -> float:
+    def _seconds(self, corpus: Corpus, rows: RowsOf, passages: float) -> float:
         """To encode so many of the passages: those of a few, the shortest to the longest, by their tokens."""
         spans, ends = corpus.spans.spans.numpy(), np.append(0, np.cumsum(corpus.retriever_lines.sizes))
         tokens = np.minimum(ends[spans[:, 2]] - ends[spans[:, 1]], self.model.retriever.passage.room)
         some = np.argsort(tokens, kind="stable")[(np.arange(PROBE) + 0.5).astype(int) * len(tokens) // PROBE]
-        self.rows(corpus, torch.from_numpy(some[:1]), mode, judged)  # what is paid once isn't measured
+        rows(torch.from_numpy(some[:1]))  # what is paid once isn't measured
         start = time.perf_counter()
-        self.rows(corpus, torch.from_numpy(some), mode, judged).cpu()  # waits for a GPU
+        rows(torch.from_numpy(some)).cpu()  # waits for a GPU
         took = time.perf_counter() - start
         return float(took * tokens.mean() * passages / max(tokens[some].sum(), 1))
 
@@ -188,7 +224,12 @@ class Indexer:
             return
         # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
         aside = IndexConfig(folder=str(store.folder / "adding"), dtype=store.manifest["dtype"])
-        made = self._build(new, mode, aside, self.made_with(new, mode), tell=True)
+        gates, log_prior = self._judged(new, mode)
+
+        def encode(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
+            return self.model.encode(new, passages, gates, log_prior, mode)
+
+        made = self._build(new, encode, self.made_with(new, mode), aside, encode)
         self.still(corpus, index)
         index.add(new.sources(), made.rows)
         made.remove()
@@ -204,16 +245,36 @@ class Indexer:
             )
 
     @torch.no_grad()
-    def encode_some(self, corpus: Corpus, index: Index, passages: Int[Tensor, " passages"], mode: GateMode) -> Index:
+    def encode_some(
+        self, corpus: Corpus, index: Index, passages: Int[Tensor, " passages"], mode: GateMode, config: IndexConfig
+    ) -> Index:
         """An index beside this one, in which these candidates' rows are of the present weights. Its manifest says that
         it was made with several, so it fits no system."""
-        rows = index.vectors.clone()
         _, log_prior = judged = self._judged(corpus, mode)
-        rows[passages] = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged)).to(rows)
-        # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
-        rows[:, -1] = (self.model.retriever.config.prior_weight * log_prior).to(rows)
-        made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
-        return self._index(corpus, rows, made_with, rows.dtype)
+        fresh = torch.zeros(len(corpus.passages), dtype=torch.bool)
+        fresh[passages] = True
+        encoded = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
+
+        def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
+            table, anew = index.vectors[some], fresh[some]
+            table[anew] = encoded(some[anew]).to(table)
+            # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
+            table[:, -1] = (self.model.retriever.config.prior_weight * log_prior[some]).to(table)
+            return table
+
+        several = f"several {uuid4().hex}"  # never those of another index, whose rows would be copied
+        made_with = {**index.manifest, "encoder": several, "extractor": several}
+        return self._made(corpus, rows, made_with, replace(config, dtype=cast(Any, index.manifest["dtype"])))
+
+    def fits(self, corpus: Corpus, index: Index, mode: GateMode) -> bool:
+        """Whether an index is what `encode` would make now; where ranks work together, every rank's."""
+        other = float(bool(self.changed(index.manifest, corpus, mode)))
+        return not (average({"other": other})["other"] if self.together else other)
+
+    def discard(self, config: IndexConfig) -> None:
+        """Remove an index that was made aside, in a folder; of ranks that work together, rank 0 does."""
+        if config.folder is not None and Path(config.folder).exists() and not (self.together and rank()):
+            Store(config.folder).remove()
 
     def _judged(self, corpus: Corpus, mode: GateMode) -> Judged:
         """What the extractor says of every line, and log π of every candidate."""
@@ -254,15 +315,6 @@ class Indexer:
         other = Indexer(model)
         other._sums = self._sums
         return other
-
-    def _index(
-        self,
-        corpus: Corpus,
-        rows: Float[Tensor, "passages row"],
-        made_with: Mapping[str, object],
-        dtype: torch.dtype,
-    ) -> Index:
-        return self.kind.of(rows, corpus.sources(), made_with, dtype)
 
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
         """What rows depend on beside the documents, to be compared: hashes of weights, and the settings that play a

@@ -43,6 +43,7 @@ from e2erag.retriever import (
     RetrieverConfig,
     log_prob,
 )
+from e2erag.retriever.stored import StoredIndex
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -71,6 +72,7 @@ class RAG:
         self.index_: Index | None = None
         self.indexer = Indexer(self.model)
         self.skipped: list[ReadError] = []
+        self._aside = False  # while `in_mode` indexes, of which nobody is told what it takes
         self.model.eval()
 
     # ---------------------------------------------------------------------------------------------- building
@@ -305,18 +307,18 @@ class RAG:
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
         return Corpus(documents, self.model.retriever, self.model.generator)
 
-    def _index(self, corpus: Corpus, propose: bool = True, tell: bool | None = None) -> None:
+    def _index(self, corpus: Corpus, propose: bool = True, tell: bool = False) -> None:
         """Propose and encode; what was indexed before stays until all of it is done."""
         if propose:
             self.indexer.propose(corpus, self.config.mode, self.config.overlap)
         self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, tell=tell)
         self.corpus = corpus
 
-    def _reindex(self, corpus: Corpus, propose: bool = True) -> None:
+    def _reindex(self, corpus: Corpus, propose: bool = True, tell: bool = False) -> None:
         """The same lines, not read or tokenised again, with the present weights and gate mode."""
         corpus = copy(corpus)  # shallow: what depends on weights is replaced, never changed in place
         corpus.look_up(self.model.retriever)
-        self._index(corpus, propose)
+        self._index(corpus, propose, tell)
 
     def refresh(self, passages: Int[Tensor, " passages"] | None = None) -> None:
         """Encode every passage with the current weights and put the new index in place of the old one.
@@ -331,10 +333,11 @@ class RAG:
         if passages is not None:
             corpus = copy(corpus)
             corpus.look_up(self.model.retriever)
-            self.index_ = self.indexer.encode_some(corpus, index, passages, self.config.mode)
+            self.index_ = self.indexer.encode_some(corpus, index, passages, self.config.mode, self.config.index)
             self.corpus = corpus
             return
-        self._reindex(corpus, propose=not self.indexer.proposes_alike(index.manifest, self.config.mode))
+        propose = not self.indexer.proposes_alike(index.manifest, self.config.mode)
+        self._reindex(corpus, propose, tell=self.config.index.folder is not None and not self._aside)
 
     @torch.no_grad()
     def drift(self, passages: Int[Tensor, " passages"]) -> Float[Tensor, " passages"]:
@@ -411,28 +414,39 @@ class RAG:
     # ---------------------------------------------------------------------------------------------- learning
 
     @contextmanager
-    def in_mode(self, mode: GateMode) -> Iterator[None]:
-        """The same corpus indexed in another gate mode, in memory in the same dtype; on leaving, re-indexed as it was
-        before.
+    def in_mode(self, mode: GateMode, kind: str = "exact") -> Iterator[None]:
+        """The same corpus indexed in another gate mode and searched by an index of this kind, in the same dtype: in
+        memory, or in a folder `aside` in the one in which rows lie. Afterwards it is indexed as it was before. What
+        fits already isn't encoded.
 
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before = self.config
         before.index.check_place()  # what can't be made again afterwards is refused now
-        inside = replace(before, mode=mode, index=IndexConfig(dtype=before.index.dtype))
+        inside = replace(before, mode=mode, index=before.index.aside("aside", kind))
+        self.config, self._aside = inside, True
         try:
-            self.config = inside
-            self._reindex(corpus)
+            if self.indexer.fits(corpus, index, mode) and isinstance(index, StoredIndex):
+                self.index_ = self.indexer.over(index.store, inside.index)
+            else:
+                self._reindex(corpus)
             yield
         except BaseException:
             self.config, self.corpus, self.index_ = before, corpus, index
+            self.indexer.discard(inside.index)
             raise
+        finally:
+            self._aside = False
         self.config = before
         try:
-            self._reindex(corpus)
+            if self.indexer.fits(corpus, index, before.mode):  # nothing has been learned
+                self.corpus, self.index_ = corpus, index
+            else:
+                self._reindex(corpus)
         except BaseException:
             self.config = inside  # in which it is indexed and answers
             raise
+        self.indexer.discard(inside.index)
 
     def terms(
         self,

@@ -25,7 +25,7 @@ class IndexConfig:
         kind: "exact" sees every row; a structure of faiss ("Flat", "HNSW", "IVF", "SQ", "PQ"), or one chosen by size
             ("auto"); "milvus".
         folder: where rows are written while they are made, so that a build that was killed goes on where it was, and
-            memory holds a batch at a time. None: in memory, which only exact search does.
+            memory holds a batch at a time; training makes its own in it. None: in memory, which only exact search does.
         dtype: rows are stored in.
         uri: of a Milvus cluster; None: Milvus Lite beside the rows.
         name: what collections in a cluster are called by.
@@ -78,6 +78,10 @@ class IndexConfig:
             raise ValueError(
                 f"an index of kind {self.kind!r} follows rows on a disk: give IndexConfig a folder, or take 'exact'"
             )
+
+    def aside(self, name: str, kind: str) -> "IndexConfig":
+        """Of another kind: in a folder of this name in this one's, or in memory where this is."""
+        return IndexConfig(kind, None if self.folder is None else str(Path(self.folder) / name), self.dtype)
 
     def placed(self, index: ExactIndex) -> Index:
         """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""

@@ -2,12 +2,15 @@
 
 import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+
+ELSEWHERE = "rank 0, which writes for all ranks, could not change the index: its own error says why"
+_DONE, _FAILED = -1, -2
 
 
 def join() -> None:
@@ -51,6 +54,34 @@ def check_alike(what: str, rule: str) -> None:
     own = torch.frombuffer(bytearray(sha256(what.encode()).digest()), dtype=torch.uint8).to(device())
     if any(not torch.equal(other, own) for other in gathered(own)):
         raise ValueError(f"every process must {rule}, and rank {rank()} has something else than another")
+
+
+def led(work: Callable[[Callable[[Tensor], Tensor]], None], share: Callable[[Tensor], Tensor]) -> None:
+    """What only rank 0 does, with the others' help.
+
+    Args:
+        work: done by rank 0. It calls what it is given with whole numbers, as often as it likes.
+        share: what every rank does with these numbers, all at the same time.
+
+    Raises:
+        RuntimeError: on the other ranks, where `work` failed."""
+    if rank():
+        while (count := int(of_rank_0(torch.tensor([0])))) >= 0:
+            share(of_rank_0(torch.empty(count, dtype=torch.long)))
+        if count == _FAILED:
+            raise RuntimeError(ELSEWHERE)
+        return
+
+    def asked(numbers: Tensor) -> Tensor:
+        of_rank_0(torch.tensor([len(numbers)]))
+        return share(of_rank_0(numbers))
+
+    end = _FAILED
+    try:
+        work(asked)
+        end = _DONE
+    finally:
+        of_rank_0(torch.tensor([end]))
 
 
 def of_rank_0(own: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ is every gradient that arrives here. What goes out again is the whole gradient, 
 have got. Its rows lie once, in a folder that all ranks reach, and a rank reads its own part of them only. Rank 0 writes
 there.
 
-`ParallelIndex` is for ranks with questions of their own, and with the rows in their memory.
+`ParallelIndex` is for ranks with questions of their own, and may have the rows in their memory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from e2erag.retriever.exact import ExactIndex, as_scored
 from e2erag.retriever.index import Encode, Hits, Prior, Queries, Source, Without, check_queries
-from e2erag.retriever.ranks import device, gathered, of_all, of_this, rank, ranks
+from e2erag.retriever.ranks import ELSEWHERE, device, gathered, of_all, of_this, rank, ranks
 from e2erag.retriever.scan import TILE, LogZ, scan
 from e2erag.retriever.store import Store
 
@@ -139,7 +139,8 @@ class ShardedIndex(ExactIndex):
 class ParallelIndex(ShardedIndex):
     """For training on many ranks: each asks as many questions of its own, and each scans its run of rows for all.
 
-    The rows are in every rank's memory (a GPU gets its own part alone), and every rank makes the same changes to them.
+    The rows are in a folder that all ranks reach, of which each maps and reads its own part, or in every rank's memory;
+    a GPU gets its own part alone. Every rank makes the same changes to them.
     Slopes of questions are whole. Those of a prior that all questions share are what this rank's rows say of all ranks'
     questions: summed over the ranks, as parameters' gradients are (`average_gradients`), they are those of one process.
     """
@@ -247,7 +248,7 @@ def _on_rank_0(change: Callable[[], int]) -> int:
     finally:
         distributed.broadcast(count, 0)
     if count < 0:
-        raise RuntimeError("rank 0, which writes for all ranks, could not change the index: its own error says why")
+        raise RuntimeError(ELSEWHERE)
     return int(count)
 
 

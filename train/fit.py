@@ -53,6 +53,8 @@ class FitConfig:
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator.
         rerank: passages per question that are found by the stored vectors and encoded afresh before the K best of them
             are read; 0 takes the K best by the stored ones. Some dozens: pairs of them are compared.
+        search: "exact": p(z|x) is over every row; "index": training searches as the system does, by a structure of
+            faiss that is built again with every refresh, and log Z is an estimate (`SampledIndex.log_z`).
         refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`).
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
         refresh_share: of the passages that are encoded then, those that have moved most.
@@ -96,6 +98,7 @@ class FitConfig:
     warmup: float = 0.1
     freeze: tuple[str, ...] = ()
     rerank: int = 0
+    search: Literal["exact", "index"] = "exact"
     refresh_every: int | str = 4
     refresh_drift: float = 0.0
     refresh_share: float = 1.0
@@ -130,6 +133,8 @@ class FitConfig:
             raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
         if self.collapse not in ("warn", "stop", "ignore"):
             raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
+        if self.search not in ("exact", "index"):
+            raise ValueError(f"search must be exact or index, got {self.search!r}")
         Schedule(self.refresh_every)
         if not (self.refresh_drift >= 0 and 0 < self.refresh_share <= 1):
             raise ValueError(
@@ -190,10 +195,12 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     objective.
 
     No page or passage label is used, except by `contrastive` where a question has one. Afterwards the index is rebuilt
-    with the trained weights, in the system's own gate mode.
+    with the trained weights, in the system's own gate mode. Where the system's index lies in a folder, so does what is
+    trained over (`RAG.in_mode`): memory then holds a batch of rows at a time, and what is mapped of them.
 
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
     passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same weights.
+    An index in a folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
     (Where gates act on pooling alone, every process encodes all of the passages.)
 
     Args:
@@ -217,12 +224,19 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     check_started(rag)
     if ranks() > 1 and config.refresh_background:
         raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
+    kind = rag.config.index.kind if config.search == "index" else "exact"
+    if kind == "milvus" or (ranks() > 1 and kind != "exact"):
+        why = "is for serving" if kind == "milvus" else "can't be shared by ranks"
+        raise ValueError(
+            f'search="index" trains over the system\'s own index, and one of kind {kind!r} {why}: leave it out, and '
+            "training searches every row"
+        )
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
     batches = loader(rows, config.batch_size, config.seed)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
-    with over_ranks(rag), rag.in_mode("soft"), _frozen(rag.model, config.freeze), learning, _quiet():
+    with over_ranks(rag), rag.in_mode("soft", kind), _frozen(rag.model, config.freeze), learning, _quiet():
         module = TrainModule(rag, config, steps=config.epochs * len(batches))
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly

@@ -70,15 +70,11 @@ def loader(rows: Sequence[Question], batch_size: int, seed: int) -> DataLoader[Q
 @contextmanager
 def over_ranks(rag: RAG) -> Iterator[None]:
     """What is indexed in here is encoded by all ranks, each a share, and scanned by all, each a part for every rank's
-    questions. Afterwards each has the whole index, and asks, indexes and saves alone."""
+    questions. Rows are in every rank's memory, or in a folder that all of them reach, where rank 0 writes and each maps
+    its part. Afterwards each rank has the whole index, and asks, indexes and saves alone."""
     if ranks() == 1:
         yield
         return
-    if rag.config.index.folder is not None:
-        raise ValueError(
-            f"processes index together in memory, got a folder ({rag.config.index.folder}): leave it out, and load "
-            'what they save with RAG.from_pretrained(…, index=IndexConfig(kind, folder="…"))'
-        )
     rag.indexer.kind, rag.indexer.together = ParallelIndex, True
     try:
         yield

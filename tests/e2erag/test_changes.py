@@ -247,7 +247,7 @@ def test_a_copy_of_a_saved_index_is_in_the_dtype_asked_for_and_encodes_nothing(
     torch.testing.assert_close(again.index_.vectors.float(), rag.index_.vectors, rtol=0, atol=1e-3)
 
 
-def test_it_learns_in_memory_and_is_back_in_its_folder_afterwards(tmp_path: Path) -> None:
+def test_it_learns_and_is_back_in_its_folder_afterwards(tmp_path: Path) -> None:
     rag = system(IndexConfig("Flat", str(tmp_path)))
     rag.index([A, B, C])
     rag.fit([{"question": "seats ?", "answers": ["2"]}], epochs=1, k=2, progress=False)

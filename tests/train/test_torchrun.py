@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from test_ranks import ASKED, system
 from torch import nn
 
 from e2erag.rag import RAG
-from e2erag.retriever import ExactIndex
-from e2erag.retriever.ranks import average, average_gradients, join, rank, ranks, share_weights
+from e2erag.retriever import ExactIndex, IndexConfig
+from e2erag.retriever.ranks import average, average_gradients, join, led, rank, ranks, share_weights
 from e2erag.testing import tiny_document
 from e2erag.train import FitConfig
 from e2erag.train.parallel import over_ranks
@@ -23,20 +25,25 @@ HERE = Path(__file__).parent
 COMPARED = ("loss", "mass", "utility", "gradient_extractor", "gradient_retriever", "gradient_generator", "drift")
 
 
-def train(rag: RAG, folder: Path, batch_size: int) -> None:
-    """Three steps over four questions, the index encoded anew before each; rank 0 writes what came of it.
+def train(rag: RAG, folder: Path, batch_size: int, index: Path | None = None, share: float = 1.0) -> None:
+    """Three steps over four questions, the index encoded anew before each, this share of it; rank 0 writes what came of
+    it. With a place for the index, rank 0 writes its rows there.
 
     Both ranks have rows to scan: 72 passages, more than a tile. All of them are read: what only the other rank has
     found counts as the rest of the corpus does, without gradient into it."""
     lines = [f"in {i} seats {i % 7} engine maker {i * 3}" for i in range(64)]
-    rag.index([*rag.corpus.documents, tiny_document([lines[:32], lines[32:]], "more.pdf")])
+    rag.config = replace(rag.config, index=IndexConfig(folder=index and str(index)))
+    with over_ranks(rag):
+        rag.index([*rag.corpus.documents, tiny_document([lines[:32], lines[32:]], "more.pdf")])
     assert len(rag.corpus.passages) == 72
     if rank():
         with torch.no_grad():
             rag.model.extractor.scores.bias += 1.0  # weights that are others than rank 0's, as drawn ones would be
     rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
-    run = rag.fit(rows, epochs=3, batch_size=batch_size, k=72, refresh_every=1, progress=False, folder=folder / "run")
+    settings = {"epochs": 3, "k": 72, "refresh_every": 1, "refresh_share": share, "progress": False}
+    run = rag.fit(rows, batch_size=batch_size, folder=folder / "run", **settings)
     assert type(rag.index_) is ExactIndex
+    assert rag.index_.store.folder == index
     ids = rag.search(["seats ?"] * (1 + rank())).ids  # each rank what it likes
     save_file({"ids": ids, "rows": rag.index_.vectors.contiguous()}, folder / f"found-{rank()}.safetensors")
     save_file({name: p.detach().clone() for name, p in rag.model.named_parameters()}, folder / f"{rank()}.safetensors")
@@ -64,6 +71,27 @@ def check_sums(rag: RAG, folder: Path) -> None:
         rag.refresh()
     with pytest.raises(ValueError, match="leave out refresh_background"):
         rag.fit([ASKED[0]], FitConfig(refresh_background=True))
+    rag.config = replace(rag.config, index=IndexConfig("Flat", str(folder)))
+    with pytest.raises(ValueError, match="one of kind 'Flat' can't be shared by ranks: leave it out"):
+        rag.fit([ASKED[0]], FitConfig(search="index"))
+    told: list[list[int]] = []
+
+    def work(ask: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        assert rank() == 0
+        assert ask(torch.tensor([3, 4])).tolist() == [6, 8]
+        ask(torch.tensor([], dtype=torch.long))
+        if len(told) > 2:
+            raise OSError("no space")
+
+    def share(numbers: torch.Tensor) -> torch.Tensor:
+        told.append(numbers.tolist())
+        return 2 * numbers
+
+    led(work, share)
+    assert told == [[3, 4], []]
+    with pytest.raises(RuntimeError if rank() else OSError, match="its own error says why" if rank() else "no space"):
+        led(work, share)
+    assert told == [[3, 4], []] * 2
     (folder / f"checked-{rank()}").touch()
 
 
@@ -79,29 +107,37 @@ def torchrun(folder: Path, what: str) -> None:
 
 def test_two_processes_train_as_one_with_the_joined_batches(tmp_path: Path) -> None:
     """Losses, gradient norms, weights after three steps and the index, encoded in halves; rank 1's weights and index
-    too. Each rank starts from rank 0's weights."""
-    (tmp_path / "two").mkdir()
-    (tmp_path / "one").mkdir()
+    too. Each rank starts from rank 0's weights. With rows in memory, and in a folder that both have mapped."""
+    for name in ("two", "two/placed", "one", "one/placed"):
+        (tmp_path / name).mkdir()
     torchrun(tmp_path / "two", "train")
     train(system(), tmp_path / "one", 4)
-    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    train(system(), tmp_path / "one" / "placed", 4, share=0.5)
+    for part in ("", "placed"):
+        alike(tmp_path / "one" / part, tmp_path / "two" / part)
+    assert not (tmp_path / "two" / "index" / "aside").exists()
+
+
+def alike(alone: Path, together: Path) -> None:
+    """What one process has written, and two."""
+    one, two = (json.loads((name / "history.json").read_text()) for name in (alone, together))
     assert len(one) == len(two) == 3
     assert one[0]["loss"] > one[2]["loss"] + 1e-3
     for a, b in zip(one, two, strict=True):
         assert {name: b[name] for name in COMPARED} == pytest.approx({name: a[name] for name in COMPARED}, rel=1e-5)
-    expected = load_file(tmp_path / "one" / "0.safetensors")
+    expected = load_file(alone / "0.safetensors")
     start = dict(system().model.named_parameters())
     assert sum(bool((expected[name] - start[name]).abs().max() > 1e-5) for name in expected) > 20
     for number in range(2):
-        got = load_file(tmp_path / "two" / f"{number}.safetensors")
+        got = load_file(together / f"{number}.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, atol=1e-7, rtol=1e-6, msg=lambda t, n=name: f"{n}: {t}")
-        found = load_file(tmp_path / "two" / f"found-{number}.safetensors")
-        own = load_file(tmp_path / "one" / "found-0.safetensors")
+        found = load_file(together / f"found-{number}.safetensors")
+        own = load_file(alone / "found-0.safetensors")
         assert found["ids"].tolist() == own["ids"].tolist() * (1 + number)
         torch.testing.assert_close(found["rows"], own["rows"], atol=1e-5, rtol=1e-5)
-    assert (tmp_path / "two" / "run" / "report.png").exists()
-    assert len((tmp_path / "two" / "run" / "metrics.csv").read_text().splitlines()) == 4
+    assert (together / "run" / "report.png").exists()
+    assert len((together / "run" / "metrics.csv").read_text().splitlines()) == 4
 
 
 def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
@@ -121,10 +157,11 @@ def test_without_torchrun_there_is_one_process() -> None:
 
 
 def main(folder: str, what: str) -> None:
-    rag = system()  # made before the ranks meet: from then on transformers saves from rank 0 alone
+    rag, other = system(), system()  # made before the ranks meet: from then on transformers saves from rank 0 alone
     join()
     if what == "train":
         train(rag, Path(folder), 2)
+        train(other, Path(folder) / "placed", 2, Path(folder) / "index", share=0.5)
     else:
         check_sums(rag, Path(folder))
 
