@@ -1,6 +1,6 @@
 """How near does every objective's gradient come to the exact one, over a whole corpus of which every passage is read?
 
-    python benchmarks/gradient_audit.py [--quick] [--tails] [--json FILE] [--out runs/gradient_audit] [--docs docs]
+    python benchmarks/gradient_audit.py [--quick] [--tails] [--costs] [--json FILE] [--out FOLDER] [--docs docs]
 
 Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradient in the question's vector, through the
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
@@ -14,8 +14,10 @@ synthetic  10,000 random unit vectors in 64 dimensions; a question is its gold v
            log p(y|x,z) of an answer of three tokens is the closed book's plus N(μ, 2), μ = ±1.5 by question, plus
            2·cosine, and 8 nats more for the gold.
 
-Draws of the stochastic ones are repeated 64 times; `variance` is E|g − ḡ|² / |g*|². `time_ratio` is (reading K = 4
-passages, and the closed book where it is used, forward and backward, plus the objective) over the same of rag_sequence.
+Draws of the stochastic ones are repeated 64 times; `variance` is E|g − ḡ|² / |g*|². `time_ratio` is (reading K
+passages, and the closed book where it is used, forward and backward, plus the objective) over the same of rag_sequence;
+`memory_ratio` the same of the bytes that reading holds for its backward pass. Of an objective both are medians over
+K = 4, 8, 16. `--costs` measures these alone.
 """
 
 import argparse
@@ -168,7 +170,14 @@ def reach(table: Table, k: int) -> Tensor:
     return (rank >= k).long() + (rank >= 4 * k).long()
 
 
-def summary(errors: list[Errors], where: list[Tensor], ratio: float) -> dict[str, dict[str, float]]:
+class Cost(NamedTuple):
+    """Of an objective over those of rag_sequence: seconds of a question, and bytes held for the backward pass."""
+
+    time_ratio: float
+    memory_ratio: float
+
+
+def summary(errors: list[Errors], where: list[Tensor], cost: Cost) -> dict[str, dict[str, float]]:
     """Medians and means over questions, per reach; nothing where there is no question."""
     joined = Errors(*map(torch.cat, zip(*errors, strict=True)))
     out = {}
@@ -179,13 +188,20 @@ def summary(errors: list[Errors], where: list[Tensor], ratio: float) -> dict[str
             out[name] = {
                 "cosine": float(np.median(cosine)), "relative_error": float(np.median(relative)),
                 "cosine_mean": float(cosine.mean()), "relative_error_mean": float(relative.mean()),
-                "variance": float(variance.median()), "time_ratio": ratio, "questions": int(chosen.sum()),
+                "variance": float(variance.median()), **cost._asdict(), "questions": int(chosen.sum()),
             }  # fmt: skip
     return out
 
 
-def reading_times(size: Size, folder: Path, k: int = 4, rounds: int = 9) -> tuple[float, float]:
-    """Seconds to read k passages, forward and backward, without and with the closed book: the least of some rounds."""
+class Reading(NamedTuple):
+    """What reading some passages takes, forward and backward: the least seconds of some rounds, and megabytes held."""
+
+    seconds: float
+    held: float
+
+
+def readings(size: Size, folder: Path, k: int, rounds: int) -> list[Reading]:
+    """To read k passages, without and with the closed book."""
     texts, asked, questions, vectors = choose(size, folder)
     generator = Generator.load(resolve(GENERATOR))
     prompt, lines = generator.prompt, generator.prompt.lines(texts)
@@ -193,33 +209,52 @@ def reading_times(size: Size, folder: Path, k: int = 4, rounds: int = 9) -> tupl
     passages = [
         prompt.row(lines, np.array([i]), question, answer) for i in (vectors @ questions[0]).topk(k).indices.tolist()
     ]
-    best = [float("inf")] * 2
+    weights = {p.untyped_storage().data_ptr() for p in generator.parameters()}
+    best = [Reading(math.inf, 0.0)] * 2
     for _ in range(rounds):
         for i, rows in enumerate((passages, [*passages, prompt.row(None, None, question, answer)])):
+            held: dict[int, int] = {}
+
+            def hold(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
+                storage = tensor.untyped_storage()
+                held[storage.data_ptr()] = storage.nbytes() * (storage.data_ptr() not in weights)
+                return tensor
+
             start = perf_counter()
-            with autocast(generator.device):
+            with autocast(generator.device), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
                 loss = generator.log_likelihood(rows).sum()
             loss.backward()
-            best[i] = min(best[i], perf_counter() - start)
+            best[i] = Reading(min(best[i].seconds, perf_counter() - start), sum(held.values()) / 1e6)
             generator.zero_grad()
-    return best[0], best[1]
+    return best
 
 
-def time_ratios(table: Table, size: Size, folder: Path) -> dict[str, float]:
-    """Seconds of a question's reading and objective over those of rag_sequence, K = 4."""
-    step, options = Step(table, TEMPERATURES[0], 4), Options()
-    maths = dict.fromkeys((name for name in OBJECTIVES if name not in READER_ALONE), float("inf"))
-    for _ in range(10):
-        for name in maths:
-            start = perf_counter()
-            step.slope(OBJECTIVES[name](step.evidence, options))
-            maths[name] = min(maths[name], (perf_counter() - start) / len(table.gold))
-    reading, with_closed = reading_times(size, folder)
-    whole = {name: seconds + (with_closed if name in CLOSED_BOOK else reading) for name, seconds in maths.items()}
-    return {name: seconds / whole["rag_sequence"] for name, seconds in whole.items()}
+def costs(size: Size, folder: Path, rounds: int = 9) -> dict[int, dict[str, Cost]]:
+    """Of a question's reading and objective, per K."""
+    table, options, every = synthetic(10_000, 24), Options(), {}
+    print("reading, forward and backward: seconds and megabytes held; with the closed book")
+    for k in KS:
+        step = Step(table, TEMPERATURES[0], k)
+        maths = dict.fromkeys((name for name in OBJECTIVES if name not in READER_ALONE), math.inf)
+        for _ in range(10):
+            for name in maths:
+                start = perf_counter()
+                step.slope(OBJECTIVES[name](step.evidence, options))
+                maths[name] = min(maths[name], (perf_counter() - start) / len(table.gold))
+        plain, closed = readings(size, folder, k, rounds)
+        print(f"K = {k:2}: {plain.seconds:.3f} s, {plain.held:.0f} MB; {closed.seconds:.3f} s, {closed.held:.0f} MB")
+        used = {name: closed if name in CLOSED_BOOK else plain for name in maths}
+        whole = {name: maths[name] + used[name].seconds for name in maths}
+        every[k] = {name: Cost(whole[name] / whole["rag_sequence"], used[name].held / plain.held) for name in maths}
+    return every
 
 
-def run(tables: dict[str, Table], ratios: dict[str, float], estimate: Estimate = audit) -> dict[str, dict]:
+def over_k(costs: dict[int, dict[str, Cost]], name: str) -> Cost:
+    """The median over K."""
+    return Cost(*np.median([each[name] for each in costs.values()], axis=0).tolist())
+
+
+def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: Estimate = audit) -> dict[str, dict]:
     """Per objective: pooled over τ and K of the real corpus, and every setting by itself."""
     cells = [
         (corpus, temperature, k, reach(table, k), estimate(table, temperature, k))
@@ -229,11 +264,11 @@ def run(tables: dict[str, Table], ratios: dict[str, float], estimate: Estimate =
         if k < len(table.passages)
     ]
     figures: dict[str, dict] = {}
-    for name, ratio in ratios.items():
+    for name in costs[KS[0]]:
         real = [(errors[name], where) for corpus, _, _, where, errors in cells if corpus == "real"]
-        figures[name] = summary([e for e, _ in real], [w for _, w in real], ratio)
+        figures[name] = summary([e for e, _ in real], [w for _, w in real], over_k(costs, name))
         figures[name]["settings"] = [
-            {"corpus": corpus, "temperature": temperature, "k": k, **summary([errors[name]], [where], ratio)}
+            {"corpus": corpus, "temperature": temperature, "k": k, **summary([errors[name]], [where], costs[k][name])}
             for corpus, temperature, k, where, errors in cells
         ]
     return figures
@@ -241,8 +276,10 @@ def run(tables: dict[str, Table], ratios: dict[str, float], estimate: Estimate =
 
 def text(figures: dict[str, dict]) -> str:
     """Markdown: the pooled table, then in reach per setting."""
-    lines = ["| | " + " | ".join(f"{place}: cosine | relative error" for place in REACH) + " | variance | time |"]
-    lines += ["|---" * 9 + "|"]
+    lines = [
+        "| | " + " | ".join(f"{place}: cosine | relative error" for place in REACH) + " | variance | time | memory |"
+    ]
+    lines += ["|---" * 10 + "|"]
     for name, rows in figures.items():
         parts = []
         for place in REACH:
@@ -253,7 +290,8 @@ def text(figures: dict[str, dict]) -> str:
             )  # fmt: skip
         row = rows["in_reach"]
         spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
-        lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {row['time_ratio']:.2f} |")
+        cost = f"{row['time_ratio']:.2f} | {row['memory_ratio']:.2f}"
+        lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {cost} |")
     settings = next(iter(figures.values()))["settings"]
     heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]
     lines += ["", "| in reach: cosine / relative error | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -289,6 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few passages and questions: only that it runs")
     parser.add_argument("--tails", action="store_true", help="other guesses of the unread passages, nothing else")
+    parser.add_argument("--costs", action="store_true", help="time and memory of every objective, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/gradient_audit"), help="where the reader's table is kept"
@@ -297,14 +336,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
     options = parser.parse_args()
     size = Size(passages=10, questions=(4, 0, 0, 0, 0)) if options.quick else Size()
+    if options.costs:
+        for k, each in costs(size, options.folder).items():
+            for name, cost in each.items():
+                print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
+        return
     tables = {
         "real": read(size, options.out, options.folder),
         "synthetic": synthetic(10_000, 24 if options.quick else 96),
     }
     if options.tails:
-        print(text(run(tables, dict.fromkeys(tails(tables["real"], 0.05, 4), 1.0), tails)))
+        print(
+            text(run(tables, dict.fromkeys(KS, dict.fromkeys(tails(tables["real"], 0.05, 4), Cost(1.0, 1.0))), tails))
+        )
         return
-    figures = run(tables, time_ratios(tables["real"], size, options.folder))
+    figures = run(tables, costs(size, options.folder))
     print(text(figures))
     if options.json:
         write_file(options.json, json.dumps(figures, indent=2))

@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "Flat": Kind(lambda dim: 4 * dim, (1.0,)),
     # 64 neighbours of 4 bytes on the ground floor, 16 above it. At 10⁵ .57 to .70, by which rows and in what portions.
-    "HNSW": Kind(lambda dim: 4 * dim + 272, (0.92, 0.57)),
+    "HNSW": Kind(lambda dim: 4 * dim + 272, (0.92, 0.57, 0.17)),
     "IVF": Kind(lambda dim: 4 * dim + 8, (0.84, 0.66, 0.39)),
     "SQ": Kind(lambda dim: dim + 8, (0.84, 0.66, 0.39), True),
     "PQ": Kind(lambda dim: -(-dim // 4) + 8, (0.84, 0.66, 0.39), True),
@@ -50,7 +50,7 @@ def choose(rows: int, dim: int, memory: float | None = None) -> tuple[str, str]:
     """The kind for a corpus of this size, and the reason as a text.
 
     Up to 50,000 rows Flat, which needs no training and misses nothing; up to a million HNSW, the quickest to search and
-    the slowest to build; then IVF. Where that doesn't fit into memory, a byte a component (SQ), then one for four (PQ).
+    the slowest to build (half an hour of a core there); then IVF. Where that doesn't fit into memory, a byte a component (SQ), then one for four (PQ).
 
     Args:
         memory: bytes that the structure may take; half of the machine's if not given.

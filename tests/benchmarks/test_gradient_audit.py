@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-from gradient_audit import Step, audit, reach, summary, synthetic, tails
+from gradient_audit import Cost, Step, audit, reach, summary, synthetic, tails
 
 from e2erag.train import OBJECTIVES, Options
 
@@ -36,7 +36,7 @@ def test_the_unread_passages_own_mean_is_the_best_guess() -> None:
     """Of all guesses with which the tail is one term it leaves the smallest error; draws have a variance."""
     table = synthetic(200, 24)
     found = tails(table, 0.1, 4)
-    figures = {name: summary([errors], [reach(table, 4)], 1.0)["in_reach"] for name, errors in found.items()}
+    figures = {name: summary([errors], [reach(table, 4)], Cost(1.0, 1.0))["in_reach"] for name, errors in found.items()}
     best = figures["the unread passages' own mean (not to be had)"]["relative_error_mean"]
     assert all(best <= row["relative_error_mean"] for name, row in figures.items() if "sampled" not in name)
     assert figures["1 sampled"]["variance"] > figures["4 sampled"]["variance"] > 0
