@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
-from e2erag.extract import GateMode, LineTokens
+from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store, StoreError
+from e2erag.lines import Lines, Summed, Work, beside
+from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import check_alike, gathered, rank, ranks
@@ -38,19 +40,20 @@ logger = logging.getLogger(__name__)
 
 
 class Indexer:
-    """Proposes and encodes with a model's present weights; keeps the sums over lines that it can use again.
+    """Proposes and encodes with a model's present weights.
 
     Attributes:
         kind: of the index that is made.
         together: whether the processes of torch.distributed each encode a share. All must then have the same corpus and
             make the same calls. (Where gates act on pooling alone each encodes all.)
+        lines: where gates act on pooling alone, the sums over lines, from which rows are pooled.
     """
 
     def __init__(self, model: Joint) -> None:
         self.model = model
         self.kind: type[ExactIndex] = ExactIndex
         self.together = False
-        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
+        self.lines = Lines(model)
 
     @torch.no_grad()
     def propose(self, corpus: Corpus, mode: GateMode, overlap: float) -> None:
@@ -80,7 +83,6 @@ class Indexer:
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
             )
-        model = self.model
         made_with = self.made_with(corpus, mode)
         if self.together:
             check_alike(fingerprint_of(corpus.sources()), "index the same files in the same order")
@@ -88,40 +90,48 @@ class Indexer:
             return config.over(self._build(corpus, mode, config, made_with, tell is not False))
         else:
             config.check_place()
-        judged = gates, log_prior = self._judged(corpus, mode)
+        judged = self._judged(corpus, mode)
+        work = self._work(corpus, made_with, None)
         if tell and rank() == 0:
-            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with, judged)
-        if old is not None:
+            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, mode, config, made_with, judged, True, work)
+        passages = torch.arange(len(corpus.passages))
+        if work is not None:
+            rows = self.rows(corpus, passages, mode, judged, self._sums(corpus, judged, work))
+        elif old is not None:
             rows = self._rows_beside(corpus, mode, old, judged)
-        elif model.retriever.config.gates == "pool":
-            sums = self._line_sums(corpus, gates, made_with["encoder"])
-            rows = model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
         else:
-            passages = torch.arange(len(corpus.passages))
             rows = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged))
         return self._index(corpus, rows, made_with, DTYPES[config.dtype])
 
     def _build(
         self, corpus: Corpus, mode: GateMode, config: IndexConfig, made_with: Mapping[str, object], tell: bool
     ) -> Store:
-        """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
-        by the model, also where gates act on pooling alone."""
+        """In a folder, a batch of documents at a time. What is there of them already is not encoded again."""
         assert config.folder is not None
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
-        judged = gates, log_prior = self._judged(corpus, mode)
+        judged = self._judged(corpus, mode)
+        store, work = Store(config.folder, DTYPES[config.dtype]), self._work(corpus, made_with, config.folder)
+        self._tell(store, corpus, mode, config, made_with, judged, tell, work).check_room(config.folder)
+        sums = None if work is None else self._sums(corpus, judged, work)
 
         def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
             passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
-            return self.model.encode(corpus, passages, gates, log_prior, mode)
+            if sums is None:
+                return self.model.encode(corpus, passages, *judged, mode)
+            return self.rows(corpus, passages, mode, judged, sums)
 
-        batch = np.append(0, ends[:-1]) // AT_ONCE
-        batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
-        store = Store(config.folder, DTYPES[config.dtype])
-        self._tell(store, corpus, mode, config, made_with, judged, tell).check_room(config.folder)
-        store.build(([sources[i] for i in each] for each in batches), encode, made_with)
+        store.build((sources[batch] for batch in _batches(sources)), encode, made_with)
         return store
+
+    def _work(self, corpus: Corpus, made_with: Mapping[str, object], folder: str | None) -> Work | None:
+        """What sums over lines are to be made, where rows are pooled from them."""
+        pooled = self.model.retriever.config.gates == "pool"
+        return self.lines.work(corpus, made_with, folder) if pooled else None
+
+    def _sums(self, corpus: Corpus, judged: Judged, work: Work) -> Summed:
+        return self.lines.sums(corpus, judged[0], work, _batches(corpus.sources()))
 
     def _tell(
         self,
@@ -132,17 +142,24 @@ class Indexer:
         made_with: Mapping[str, object],
         judged: Judged,
         tell: bool = True,
+        work: Work | None = None,
     ) -> Estimate:
         """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
         rest, new = store.left(corpus.sources(), made_with)
         written, encoded = (sum(source.passages for source in each) for each in (rest, new))
         width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
         held = encoded if config.folder is None else min(encoded, AT_ONCE)
-        share = encoded / (ranks() if self.together else 1)
+        summed, portion = 0, 0.0
+        if work is not None:
+            summed = sum(source.passages for source in work.rest) * (self.model.retriever.passage.width + 1) * 4
+            names = {source.name for source in work.new}
+            encoded = sum(source.passages for source in corpus.sources() if source.name in names)
+            portion = 1 if config.folder is None else min(1, AT_ONCE / len(corpus.passages))
+        share = encoded / (ranks() if self.together and work is None else 1)
         seconds = self._seconds(corpus, mode, judged, share) if tell and encoded >= 20 * PROBE else None
         estimate = Estimate(
-            written * width * size if config.folder is not None else 0,
-            held * width * (4 + (size if size < 4 or config.folder is not None else 0)),
+            written * width * size + summed if config.folder is not None else 0,
+            held * width * (4 + (size if size < 4 or config.folder is not None else 0)) + int(summed * portion),
             config.structure_bytes(len(corpus.passages), width),
             seconds,
         )
@@ -169,11 +186,10 @@ class Indexer:
     def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index, judged: Judged) -> Float[Tensor, "passages row"]:
         """Rows that an index holds copied, the others encoded."""
         known, sources = dict(old.sources()), corpus.sources()
-        new = torch.tensor([source not in known for source in sources], dtype=torch.bool)
+        fresh = torch.tensor([source not in known for source in sources], dtype=torch.bool)
         size = torch.tensor([source.passages for source in sources], dtype=torch.long)
-        fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode, judged).to(old.vectors.dtype)
-        encoded = iter(fresh.split(size[new].tolist()))
-        return torch.cat([fresh[:0], *(old.vectors[known[s]] if s in known else next(encoded) for s in sources)])
+        passages = fresh.repeat_interleave(size).nonzero()[:, 0]
+        return beside(sources, known, old.vectors, lambda _: self.rows(corpus, passages, mode, judged))
 
     @torch.no_grad()
     def add(self, new: Corpus, corpus: Corpus, index: Index, mode: GateMode) -> None:
@@ -181,17 +197,20 @@ class Indexer:
         if not new.passages:
             return
         store = index.store if isinstance(index, StoredIndex) else None
-        if store is None or store.folder is None:
-            rows = self.rows(new, torch.arange(len(new.passages)), mode)
-            self.still(corpus, index)
-            index.add(new.sources(), rows)
-            return
-        # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
-        aside = IndexConfig(folder=str(store.folder / "adding"), dtype=store.manifest["dtype"])
-        made = self._build(new, mode, aside, self.made_with(new, mode), tell=True)
+        folder = None if store is None else store.folder
+        aside, made = Indexer(self.model), None
+        if store is None or folder is None:
+            rows = aside.encode(new, mode, IndexConfig()).vectors
+        else:
+            # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
+            config = IndexConfig(folder=str(folder / "adding"), dtype=store.manifest["dtype"])
+            made = aside._build(new, mode, config, self.made_with(new, mode), tell=True)
+            rows = made.rows
         self.still(corpus, index)
-        index.add(new.sources(), made.rows)
-        made.remove()
+        self.lines.add(aside.lines, folder)
+        index.add(new.sources(), rows)
+        if made is not None:
+            made.remove()
 
     def still(self, corpus: Corpus, index: Index) -> None:
         """Refuse an index in a folder in which somebody else has written since."""
@@ -209,7 +228,12 @@ class Indexer:
         it was made with several, so it fits no system."""
         rows = index.vectors.clone()
         _, log_prior = judged = self._judged(corpus, mode)
-        rows[passages] = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged)).to(rows)
+        work = self._work(corpus, self.made_with(corpus, mode), None)
+        if work is None or not work.whole:
+            fresh = self._over_ranks(passages, partial(self.rows, corpus, mode=mode, judged=judged))
+        else:
+            fresh = self.rows(corpus, passages, mode, judged, self._sums(corpus, judged, work))
+        rows[passages] = fresh.to(rows)
         # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
         rows[:, -1] = (self.model.retriever.config.prior_weight * log_prior).to(rows)
         made_with = {**index.manifest, "encoder": "several", "extractor": "several"}
@@ -227,13 +251,18 @@ class Indexer:
         passages: Int[Tensor, " passages"],
         mode: GateMode,
         judged: Judged | None = None,
+        sums: Summed | None = None,
     ) -> Float[Tensor, "passages row"]:
-        """These candidates' rows with the present weights; `judged` is what `_judged` has said already."""
+        """These candidates' rows with the present weights, pooled where sums over lines are given; `judged` is what
+        `_judged` has said already."""
         gates, log_prior = judged or self._judged(corpus, mode)
         table = None
         # Put in their places portion by portion, so that rows stand in memory once.
         for part in torch.arange(len(passages)).split(AT_ONCE):
-            rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
+            if sums is None:
+                rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
+            else:
+                rows = sums.encode(self.model, corpus, passages[part], gates, log_prior)
             table = rows.new_empty(len(passages), rows.shape[1]) if table is None else table
             table[part] = rows
         assert table is not None  # no passages are one part, too
@@ -252,7 +281,7 @@ class Indexer:
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""
         other = Indexer(model)
-        other._sums = self._sums
+        other.lines.store = self.lines.store
         return other
 
     def _index(
@@ -299,16 +328,12 @@ class Indexer:
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self.model.extractor.config)))
         return settings
 
-    def _line_sums(self, corpus: Corpus, gates: Gates, weights: str) -> LineSums:
-        """Encoded only if the passages or the passage tower's weights are others than last time."""
-        if self._sums is not None:
-            lines, spans, then, sums = self._sums
-            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
-                return sums
-        self._sums = None  # not two of them at a time
-        sums = self.model.line_sums(corpus, gates)
-        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
-        return sums
+
+def _batches(sources: Sequence[Source]) -> list[slice]:
+    """Documents of about `AT_ONCE` passages at a time."""
+    first = np.cumsum([0, *(source.passages for source in sources)])[:-1] // AT_ONCE
+    edges = [0, *(np.flatnonzero(np.diff(first)) + 1).tolist(), len(sources)]
+    return [slice(*each) for each in pairwise(edges)]
 
 
 def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
