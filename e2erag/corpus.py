@@ -106,6 +106,7 @@ class Corpus:
         self.passages, self.spans = passages, Spans(spans, overlap)
         self._bm25: BM25 | None = None
         self._sources: list[Source] | None = None
+        self._entries: tuple[Lines, Lines] | None = None
 
     def propose(
         self,
@@ -168,6 +169,16 @@ class Corpus:
         return found
 
     @property
+    def entries(self) -> tuple[Int[np.ndarray, " entries"], Int[np.ndarray, " ends"]]:
+        """Candidates as `LineSums` has them: the slot of every line's gate, −1 behind each candidate's; and where each
+        one's begin, behind them where the last one's end. Worked out once for the same candidates."""
+        if self._entries is None:
+            lines = map(self.lines, range(len(self.passages)))
+            slots = [np.append(_slots(*each, len(self)), -1) for each in lines]
+            self._entries = np.concatenate([np.zeros(0, np.int64), *slots]), np.cumsum([0, *map(len, slots)])
+        return self._entries
+
+    @property
     def bm25(self) -> BM25:
         """Over the candidates' texts as they are printed, gates left aside; built when it is first asked for."""
         if self._bm25 is None:
@@ -211,9 +222,14 @@ class Gates(NamedTuple):
 
     def slots(self, lines: Lines, carried: int) -> Lines:
         """Where the gates of a passage's lines stand, of which the first `carried` are carried."""
-        return lines + len(self.retrieve) // 2 * (np.arange(len(lines)) < carried)
+        return _slots(lines, carried, len(self.retrieve) // 2)
 
     def kept(self, gates: Float[Tensor, " slots"], lines: Lines, carried: int) -> Lines:
         """The lines whose gate is open: what is left of a passage in hard mode."""
         slots = torch.from_numpy(self.slots(lines, carried)).to(gates.device)
         return lines[(gates.detach()[slots] == 0).cpu().numpy()]
+
+
+def _slots(lines: Lines, carried: int, count: int) -> Lines:
+    """Of a corpus of so many lines."""
+    return lines + count * (np.arange(len(lines)) < carried)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
@@ -19,9 +20,10 @@ from tqdm import tqdm
 
 from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
-from e2erag.extract import GateMode, LineTokens
+from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.retriever import ExactIndex, Index, IndexConfig, LineSums, Source, Store, StoreError
+from e2erag.lines import LINES, Lines, Summed, Work, beside
+from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import average, check_alike, gathered, led, rank, ranks
@@ -41,19 +43,20 @@ logger = logging.getLogger(__name__)
 
 
 class Indexer:
-    """Proposes and encodes with a model's present weights; keeps the sums over lines that it can use again.
+    """Proposes and encodes with a model's present weights.
 
     Attributes:
         kind: of the index that is made.
         together: whether the processes of torch.distributed each encode a share. All must then have the same corpus and
             make the same calls. (Where gates act on pooling alone each encodes all.)
+        lines: where gates act on pooling alone, the sums over lines, from which rows are pooled.
     """
 
     def __init__(self, model: Joint) -> None:
         self.model = model
         self.kind: type[ExactIndex] = ExactIndex
         self.together = False
-        self._sums: tuple[LineTokens, Tensor, str, LineSums] | None = None
+        self.lines = Lines(model)
 
     @torch.no_grad()
     def propose(self, corpus: Corpus, mode: GateMode, overlap: float) -> None:
@@ -98,12 +101,10 @@ class Indexer:
         def rows(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             if config.folder is None and old is not None:
                 return self._rows_beside(corpus, mode, old, judged)
-            if config.folder is None and model.retriever.config.gates == "pool":
-                sums = self._line_sums(corpus, gates, made_with["encoder"])
-                return model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior)
             return self._over_ranks(passages, alone)
 
-        return self._made(corpus, rows, made_with, config, alone if tell else None)
+        pooled = partial(self._pooled, corpus, mode, judged) if self._pools else None
+        return self._made(corpus, rows, made_with, config, alone if tell else None, pooled)
 
     def _made(
         self,
@@ -112,18 +113,32 @@ class Indexer:
         made_with: Mapping[str, object],
         config: IndexConfig,
         alone: RowsOf | None = None,
+        pooled: Callable[[Work], RowsOf] | None = None,
     ) -> Index:
         """An index of these rows.
 
         Args:
             rows: of some passages; where ranks work together, all of them ask for the same.
-            alone: the same on one rank, by which it is told first what making them takes; None tells nothing."""
+            alone: the same on one rank, by which it is told first what making them takes; None tells nothing.
+            pooled: in place of `rows`, from sums over lines, by each rank for itself."""
         if config.folder is not None:
-            return self.over(self._build(corpus, rows, made_with, config, alone), config)
+            return self.over(self._build(corpus, rows, made_with, config, alone, pooled), config)
+        work = self.lines.work(corpus, made_with, None) if pooled else None
         if rank() == 0:
-            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, made_with, config, alone)
+            self._tell(Store(dtype=DTYPES[config.dtype]), corpus, made_with, config, alone, work)
+        rows = pooled(work) if pooled and work else rows
         every = rows(torch.arange(len(corpus.passages)))
         return self.kind.of(every, corpus.sources(), made_with, DTYPES[config.dtype])
+
+    @property
+    def _pools(self) -> bool:
+        """Whether rows are pooled from sums over lines."""
+        return self.model.retriever.config.gates == "pool"
+
+    def _pooled(self, corpus: Corpus, mode: GateMode, judged: Judged, work: Work) -> RowsOf:
+        """Rows out of the sums that this work gives."""
+        sums = self.lines.sums(corpus, judged[0], work, _batches(corpus.sources()))
+        return partial(self.rows, corpus, mode=mode, judged=judged, sums=sums)
 
     def over(self, store: Store, config: IndexConfig) -> Index:
         """What is in a store, searched as the configuration says, and exactly by all ranks that work together."""
@@ -136,24 +151,25 @@ class Indexer:
         made_with: Mapping[str, object],
         config: IndexConfig,
         alone: RowsOf | None,
+        pooled: Callable[[Work], RowsOf] | None,
     ) -> Store:
-        """In a folder, a batch of documents at a time. What is there of them already is not encoded again; the rest is,
-        by the model, also where gates act on pooling alone. Of ranks that work together, rank 0 writes."""
+        """In a folder, a batch of documents at a time. What is there of them already is not encoded again. Of ranks
+        that work together, rank 0 writes, and pools alone."""
         folder, dtype = config.folder, DTYPES[config.dtype]
         assert folder is not None
         sources = corpus.sources()
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
-        batch = np.append(0, ends[:-1]) // AT_ONCE
-        batches = np.split(np.arange(len(sources)), np.flatnonzero(np.diff(batch)) + 1)
 
         def write(rows: RowsOf) -> None:
+            store, work = Store(folder, dtype), self.lines.work(corpus, made_with, folder) if pooled else None
+            self._tell(store, corpus, made_with, config, alone, work).check_room(folder)
+            rows = pooled(work) if pooled and work else rows
+
             def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
                 return rows(torch.from_numpy(np.concatenate([where[source.name] for source in new])))
 
-            store = Store(folder, dtype)
-            self._tell(store, corpus, made_with, config, alone).check_room(folder)
-            store.build(([sources[i] for i in each] for each in batches), encode, made_with)
+            store.build((sources[batch] for batch in _batches(sources)), encode, made_with)
 
         if self.together:
             led(write, rows)
@@ -168,17 +184,24 @@ class Indexer:
         made_with: Mapping[str, object],
         config: IndexConfig,
         alone: RowsOf | None,
+        work: Work | None,
     ) -> Estimate:
         """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
         rest, new = store.left(corpus.sources(), made_with)
         written, encoded = (sum(source.passages for source in each) for each in (rest, new))
         width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
         held = encoded if config.folder is None else min(encoded, AT_ONCE)
-        share = encoded / (ranks() if self.together else 1)
+        summed, portion = 0, 0.0
+        if work is not None:
+            summed = sum(source.passages for source in work.rest) * (self.model.retriever.passage.width + 1) * 4
+            names = {source.name for source in work.new}
+            encoded = sum(source.passages for source in corpus.sources() if source.name in names)
+            portion = 1 if config.folder is None else min(1, AT_ONCE / len(corpus.passages))
+        share = encoded / (ranks() if self.together and work is None else 1)
         seconds = self._seconds(corpus, alone, share) if alone and encoded >= 20 * PROBE else None
         estimate = Estimate(
-            written * width * size if config.folder is not None else 0,
-            held * width * (4 + (size if size < 4 or config.folder is not None else 0)),
+            written * width * size + summed if config.folder is not None else 0,
+            held * width * (4 + (size if size < 4 or config.folder is not None else 0)) + int(summed * portion),
             config.structure_bytes(len(corpus.passages), width),
             seconds,
         )
@@ -205,34 +228,26 @@ class Indexer:
     def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index, judged: Judged) -> Float[Tensor, "passages row"]:
         """Rows that an index holds copied, the others encoded."""
         known, sources = dict(old.sources()), corpus.sources()
-        new = torch.tensor([source not in known for source in sources], dtype=torch.bool)
+        fresh = torch.tensor([source not in known for source in sources], dtype=torch.bool)
         size = torch.tensor([source.passages for source in sources], dtype=torch.long)
-        fresh = self.rows(corpus, new.repeat_interleave(size).nonzero()[:, 0], mode, judged).to(old.vectors.dtype)
-        encoded = iter(fresh.split(size[new].tolist()))
-        return torch.cat([fresh[:0], *(old.vectors[known[s]] if s in known else next(encoded) for s in sources)])
+        passages = fresh.repeat_interleave(size).nonzero()[:, 0]
+        return beside(sources, known, old.vectors, lambda _: self.rows(corpus, passages, mode, judged))
 
     @torch.no_grad()
     def add(self, new: Corpus, corpus: Corpus, index: Index, mode: GateMode) -> None:
         """Encode the candidates of a corpus of new documents into the index of another."""
         if not new.passages:
             return
-        store = index.store if isinstance(index, StoredIndex) else None
-        if store is None or store.folder is None:
-            rows = self.rows(new, torch.arange(len(new.passages)), mode)
-            self.still(corpus, index)
-            index.add(new.sources(), rows)
-            return
-        # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
-        aside = IndexConfig(folder=str(store.folder / "adding"), dtype=store.manifest["dtype"])
-        gates, log_prior = self._judged(new, mode)
-
-        def encode(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
-            return self.model.encode(new, passages, gates, log_prior, mode)
-
-        made = self._build(new, encode, self.made_with(new, mode), aside, encode)
+        folder = index.store.folder if isinstance(index, StoredIndex) else None
+        config, aside = IndexConfig(), Indexer(self.model)
+        if folder is not None:
+            # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
+            config = IndexConfig(folder=str(folder / "adding"), dtype=cast(Any, index.manifest["dtype"]))
+        made = aside.encode(new, mode, config, tell=folder is not None)
         self.still(corpus, index)
-        index.add(new.sources(), made.rows)
-        made.remove()
+        self.lines.add(aside.lines, folder)
+        index.add(new.sources(), made.vectors)
+        self.discard(config)
 
     def still(self, corpus: Corpus, index: Index) -> None:
         """Refuse an index in a folder in which somebody else has written since."""
@@ -253,7 +268,11 @@ class Indexer:
         _, log_prior = judged = self._judged(corpus, mode)
         fresh = torch.zeros(len(corpus.passages), dtype=torch.bool)
         fresh[passages] = True
-        encoded = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
+        encoded: RowsOf = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
+        if self._pools:
+            work = self.lines.work(corpus, self.made_with(corpus, mode), None)
+            if work.whole:
+                encoded = self._pooled(corpus, mode, judged, work)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             table, anew = index.vectors[some], fresh[some]
@@ -273,8 +292,13 @@ class Indexer:
 
     def discard(self, config: IndexConfig) -> None:
         """Remove an index that was made aside, in a folder; of ranks that work together, rank 0 does."""
-        if config.folder is not None and Path(config.folder).exists() and not (self.together and rank()):
-            Store(config.folder).remove()
+        if config.folder is None:
+            return
+        folder = Path(config.folder)
+        if self.lines.store is not None and self.lines.store.folder == folder / LINES:
+            self.lines.store = None
+        if folder.exists() and not (self.together and rank()):
+            Store(folder).remove()
 
     def _judged(self, corpus: Corpus, mode: GateMode) -> Judged:
         """What the extractor says of every line, and log π of every candidate."""
@@ -288,13 +312,18 @@ class Indexer:
         passages: Int[Tensor, " passages"],
         mode: GateMode,
         judged: Judged | None = None,
+        sums: Summed | None = None,
     ) -> Float[Tensor, "passages row"]:
-        """These candidates' rows with the present weights; `judged` is what `_judged` has said already."""
+        """These candidates' rows with the present weights, pooled where sums over lines are given; `judged` is what
+        `_judged` has said already."""
         gates, log_prior = judged or self._judged(corpus, mode)
         table = None
         # Put in their places portion by portion, so that rows stand in memory once.
         for part in torch.arange(len(passages)).split(AT_ONCE):
-            rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
+            if sums is None:
+                rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
+            else:
+                rows = sums.encode(self.model, corpus, passages[part], gates, log_prior)
             table = rows.new_empty(len(passages), rows.shape[1]) if table is None else table
             table[part] = rows
         assert table is not None  # no passages are one part, too
@@ -313,7 +342,7 @@ class Indexer:
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""
         other = Indexer(model)
-        other._sums = self._sums
+        other.lines.store = self.lines.store
         return other
 
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
@@ -351,16 +380,12 @@ class Indexer:
         settings: dict[str, Any] = json.loads(json.dumps(asdict(self.model.extractor.config)))
         return settings
 
-    def _line_sums(self, corpus: Corpus, gates: Gates, weights: str) -> LineSums:
-        """Encoded only if the passages or the passage tower's weights are others than last time."""
-        if self._sums is not None:
-            lines, spans, then, sums = self._sums
-            if lines is corpus.retriever_lines and torch.equal(spans, corpus.spans.spans) and then == weights:
-                return sums
-        self._sums = None  # not two of them at a time
-        sums = self.model.line_sums(corpus, gates)
-        self._sums = corpus.retriever_lines, corpus.spans.spans, weights, sums
-        return sums
+
+def _batches(sources: Sequence[Source]) -> list[slice]:
+    """Documents of about `AT_ONCE` passages at a time."""
+    first = np.cumsum([0, *(source.passages for source in sources)])[:-1] // AT_ONCE
+    edges = [0, *(np.flatnonzero(np.diff(first)) + 1).tolist(), len(sources)]
+    return [slice(*each) for each in pairwise(edges)]
 
 
 def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -208,9 +208,9 @@ class Joint(nn.Module):
         texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
         return texts, [gates.slots(*passage) for passage in lines]
 
-    def line_sums(self, corpus: Corpus, gates: Gates) -> LineSums:
-        """Every passage's lines, encoded once for any gates; `gates` only say where each line's stands."""
-        texts, slots = self.gated_lines(corpus, torch.arange(len(corpus.passages)), gates)
+    def line_sums(self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates) -> LineSums:
+        """These passages' lines, encoded once for any gates; `gates` only say where each line's stands."""
+        texts, slots = self.gated_lines(corpus, passages, gates)
         with self.autocast(encoding=True):
             return self.retriever.passage.line_sums(corpus.retriever_lines, texts, slots)
 

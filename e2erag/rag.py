@@ -165,6 +165,7 @@ class RAG:
                         file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
                 save_file({"spans": self.corpus.spans.spans}, new / "candidates.safetensors")
                 self.index_.save(new / "index")
+                self.indexer.lines.save(new, self.corpus, self.index_.manifest)
 
     @classmethod
     def _load(cls, folder: Path, device: torch.device, reindex: bool, where: IndexConfig | None) -> "RAG":
@@ -211,6 +212,7 @@ class RAG:
                     "RAG.from_pretrained(folder, reindex=True), which encodes the saved documents anew, and save that"
                 )
             rag.index_, rag.corpus = config.index.placed(index), corpus
+            rag.indexer.lines.load(folder, config.index.folder)
         return rag
 
     # ---------------------------------------------------------------------------------------------- indexing

@@ -160,19 +160,16 @@ class Encoder(nn.Module):
         sizes = np.asarray([len(slot) + 1 for slot in slots])  # the last entry: tokens that no line owns
         begin = np.cumsum(sizes) - sizes
         entry = [b + np.where(o < 0, n - 1, o) for b, n, o in zip(begin, sizes, owners, strict=True)]
-        sums = torch.zeros(int(sizes.sum()), self.width, device=self.device)
-        tokens = torch.zeros(len(sums), device=self.device)
+        rows = torch.zeros(int(sizes.sum()), self.width + 1, device=self.device)
         for batch in self._batches(ids, entry):
             assert batch.owner is not None
             pooled = batch.mask.clone()
             pooled[:, :skip] = False
             at = batch.owner[pooled]
-            sums.index_add_(0, at, self._hidden(batch.ids, batch.mask.long())[pooled].to(sums.dtype))
-            tokens.index_add_(0, at, torch.ones_like(at, dtype=tokens.dtype))
+            hidden = self._hidden(batch.ids, batch.mask.long())[pooled].to(rows.dtype)
+            rows.index_add_(0, at, F.pad(hidden, (0, 1), value=1.0))
         slot = np.concatenate([np.append(slot, -1) for slot in slots]) if len(slots) else np.zeros(0, np.int64)
-        passage = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(self.device)
-        gate = torch.from_numpy(slot).to(self.device)
-        return LineSums(sums, tokens, passage, gate, len(passages), self.normalize, self.dim)
+        return LineSums.of(rows, slot, sizes, self.normalize, self.dim)
 
     @property
     def room(self) -> int:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,8 +13,8 @@ from torch.nn import functional as F
 class LineSums:
     """The last hidden states h of passages, summed per passage and line.
 
-    A passage of n lines has n entries and one more, for the tokens that no line owns (special ones, a prompt). Memory:
-    (n + 1) · dim · 4 bytes a passage, so about n times what an index stores.
+    A passage of n lines has n entries and one more, for the tokens that no line owns (special ones, a prompt). Stored,
+    they are (n + 1) · (width + 1) · 4 bytes a passage, so about n times what an index stores.
 
     Attributes:
         sums: Σ h over each entry's tokens.
@@ -31,6 +33,25 @@ class LineSums:
     count: int
     normalize: bool
     dim: int
+
+    @classmethod
+    def of(
+        cls,
+        rows: Float[Tensor, "entries columns"],
+        slot: Int[np.ndarray, " entries"],
+        sizes: Int[np.ndarray, " passages"],
+        normalize: bool,
+        dim: int,
+    ) -> "LineSums":
+        """From `rows` as they are stored; `sizes` are each passage's entries."""
+        passage = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(rows.device)
+        gate = torch.from_numpy(slot).to(rows.device)
+        return cls(rows[:, :-1], rows[:, -1], passage, gate, len(sizes), normalize, dim)
+
+    @property
+    def rows(self) -> Float[Tensor, "entries columns"]:
+        """[Σ h ; tokens] of every entry: what is stored, for it depends on no gate."""
+        return torch.cat([self.sums, self.tokens[:, None]], 1)
 
     def pool(self, log_gates: Float[Tensor, " slots"]) -> Float[Tensor, "passages dim"]:
         """Σ_l w_l Σ_{t∈l} h_t / Σ_l w_l n_l of every passage; gradient flows into the gates."""
