@@ -48,7 +48,7 @@ class Indexer:
     Attributes:
         kind: of the index that is made.
         together: whether the processes of torch.distributed each encode a share. All must then have the same corpus and
-            make the same calls. (Where gates act on pooling alone each encodes all.)
+            make the same calls. (Where gates act on pooling alone each encodes all; in a folder, rank 0.)
         lines: where gates act on pooling alone, the sums over lines, from which rows are pooled.
     """
 

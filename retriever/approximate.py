@@ -50,7 +50,8 @@ def choose(rows: int, dim: int, memory: float | None = None) -> tuple[str, str]:
     """The kind for a corpus of this size, and the reason as a text.
 
     Up to 50,000 rows Flat, which needs no training and misses nothing; up to a million HNSW, the quickest to search and
-    the slowest to build (half an hour of a core there); then IVF. Where that doesn't fit into memory, a byte a component (SQ), then one for four (PQ).
+    the slowest to build (half an hour of a core there); then IVF. Where that doesn't fit into memory, a byte a
+    component (SQ), then one for four (PQ).
 
     Args:
         memory: bytes that the structure may take; half of the machine's if not given.

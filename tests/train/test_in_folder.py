@@ -8,7 +8,7 @@ import torch
 
 from e2erag import RAG, RAGConfig
 from e2erag.extract import ExtractorConfig
-from e2erag.retriever import ExactIndex, FaissIndex, IndexConfig
+from e2erag.retriever import ExactIndex, FaissIndex, IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import Run
 
@@ -19,9 +19,10 @@ ROWS = [
 PASSAGES = 80
 
 
-def system(index: IndexConfig | None = None, mode: str = "soft") -> RAG:
+def system(index: IndexConfig | None = None, mode: str = "soft", gates: str = "attend") -> RAG:
     """Passages of one line each, more than a run of the probe."""
     rag = tiny_rag(
+        retriever=RetrieverConfig(gates=gates),
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=0, kinds=()),
         config=RAGConfig(k=2, mode=mode, precision="float32", index=index or IndexConfig()),
     )
@@ -69,6 +70,23 @@ def test_it_learns_what_it_would_in_memory(
     assert other.index_.store.folder == tmp_path
     torch.testing.assert_close(other.index_.vectors, one.index_.vectors, rtol=0, atol=1e-6)
     assert other.indexer.changed(other.index_.manifest, other.corpus, "soft") == []
+
+
+def test_gates_in_pooling_alone_encode_nothing_while_the_retriever_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over lines are copied from the system's folder into the one aside, and back where they differ."""
+    one, other = system(gates="pool"), system(IndexConfig(folder=str(tmp_path)), gates="pool")
+    monkeypatch.setattr(other.model, "line_sums", None)
+    expected, got = (run(each, freeze=("retriever",)) for each in (one, other))
+    assert [row["loss"] for row in got.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-6)
+    assert not (tmp_path / "aside").exists()
+    with torch.no_grad():
+        other.model.extractor.gates.bias += 1.0
+    other.refresh()
+    one.model.extractor.load_state_dict(other.model.extractor.state_dict())
+    one.refresh()
+    torch.testing.assert_close(other.index_.vectors, one.index_.vectors, rtol=0, atol=1e-6)
 
 
 def test_a_structure_of_faiss_is_trained_over_where_that_is_wanted(

@@ -13,6 +13,7 @@ from e2erag.config import RAGConfig
 from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
 from e2erag.rag import RAG
+from e2erag.retriever import RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, Options
 
@@ -30,9 +31,10 @@ NAMES = [name for name in OBJECTIVES if name not in ("gumbel", "rloo")]
 """The others draw anew for every batch; their mean is tested with the objectives."""
 
 
-def system() -> RAG:
+def system(gates: str = "attend") -> RAG:
     """Eight passages of a line each, all of them found and read, so that no question's Z depends on its batch."""
     rag = tiny_rag(
+        retriever=RetrieverConfig(gates=gates),
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
         config=RAGConfig(k=8, mode="soft", precision="float32"),
     )
