@@ -9,20 +9,21 @@ from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
 from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.lines import LINES, Lines, Summed, Work, beside
+from e2erag.lines import Lines, Summed, Work, beside, runs
 from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
@@ -37,9 +38,22 @@ PROBE = 32
 """Passages that are encoded to see how long all of them take, where these are twenty times as many or more."""
 
 Judged = tuple[Gates, Float[Tensor, " corpus"]]
-RowsOf = Callable[[Int[Tensor, " passages"]], Float[Tensor, "passages row"]]
+RowsOf = Callable[[Int[Tensor, " passages"]], Float[Tensor, "rows row"]]
+"""Of passages their rows, or those of their entries (`LineSums`), one below the other."""
 
 logger = logging.getLogger(__name__)
+
+
+class Pooled(NamedTuple):
+    """How rows are pooled from sums over lines.
+
+    Attributes:
+        entries: [Σ h ; tokens] of passages' entries; where ranks work together, all of them ask for the same.
+        rows: of some passages, given what is to be done for the sums, and entries.
+    """
+
+    entries: RowsOf
+    rows: Callable[[Work, RowsOf], RowsOf]
 
 
 class Indexer:
@@ -48,7 +62,7 @@ class Indexer:
     Attributes:
         kind: of the index that is made.
         together: whether the processes of torch.distributed each encode a share. All must then have the same corpus and
-            make the same calls. (Where gates act on pooling alone each encodes all; in a folder, rank 0.)
+            make the same calls. (In memory, and where gates act on pooling alone, each encodes all.)
         lines: where gates act on pooling alone, the sums over lines, from which rows are pooled.
     """
 
@@ -85,6 +99,8 @@ class Indexer:
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
             )
+        if not corpus.passages:
+            raise ValueError("an index needs at least one passage, got none: were any documents read?")
         model = self.model
         made_with = self.made_with(corpus, mode)
         if self.together:
@@ -103,7 +119,7 @@ class Indexer:
                 return self._rows_beside(corpus, mode, old, judged)
             return self._over_ranks(passages, alone)
 
-        pooled = partial(self._pooled, corpus, mode, judged) if self._pools else None
+        pooled = self._pooled(corpus, mode, judged) if self._pools else None
         return self._made(corpus, rows, made_with, config, alone if tell else None, pooled)
 
     def _made(
@@ -113,20 +129,22 @@ class Indexer:
         made_with: Mapping[str, object],
         config: IndexConfig,
         alone: RowsOf | None = None,
-        pooled: Callable[[Work], RowsOf] | None = None,
+        pooled: Pooled | None = None,
     ) -> Index:
         """An index of these rows.
 
         Args:
             rows: of some passages; where ranks work together, all of them ask for the same.
             alone: the same on one rank, by which it is told first what making them takes; None tells nothing.
-            pooled: in place of `rows`, from sums over lines, by each rank for itself."""
+            pooled: in place of `rows`, from sums over lines; where ranks work together in memory each makes all of
+                these, and in a folder rank 0 pools."""
         if config.folder is not None:
             return self.over(self._build(corpus, rows, made_with, config, alone, pooled), config)
         work = self.lines.work(corpus, made_with, None) if pooled else None
         if rank() == 0:
             self._tell(Store(dtype=DTYPES[config.dtype]), corpus, made_with, config, alone, work)
-        rows = pooled(work) if pooled and work else rows
+        if pooled and work:
+            rows = pooled.rows(work, pooled.entries)
         every = rows(torch.arange(len(corpus.passages)))
         return self.kind.of(every, corpus.sources(), made_with, DTYPES[config.dtype])
 
@@ -135,10 +153,15 @@ class Indexer:
         """Whether rows are pooled from sums over lines."""
         return self.model.retriever.config.gates == "pool"
 
-    def _pooled(self, corpus: Corpus, mode: GateMode, judged: Judged, work: Work) -> RowsOf:
-        """Rows out of the sums that this work gives."""
-        sums = self.lines.sums(corpus, judged[0], work, _batches(corpus.sources()))
-        return partial(self.rows, corpus, mode=mode, judged=judged, sums=sums)
+    def _pooled(self, corpus: Corpus, mode: GateMode, judged: Judged) -> Pooled:
+        def entries(passages: Int[Tensor, " passages"]) -> Float[Tensor, "entries columns"]:
+            return self.model.line_sums(corpus, passages, judged[0]).rows
+
+        def rows(work: Work, entries: RowsOf) -> RowsOf:
+            sums = self.lines.sums(corpus, work, _batches(corpus.sources()), entries)
+            return partial(self.rows, corpus, mode=mode, judged=judged, sums=sums)
+
+        return Pooled(entries, rows)
 
     def over(self, store: Store, config: IndexConfig) -> Index:
         """What is in a store, searched as the configuration says, and exactly by all ranks that work together."""
@@ -151,7 +174,7 @@ class Indexer:
         made_with: Mapping[str, object],
         config: IndexConfig,
         alone: RowsOf | None,
-        pooled: Callable[[Work], RowsOf] | None,
+        pooled: Pooled | None,
     ) -> Store:
         """In a folder, a batch of documents at a time. What is there of them already is not encoded again. Of ranks
         that work together, rank 0 writes, and pools alone."""
@@ -161,20 +184,24 @@ class Indexer:
         ends = np.cumsum([source.passages for source in sources])
         where = {s.name: np.arange(end - s.passages, end) for s, end in zip(sources, ends, strict=True)}
 
-        def write(rows: RowsOf) -> None:
+        def write(asked: RowsOf) -> None:
             store, work = Store(folder, dtype), self.lines.work(corpus, made_with, folder) if pooled else None
             self._tell(store, corpus, made_with, config, alone, work).check_room(folder)
-            rows = pooled(work) if pooled and work else rows
+            rows = pooled.rows(work, asked) if pooled and work else asked
 
             def encode(new: Sequence[Source]) -> Float[Tensor, "passages row"]:
                 return rows(torch.from_numpy(np.concatenate([where[source.name] for source in new])))
 
             store.build((sources[batch] for batch in _batches(sources)), encode, made_with)
 
+        share = rows
+        if pooled:
+            size = torch.from_numpy(np.diff(corpus.entries[1]))
+            share = partial(self._over_ranks, rows=pooled.entries, size=size)
         if self.together:
-            led(write, rows)
+            led(write, share)
         else:
-            write(rows)
+            write(share)
         return Store(folder, dtype)
 
     def _tell(
@@ -197,7 +224,8 @@ class Indexer:
             names = {source.name for source in work.new}
             encoded = sum(source.passages for source in corpus.sources() if source.name in names)
             portion = 1 if config.folder is None else min(1, AT_ONCE / len(corpus.passages))
-        share = encoded / (ranks() if self.together and work is None else 1)
+        alike = self.together and (work is None or config.folder is not None)
+        share = encoded / (ranks() if alike else 1)
         seconds = self._seconds(corpus, alone, share) if alone and encoded >= 20 * PROBE else None
         estimate = Estimate(
             written * width * size + summed if config.folder is not None else 0,
@@ -239,6 +267,11 @@ class Indexer:
         if not new.passages:
             return
         folder = index.store.folder if isinstance(index, StoredIndex) else None
+        if folder is not None and self.together:
+            raise RuntimeError(
+                f"ranks share the index in {folder}, and only one of them may add to it: leave over_ranks, and add on "
+                "rank 0"
+            )
         config, aside = IndexConfig(), Indexer(self.model)
         if folder is not None:
             # A batch at a time beside the index, which stays as it is: there a call goes on that was killed.
@@ -269,10 +302,13 @@ class Indexer:
         fresh = torch.zeros(len(corpus.passages), dtype=torch.bool)
         fresh[passages] = True
         encoded: RowsOf = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
-        if self._pools:
-            work = self.lines.work(corpus, self.made_with(corpus, mode), None)
+        if self._pools and not self.together:  # of ranks some may have sums and others not
+            work, pooled = (
+                self.lines.work(corpus, self.made_with(corpus, mode), None),
+                self._pooled(corpus, mode, judged),
+            )
             if work.whole:
-                encoded = self._pooled(corpus, mode, judged, work)
+                encoded = pooled.rows(work, pooled.entries)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             table, anew = index.vectors[some], fresh[some]
@@ -292,13 +328,8 @@ class Indexer:
 
     def discard(self, config: IndexConfig) -> None:
         """Remove an index that was made aside, in a folder; of ranks that work together, rank 0 does."""
-        if config.folder is None:
-            return
-        folder = Path(config.folder)
-        if self.lines.store is not None and self.lines.store.folder == folder / LINES:
-            self.lines.store = None
-        if folder.exists() and not (self.together and rank()):
-            Store(folder).remove()
+        if config.folder is not None and Path(config.folder).exists() and not (self.together and rank()):
+            Store(config.folder).remove()
 
     def _judged(self, corpus: Corpus, mode: GateMode) -> Judged:
         """What the extractor says of every line, and log π of every candidate."""
@@ -330,14 +361,23 @@ class Indexer:
         return table
 
     def _over_ranks(
-        self, passages: Int[Tensor, " passages"], rows: Callable[[Int[Tensor, " some"]], Float[Tensor, "some row"]]
-    ) -> Float[Tensor, "passages row"]:
-        """What `rows` gives for these passages, each rank having encoded its share of them."""
+        self, passages: Int[Tensor, " passages"], rows: RowsOf, size: Int[Tensor, " corpus"] | None = None
+    ) -> Float[Tensor, "rows row"]:
+        """What `rows` gives for these passages, each rank having encoded its share of them.
+
+        Args:
+            size: how many rows each passage of the corpus has; None: one."""
         if not self.together or ranks() == 1:
             return rows(passages)
-        own = passages[rank() :: ranks()]
-        even = torch.cat([own, passages[: -(-len(passages) // ranks()) - len(own)]])  # as many on every rank
-        return torch.stack(gathered(rows(even)), 1).flatten(0, 1)[: len(passages)]
+        count, share = len(passages), -(-len(passages) // ranks())
+        shared = passages[torch.arange(share * ranks()) % max(1, count)]  # as many on every rank, some twice
+        sizes = torch.ones_like(shared) if size is None else size[shared]
+        ends = sizes.view(share, ranks()).cumsum(0)
+        longest = int(ends[-1].max()) if share else 0
+        own = rows(shared[rank() :: ranks()])
+        every = torch.cat(gathered(F.pad(own, (0, 0, 0, longest - len(own)))))
+        first = (ends - sizes.view(share, ranks()) + torch.arange(ranks()) * longest).flatten()
+        return every[torch.from_numpy(runs(first[:count].numpy(), sizes[:count].numpy())).to(every.device)]
 
     def of(self, model: Joint) -> "Indexer":
         """The same for a copy of the model, with the sums that are held here."""

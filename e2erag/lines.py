@@ -13,6 +13,7 @@ from torch import Tensor
 from e2erag.corpus import Corpus, Gates
 from e2erag.joint import Joint
 from e2erag.retriever import LineSums, Source, Store, StoreError
+from e2erag.retriever.choice import ASIDE
 from e2erag.retriever.ledger import ReplacedError, as_manifest
 
 LINES = "lines"
@@ -63,8 +64,8 @@ class Summed(NamedTuple):
         slots, ends = corpus.entries
         chosen, encoder = passages.cpu().numpy(), model.retriever.passage
         sizes = np.diff(ends)[chosen]
-        rows = self.rows[torch.from_numpy(_runs(self.begin[chosen], sizes))].to(gates.retrieve.device)
-        sums = LineSums.of(rows, slots[_runs(ends[chosen], sizes)], sizes, encoder.normalize, encoder.dim)
+        rows = self.rows[torch.from_numpy(runs(self.begin[chosen], sizes))].to(gates.retrieve.device)
+        sums = LineSums.of(rows, slots[runs(ends[chosen], sizes)], sizes, encoder.normalize, encoder.dim)
         return model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior[passages])
 
 
@@ -92,32 +93,41 @@ class Lines:
         known = _held(self.store, manifest)
         if not known:
             self.store = None  # not two of them at a time
-        store = self.store if folder is None else _opened(Path(folder, LINES))
-        if store is not None and _held(store, manifest).keys() == set(sources):
+        store = self.store
+        if folder is not None and (store is None or store.folder is None or store.folder.parent.name == ASIDE):
+            store = None  # what is aside won't stay
+        if store is None or known.keys() != set(sources):
+            store = Store() if folder is None else _checked(Path(folder, LINES), manifest)
+        elif store.folder is not None:
+            store = _checked(store.folder, manifest)
+        if _held(store, manifest).keys() == set(sources):
             return Work(store, manifest, sources, known, [], [], True)
-        if folder is None or store is None:
-            store = Store()  # what a shadow has in hand stays as it is
         rest, new = store.left(sources, manifest)
         return Work(store, manifest, sources, known, rest, [s for s in new if s not in known], False)
 
-    def sums(self, corpus: Corpus, gates: Gates, work: Work, batches: Sequence[slice]) -> Summed:
+    def sums(
+        self,
+        corpus: Corpus,
+        work: Work,
+        batches: Sequence[slice],
+        encode: Callable[[Int[Tensor, " passages"]], Float[Tensor, "entries columns"]],
+    ) -> Summed:
         """Every candidate's sums. What is stored is used where it lies or copied, the rest is encoded; in a folder, a
         call that was killed goes on behind the last batch.
 
         Args:
-            gates: only say where each line's stands.
-            batches: documents that are encoded at a time."""
+            batches: documents that are encoded at a time.
+            encode: [Σ h ; tokens] of these passages' entries."""
         if not work.whole:
             stops = np.cumsum([0, *(source.passages for source in corpus.sources())])
             where = {s.name: np.arange(a, b) for s, a, b in zip(work.sources, stops, stops[1:], strict=False)}
             held = self.store
 
-            def encode(new: Sequence[Source]) -> Float[Tensor, "entries columns"]:
-                passages = torch.from_numpy(np.concatenate([where[source.name] for source in new]))
-                return self.model.line_sums(corpus, passages, gates).rows
+            def encoded(new: Sequence[Source]) -> Float[Tensor, "entries columns"]:
+                return encode(torch.from_numpy(np.concatenate([where[source.name] for source in new])))
 
             def rows(new: Sequence[Source]) -> Float[Tensor, "entries columns"]:
-                return beside(new, work.known, held.rows, encode) if held is not None else encode(new)
+                return beside(new, work.known, held.rows, encoded) if held is not None else encoded(new)
 
             work.store.build((work.sources[batch] for batch in batches), rows, work.manifest)
         self.store = work.store
@@ -157,7 +167,7 @@ class Lines:
         if index is None:
             return
         own = Path(index, LINES)
-        if _opened(own).manifest != self.store.manifest:
+        if Store(own).manifest != self.store.manifest:
             self.store.save(own)
         self.store = Store(own)
 
@@ -203,16 +213,17 @@ def _held(store: Store | None, manifest: Mapping[str, object]) -> dict[Source, s
         return {}
 
 
-def _opened(folder: Path) -> Store:
-    """What is stored there, all of it checked."""
+def _checked(folder: Path, manifest: Mapping[str, object]) -> Store:
+    """What is stored there; where it was made with this, all of it compared with its hashes."""
     try:
         store = Store(folder)
-        store.verify()
+        if _held(store, manifest):
+            store.verify()
     except StoreError as error:
         raise StoreError(f"{error}. Line sums can be made again: delete {folder}, and they are encoded anew") from error
     return store
 
 
-def _runs(begin: Int[np.ndarray, " runs"], size: Int[np.ndarray, " runs"]) -> Int[np.ndarray, " numbers"]:
+def runs(begin: Int[np.ndarray, " runs"], size: Int[np.ndarray, " runs"]) -> Int[np.ndarray, " numbers"]:
     """begin, …, begin + size − 1 of each, one after the other."""
     return np.repeat(begin - np.cumsum(size) + size, size) + np.arange(size.sum())

@@ -211,8 +211,9 @@ class RAG:
                     f"{folder}: the index doesn't fit what is saved beside it ({', '.join(changed)}): call "
                     "RAG.from_pretrained(folder, reindex=True), which encodes the saved documents anew, and save that"
                 )
-            rag.index_, rag.corpus = config.index.placed(index), corpus
-            rag.indexer.lines.load(folder, config.index.folder)
+            with config.index.waiting():
+                rag.index_, rag.corpus = config.index.placed(index), corpus
+                rag.indexer.lines.load(folder, config.index.folder)
         return rag
 
     # ---------------------------------------------------------------------------------------------- indexing
@@ -303,7 +304,9 @@ class RAG:
             raise ValueError("an index keeps at least one document: index(files) replaces all of them")
         corpus = self._lay_out(documents)
         self.indexer.propose(corpus, self.config.mode, self.config.overlap)
-        self.index_ = self.indexer.encode(corpus, self.config.mode, self.config.index, self._ready()[1])
+        self.index_ = self.indexer.encode(
+            corpus, self.config.mode, self.config.index, self._ready()[1], tell=self.config.index.folder is not None
+        )
         self.corpus = corpus
 
     def _lay_out(self, documents: Sequence[Document]) -> Corpus:
@@ -418,14 +421,19 @@ class RAG:
     @contextmanager
     def in_mode(self, mode: GateMode, kind: str = "exact") -> Iterator[None]:
         """The same corpus indexed in another gate mode and searched by an index of this kind, in the same dtype: in
-        memory, or in a folder `aside` in the one in which rows lie. Afterwards it is indexed as it was before. What
+        memory, or in a folder `.aside` in the one in which rows lie. Afterwards it is indexed as it was before. What
         fits already isn't encoded.
 
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
-        before = self.config
+        before, told, sums = self.config, self._aside, self.indexer.lines.store
         before.index.check_place()  # what can't be made again afterwards is refused now
-        inside = replace(before, mode=mode, index=before.index.aside("aside", kind))
+        inside = replace(before, mode=mode, index=before.index.aside(kind))
+
+        def restore() -> None:
+            self.config, self.corpus, self.index_, self.indexer.lines.store = before, corpus, index, sums
+            self.indexer.discard(inside.index)
+
         self.config, self._aside = inside, True
         try:
             if self.indexer.fits(corpus, index, mode) and isinstance(index, StoredIndex):
@@ -433,18 +441,17 @@ class RAG:
             else:
                 self._reindex(corpus)
             yield
+            if self.indexer.fits(corpus, index, before.mode):  # nothing has been learned
+                restore()
+                return
         except BaseException:
-            self.config, self.corpus, self.index_ = before, corpus, index
-            self.indexer.discard(inside.index)
+            restore()
             raise
         finally:
-            self._aside = False
+            self._aside = told
         self.config = before
         try:
-            if self.indexer.fits(corpus, index, before.mode):  # nothing has been learned
-                self.corpus, self.index_ = corpus, index
-            else:
-                self._reindex(corpus)
+            self._reindex(corpus)
         except BaseException:
             self.config = inside  # in which it is indexed and answers
             raise

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
+from e2erag.retriever.ledger import StoreError
 from e2erag.retriever.sampled import RESCORED, SampledIndex, ordered
 from e2erag.retriever.store import Store
 
@@ -146,8 +147,9 @@ class FaissIndex(SampledIndex):
             self._add(0)
             try:
                 self._write()
-            except OSError as error:  # what was built serves this process all the same
-                self.report(f"{self._name}'s structure stays in memory and isn't kept: {error.strerror}")
+            except (OSError, StoreError) as error:  # what was built serves this process all the same
+                why = error.strerror if isinstance(error, OSError) else error
+                self.report(f"{self._name}'s structure stays in memory and isn't kept: {why}")
         self._built = version
 
     def _trained(self, name: str, rows: int, dim: int) -> Any:

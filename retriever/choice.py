@@ -3,10 +3,13 @@
 import os
 import re
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from e2erag.retriever.approximate import KINDS, FaissIndex, choose
 from e2erag.retriever.exact import ExactIndex
@@ -14,6 +17,8 @@ from e2erag.retriever.index import Index
 from e2erag.retriever.milvus import MilvusIndex
 from e2erag.retriever.store import DTYPES, Store
 
+ASIDE = ".aside"
+"""Where an index lies that is for a while, in the folder of the one that stays."""
 SEARCHES = ("exact", "auto", *KINDS, "milvus")
 
 
@@ -79,9 +84,16 @@ class IndexConfig:
                 f"an index of kind {self.kind!r} follows rows on a disk: give IndexConfig a folder, or take 'exact'"
             )
 
-    def aside(self, name: str, kind: str) -> "IndexConfig":
-        """Of another kind: in a folder of this name in this one's, or in memory where this is."""
-        return IndexConfig(kind, None if self.folder is None else str(Path(self.folder) / name), self.dtype)
+    def aside(self, kind: str) -> "IndexConfig":
+        """Of another kind, for a while: in a folder in this one's, or in memory where this is."""
+        return IndexConfig(kind, None if self.folder is None else str(Path(self.folder) / ASIDE), self.dtype)
+
+    def waiting(self) -> AbstractContextManager[Any]:
+        """Of processes that load into the same folder one does, and the others wait, and find it there."""
+        if self.folder is None:
+            return nullcontext()
+        Store(self.folder)  # makes the folder, or says why it can't be one
+        return FileLock(Path(self.folder) / ".loading")
 
     def placed(self, index: ExactIndex) -> Index:
         """What is stored in a folder, searched as this says: there, or from a copy in a folder of its own."""

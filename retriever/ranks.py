@@ -64,7 +64,8 @@ def led(work: Callable[[Callable[[Tensor], Tensor]], None], share: Callable[[Ten
         share: what every rank does with these numbers, all at the same time.
 
     Raises:
-        RuntimeError: on the other ranks, where `work` failed."""
+        RuntimeError: on the other ranks, where `work` failed; where `share` did, they wait for each other in vain, as
+            in any exchange, until the group's time is up."""
     if rank():
         while (count := int(of_rank_0(torch.tensor([0])))) >= 0:
             share(of_rank_0(torch.empty(count, dtype=torch.long)))

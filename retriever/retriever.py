@@ -34,8 +34,8 @@ class RetrieverConfig:
         tied: one model for questions and passages; untied towers start equal and have parameters of their own.
         gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
             extractor needs no encoding where it leaves the passages as they are; it needs a model with mean pooling.
-            What is pooled anew (`LineSums`) lies with the index, in memory or in its folder, and in a saved system; in
-            float32, and about as many times as large as the index as passages have lines.
+            What is pooled anew (`LineSums`) lies with the index, in memory or in its folder, and in a saved system: a
+            float32 row for each line of each passage and one more a passage.
         lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
         bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
         token_budget: padded tokens of one forward pass; bounds its memory.

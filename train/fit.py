@@ -201,7 +201,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
     passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same weights.
     An index in a folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
-    (Where gates act on pooling alone, every process encodes all of the passages; in a folder rank 0 does, once.)
+    (Where gates act on pooling alone and rows are in memory, every process encodes all of the passages.)
 
     Args:
         questions: a question file, or rows with `question` and `answers`.

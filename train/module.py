@@ -131,6 +131,8 @@ class TrainModule(L.LightningModule):
         self._note(**norms)
 
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
+        if "extractor" in self.config.freeze:
+            return
         self.model.extractor.temperature.fill_(annealed(self.global_step, self.steps, *self.config.gate_temperature))
 
 

@@ -71,10 +71,18 @@ def loader(rows: Sequence[Question], batch_size: int, seed: int) -> DataLoader[Q
 def over_ranks(rag: RAG) -> Iterator[None]:
     """What is indexed in here is encoded by all ranks, each a share, and scanned by all, each a part for every rank's
     questions. Rows are in every rank's memory, or in a folder that all of them reach, where rank 0 writes and each maps
-    its part. Afterwards each rank has the whole index, and asks, indexes and saves alone."""
+    its part. Afterwards each rank has the whole index, and asks alone; rank 0 saves.
+
+    Raises:
+        ValueError: Milvus Lite, whose file one process has open."""
     if ranks() == 1:
         yield
         return
+    if rag.config.index.kind == "milvus" and rag.config.index.uri is None:
+        raise ValueError(
+            "Milvus Lite serves one process, and this is one of several: give IndexConfig a cluster's uri, or train "
+            "with kind 'exact' and load what is saved with 'milvus'"
+        )
     rag.indexer.kind, rag.indexer.together = ParallelIndex, True
     try:
         yield

@@ -1,6 +1,7 @@
 """Sums over lines lie with an index, in memory, in its folder and in a saved system: pooled anew without the model."""
 
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -298,3 +299,42 @@ def test_what_sums_take_is_told(where: str, tmp_path: Path, caplog: pytest.LogCa
         assert told[1][:2] == (rows, rows * 2)
         (file,) = (tmp_path / "lines").glob("rows-*.bin")
         assert file.stat().st_size == sums
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_a_corpus_without_a_passage_is_told_what_an_index_needs(place: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="an index needs at least one passage, got none"):
+        system(tmp_path if place == "folder" else None).index([tiny_document([[]], "empty.pdf")])
+
+
+def test_sums_of_another_encoder_are_replaced_without_being_read(tmp_path: Path) -> None:
+    """Changed on the disk, they are refused only where they would be used."""
+    rag = indexed("folder", tmp_path)
+    (rows,) = (tmp_path / "index" / "lines").glob("rows-*.bin")
+    data = bytearray(rows.read_bytes())
+    data[5] ^= 1
+    rows.write_bytes(data)
+    with pytest.raises(StoreError, match=r"delete .*lines, and they are encoded anew"):
+        rag.refresh()
+    with torch.no_grad():
+        next(rag.model.retriever.passage.transformer.encoder.parameters())[0, 0] += 0.1
+    rag.refresh()
+
+
+def test_processes_that_load_into_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    """Four at a time: one copies rows and sums, and all have them."""
+    indexed("memory", tmp_path).save_pretrained(tmp_path / "saved")
+
+    def load() -> None:
+        torch.set_num_threads(1)  # a forked child has no thread pool
+        again = RAG.from_pretrained(tmp_path / "saved", index=IndexConfig(folder=str(tmp_path / "index")))
+        assert len(again.index_) == len(again.corpus.passages)
+        assert again.indexer.lines.store is not None
+
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=load) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 4

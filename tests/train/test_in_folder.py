@@ -1,5 +1,6 @@
 """Training over an index that lies in a folder: what it learns, where its rows are meanwhile, and what is left."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,22 +50,30 @@ def watched(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, Path 
     return seen
 
 
-@pytest.mark.parametrize("changes", [{}, {"refresh_share": 0.5}, {"refresh_background": True, "refresh_every": 9}])
+class AtOnce(ThreadPoolExecutor):
+    """The background is done before the next step, so that runs can be compared."""
+
+    def submit(self, *work: Any) -> Future[Any]:
+        future = super().submit(*work)
+        future.exception()
+        return future
+
+
+@pytest.mark.parametrize("changes", [{}, {"refresh_share": 0.5}, {"refresh_background": True}])
 def test_it_learns_what_it_would_in_memory(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All rows encoded anew, half of them, or in the background; losses, drift and the final index are the same."""
+    monkeypatch.setattr("e2erag.train.refresh.ThreadPoolExecutor", AtOnce)
     one, other = system(), system(IndexConfig("HNSW", str(tmp_path)))
     seen = watched(other, monkeypatch)
     expected, got = (run(each, **changes) for each in (one, other))
     assert [row["loss"] for row in got.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-6)
     assert [row["drift"] for row in got.history] == pytest.approx([row["drift"] for row in expected.history], abs=1e-6)
-    aside = tmp_path / "aside"
+    aside = tmp_path / ".aside"
     # Before anything is learned, the system's own rows are those that training would make.
-    assert seen == [
-        (ExactIndex, tmp_path),
-        *[(ExactIndex, tmp_path if changes.get("refresh_background") else aside)] * 2,
-    ]
+    stale = 2 if "refresh_background" in changes else 1
+    assert seen == [(ExactIndex, tmp_path)] * stale + [(ExactIndex, aside)] * (3 - stale)
     assert not aside.exists()
     assert type(other.index_) is FaissIndex
     assert other.index_.store.folder == tmp_path
@@ -75,12 +84,14 @@ def test_it_learns_what_it_would_in_memory(
 def test_gates_in_pooling_alone_encode_nothing_while_the_retriever_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums over lines are copied from the system's folder into the one aside, and back where they differ."""
+    """Sums over lines stay in the system's own folder, and are saved with it."""
     one, other = system(gates="pool"), system(IndexConfig(folder=str(tmp_path)), gates="pool")
     monkeypatch.setattr(other.model, "line_sums", None)
     expected, got = (run(each, freeze=("retriever",)) for each in (one, other))
     assert [row["loss"] for row in got.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-6)
-    assert not (tmp_path / "aside").exists()
+    assert not (tmp_path / ".aside").exists()
+    other.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "lines").is_dir()
     with torch.no_grad():
         other.model.extractor.gates.bias += 1.0
     other.refresh()
@@ -98,7 +109,7 @@ def test_a_structure_of_faiss_is_trained_over_where_that_is_wanted(
     expected, got = run(one, k=PASSAGES), run(other, k=PASSAGES, search="index")
     assert [row["loss"] for row in got.history] == pytest.approx([row["loss"] for row in expected.history], abs=1e-4)
     assert [kind for kind, _ in seen] == [FaissIndex] * 3
-    assert not (tmp_path / "aside").exists()
+    assert not (tmp_path / ".aside").exists()
 
 
 def test_what_fails_leaves_the_index_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +127,8 @@ def test_what_fails_leaves_the_index_and_nothing_beside_it(tmp_path: Path, monke
     monkeypatch.setattr(rag, "terms", failing)
     with pytest.raises(RuntimeError, match="no more"):
         run(rag)
-    assert seen == [(ExactIndex, tmp_path / "aside")]
-    assert not (tmp_path / "aside").exists()
+    assert seen == [(ExactIndex, tmp_path / ".aside")]
+    assert not (tmp_path / ".aside").exists()
     assert rag.index_ is before
     assert torch.equal(rag.index_.vectors, rows)
     assert rag.search(["pilot 3 ?"]).ids.shape == (1, 2)
@@ -140,6 +151,32 @@ def test_what_fits_is_not_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             rag.model.extractor.scores.bias += 1.0
         assert len(calls) == 2
         assert rag.index_ is not index
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+def test_what_another_mode_made_of_lines_is_not_saved_in_place_of_ones_own(place: str, tmp_path: Path) -> None:
+    """With nothing learned, or after a failure: the sums in hand are those of the index that is put back."""
+    rag = system(IndexConfig(folder=str(tmp_path / "own") if place == "folder" else None), gates="pool")
+    weight = rag.model.extractor.gates.weight
+    with torch.no_grad():
+        weight.copy_(4 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    rag.refresh()
+    with rag.in_mode("hard"):
+        assert 0 < len(rag.corpus.passages) < PASSAGES
+    rag.save_pretrained(tmp_path / "one")
+    with pytest.raises(KeyError), rag.in_mode("hard"):
+        raise KeyError
+    rag.save_pretrained(tmp_path / "two")
+    assert (tmp_path / "one" / "lines").is_dir()
+    assert (tmp_path / "two" / "lines").is_dir()
+
+
+def test_what_is_frozen_is_as_it_was(tmp_path: Path) -> None:
+    """The extractor's temperature too, so that an index still fits it."""
+    rag = system()
+    before = rag.index_
+    run(rag, freeze=("extractor", "retriever"))
+    assert rag.index_ is before
 
 
 def test_nothing_is_told_of_what_follows_training(

@@ -115,7 +115,7 @@ def test_two_processes_train_as_one_with_the_joined_batches(tmp_path: Path) -> N
     train(system(), tmp_path / "one" / "placed", 4, share=0.5)
     for part in ("", "placed"):
         alike(tmp_path / "one" / part, tmp_path / "two" / part)
-    assert not (tmp_path / "two" / "index" / "aside").exists()
+    assert not (tmp_path / "two" / "index" / ".aside").exists()
 
 
 def alike(alone: Path, together: Path) -> None:
@@ -157,26 +157,28 @@ def test_without_torchrun_there_is_one_process() -> None:
 
 
 def check_pooled(rag: RAG, folder: Path) -> None:
-    """Where gates act on pooling alone rank 0 pools, in a folder that both have mapped; another extractor, and a run in
-    which the retriever stays, encode nothing more. Afterwards only rank 0 has sums in hand."""
+    """Where gates act on pooling alone and rows lie in a folder each rank makes sums of a share, and rank 0 pools; a
+    run in which the retriever stays makes no more of them, whether all rows are made anew or some."""
+    sums, calls = rag.model.line_sums, []
+    rag.model.line_sums = lambda *given: (calls.append(len(given[1])), sums(*given))[1]
     rag.config = replace(rag.config, index=IndexConfig(folder=str(folder / "pooled")))
     with over_ranks(rag):
-        rag.index(rag.corpus.documents)
-    sums, calls = rag.model.line_sums, []
-    rag.model.line_sums = lambda *given: (calls.append(1), sums(*given))[1]
-    rag.fit([ASKED[0], ASKED[1]], epochs=2, k=2, refresh_every=1, freeze=("retriever",), progress=False)
-    assert calls == []
+        rag.index([*rag.corpus.documents, tiny_document([["seats 4", "one more"]], "more.pdf")])
+        assert calls == [1]  # of two, beside eight whose sums were in hand
+        with pytest.raises(RuntimeError, match="leave over_ranks, and add on rank 0"):
+            rag.add([tiny_document([["seats 4"]], "added.pdf")])
+    for share in (1.0, 0.5):
+        settings = {"refresh_share": share, "freeze": ("retriever",), "progress": False}
+        rag.fit([ASKED[0], ASKED[1]], epochs=2, k=2, refresh_every=1, batch_size=1, **settings)
+    assert calls == [1]
     gates, log_prior = rag.indexer._judged(rag.corpus, "soft")
     rows = rag.model.encode(rag.corpus, torch.arange(len(rag.corpus.passages)), gates, log_prior, "soft")
     torch.testing.assert_close(rag.index_.vectors, rows.to(rag.index_.vectors), rtol=0, atol=1e-5)
 
 
 def main(folder: str, what: str) -> None:
-    rag, other, pooled = (
-        system(),
-        system(),
-        system("pool"),
-    )  # made before the ranks meet: from then on transformers saves from rank 0 alone
+    # Made before the ranks meet: from then on transformers saves from rank 0 alone.
+    rag, other, pooled = system(), system(), system("pool")
     join()
     if what == "train":
         train(rag, Path(folder), 2)
