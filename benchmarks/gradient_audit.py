@@ -229,7 +229,7 @@ def readings(size: Size, folder: Path, k: int, rounds: int) -> list[Reading]:
     return best
 
 
-def costs(size: Size, folder: Path, rounds: int = 9) -> dict[int, dict[str, Cost]]:
+def costs(size: Size, folder: Path, rounds: int = 5) -> dict[int, dict[str, Cost]]:
     """Of a question's reading and objective, per K."""
     table, options, every = synthetic(10_000, 24), Options(), {}
     print("reading, forward and backward: seconds and megabytes held; with the closed book")

@@ -192,6 +192,8 @@ def test_nothing_is_told_of_what_follows_training(
         rag.model.extractor.scores.bias += 1.0
     rag.refresh()
     assert capsys.readouterr().err.count("to index 80 passages") == 1
+    rag.add([tiny_document([["pilot 3 was 29"]], "3.pdf")])  # in the place of another
+    assert capsys.readouterr().err.count("to index 1 passages") == 1
 
 
 def test_what_can_not_be_trained_over_is_refused(tmp_path: Path) -> None:
