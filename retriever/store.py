@@ -191,17 +191,17 @@ class Store:
         assert self.version is not None
         path = self.folder / f"{kind}-{self.version.id}.faiss"
         partial = path.with_suffix(f".faiss-{os.getpid()}")
-        try:
-            with self.ledger.explained():
+        with self.ledger.explained():
+            try:
                 write(partial)
                 sha256 = sha256_of(partial)
                 _flush(partial)
-            with self.ledger.transaction():  # in which no other process states another's hash
-                now = self.ledger.still(self.version)
-                os.replace(partial, path)
-                self.ledger.put_structure(now, kind, path.name, rows, sha256)
-        finally:
-            partial.unlink(missing_ok=True)
+                with self.ledger.transaction():  # in which no other process states another's hash
+                    now = self.ledger.still(self.version)
+                    os.replace(partial, path)
+                    self.ledger.put_structure(now, kind, path.name, rows, sha256)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def _map(self, version: Version | None) -> Tensor:
         if version is None or version.dtype is None or version.dim is None:
