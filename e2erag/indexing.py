@@ -141,7 +141,7 @@ class Indexer:
         if config.folder is not None:
             return self.over(self._build(corpus, rows, made_with, config, alone, pooled), config)
         work = self.lines.work(corpus, made_with, None) if pooled else None
-        if rank() == 0:
+        if alone and rank() == 0:
             self._tell(Store(dtype=DTYPES[config.dtype]), corpus, made_with, config, alone, work)
         if pooled and work:
             rows = pooled.rows(work, pooled.entries)
@@ -303,11 +303,9 @@ class Indexer:
         fresh[passages] = True
         encoded: RowsOf = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
         if self._pools and not self.together:  # of ranks some may have sums and others not
-            work, pooled = (
-                self.lines.work(corpus, self.made_with(corpus, mode), None),
-                self._pooled(corpus, mode, judged),
-            )
+            work = self.lines.work(corpus, self.made_with(corpus, mode), None)
             if work.whole:
+                pooled = self._pooled(corpus, mode, judged)
                 encoded = pooled.rows(work, pooled.entries)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
