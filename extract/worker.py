@@ -204,7 +204,9 @@ def _receive(pipe: IO[bytes]) -> bytes:
 def serve(memory: int) -> None:
     """Answer requests from standard input until it ends."""
     from e2erag.extract.read import attempt  # what it may take to import it belongs to the start
+    from e2erag.extract.readers.pdf import prepare
 
+    prepare()
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     limit(memory)
     threading.Thread(target=_watch, args=(memory, os.getppid()), daemon=True).start()

@@ -7,6 +7,7 @@ Two engines find what a page shows, as the same runs of text: pypdf (`pdf_pypdf`
 import hashlib
 import importlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -56,6 +57,13 @@ def engine_or_default(engine: str | None) -> Engine:
     if engine == "pypdfium2":
         return "pypdfium2"
     raise ValueError(f"engine is one of {', '.join(map(repr, get_args(Engine)))} or None, not {engine!r}")
+
+
+def prepare() -> None:
+    """Import the engines that are installed, so that no file's time goes by with it."""
+    for name in ("pdf_pypdf", "pdf_pdfium"):
+        with suppress(ImportError):
+            importlib.import_module(f"e2erag.extract.readers.{name}")
 
 
 def read_pdf(path: str | Path, engine: str | None = None) -> Document:

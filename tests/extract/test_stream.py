@@ -109,13 +109,13 @@ def test_file_over_its_time_costs_only_itself(folder: Path) -> None:
     """The file after it is read by a new process, by the same worker."""
     files = [folder / "0.pdf", slow(folder / "s.pdf"), folder / "1.pdf"]
     begin = time.monotonic()
-    first, error, last = stream(files, workers=1, engine="pypdf", seconds=0.5)
+    first, error, last = stream(files, workers=1, engine="pypdf", seconds=0.2)
     assert time.monotonic() - begin < 8
     assert isinstance(first, Document)
     assert isinstance(last, Document)
     assert isinstance(error, ReadError)
-    # .5 s, and as much again for every MB: the file has 3.8
-    assert error.reason == "is not read after 2 s: give it more (seconds=…), or leave it out"
+    # 0.2 s, and as much again for every MB: the file has 3.8
+    assert error.reason == "is not read after 1 s: give it more (seconds=…), or leave it out"
 
 
 def test_file_over_its_memory_costs_only_itself(folder: Path) -> None:
