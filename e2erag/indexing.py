@@ -23,12 +23,12 @@ from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
 from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.lines import Lines, Summed, Work, beside, runs
+from e2erag.lines import Lines, Summed, Work, runs
 from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import average, check_alike, gathered, led, rank, ranks
-from e2erag.retriever.store import DTYPES
+from e2erag.retriever.store import DTYPES, beside
 from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096

@@ -15,6 +15,7 @@ from e2erag.joint import Joint
 from e2erag.retriever import LineSums, Source, Store, StoreError
 from e2erag.retriever.choice import ASIDE
 from e2erag.retriever.ledger import ReplacedError, as_manifest
+from e2erag.retriever.store import beside
 
 LINES = "lines"
 """Where an index' folder, and a saved system, holds the sums."""
@@ -170,23 +171,6 @@ class Lines:
         if Store(own).manifest != self.store.manifest:
             self.store.save(own)
         self.store = Store(own)
-
-
-def beside(
-    sources: Sequence[Source],
-    known: Mapping[Source, slice],
-    rows: Float[Tensor, "known row"],
-    encode: Callable[[Sequence[Source]], Float[Tensor, "new row"]],
-) -> Float[Tensor, "rows row"]:
-    """The rows of these documents: those that are known copied, the others encoded."""
-    new = [source for source in sources if source not in known]
-    if not new:
-        return torch.cat([rows[:0], *(rows[known[source]] for source in sources)])
-    fresh = encode(new)
-    if len(new) == len(sources):
-        return fresh
-    encoded = iter(fresh.to(rows).split([source.passages for source in new]))
-    return torch.cat([rows[known[source]] if source in known else next(encoded) for source in sources])
 
 
 def _manifest(made_with: Mapping[str, object]) -> dict[str, object]:

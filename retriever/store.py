@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from e2erag.extract.readers.source import sha256 as sha256_of
@@ -272,15 +273,9 @@ class Store:
             nonlocal encoded
             known = self.ledger.known(old, [source.name for source in sources])
             wanted = _other(sources, known)
-            fresh = encode(wanted) if wanted else self.rows[:0]
-            check_rows(fresh, wanted)
-            encoded += len(fresh)
-            if len(wanted) == len(sources):
-                return fresh
-            part = dict(zip([s.name for s in wanted], fresh.split([s.passages for s in wanted] or [0]), strict=False))
-            return torch.cat(
-                [part[s.name] if s.name in part else self.rows[slice(*known[s.name][1:])] for s in sources]
-            )
+            encoded += sum(source.passages for source in wanted)
+            there = {s: slice(*known[s.name][1:]) for s in set(sources).difference(wanted)}
+            return beside(sources, there, self.rows, encode)
 
         # What a killed call has begun, and how far into it this one names the same documents in the same order.
         begun, agreed = [source for source, _ in self.ledger.sources(version)], 0
@@ -441,6 +436,19 @@ def _batches(sources: Iterable[tuple[Source, slice]]) -> Iterator[list[tuple[Sou
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def beside(
+    sources: Sequence[Source], known: Mapping[Source, slice], rows: Float[Tensor, "known _"], encode: Encode
+) -> Float[Tensor, "rows _"]:
+    """The rows of these documents: those that are known copied, the others encoded."""
+    new = [source for source in sources if source not in known]
+    fresh = encode(new) if new else rows[:0]
+    check_rows(fresh, new)
+    if len(new) == len(sources):
+        return fresh
+    encoded = iter(fresh.to(rows).split([source.passages for source in new])) if new else iter(())
+    return torch.cat([rows[known[source]] if source in known else next(encoded) for source in sources])
 
 
 def _alike(now: Sequence[Source], then: Sequence[Source]) -> int:
