@@ -94,14 +94,14 @@ class Lines:
         known = _held(self.store, manifest)
         if not known:
             self.store = None  # not two of them at a time
-        store = self.store
+        store, held = self.store, known
         if folder is not None and (store is None or store.folder is None or store.folder.parent.name == ASIDE):
             store = None  # what is aside won't stay
-        if store is None or known.keys() != set(sources):
-            store = Store() if folder is None else _checked(Path(folder, LINES), manifest)
+        if store is None or held.keys() != set(sources):
+            store, held = (Store(), {}) if folder is None else _checked(Path(folder, LINES), manifest)
         elif store.folder is not None:
-            store = _checked(store.folder, manifest)
-        if _held(store, manifest).keys() == set(sources):
+            store, held = _checked(store.folder, manifest)
+        if held.keys() == set(sources):
             return Work(store, manifest, sources, known, [], [], True)
         rest, new = store.left(sources, manifest)
         return Work(store, manifest, sources, known, rest, [s for s in new if s not in known], False)
@@ -197,15 +197,16 @@ def _held(store: Store | None, manifest: Mapping[str, object]) -> dict[Source, s
         return {}
 
 
-def _checked(folder: Path, manifest: Mapping[str, object]) -> Store:
-    """What is stored there; where it was made with this, all of it compared with its hashes."""
+def _checked(folder: Path, manifest: Mapping[str, object]) -> tuple[Store, dict[Source, slice]]:
+    """What is stored there, and what of it was made with this; if anything, all of it compared with its hashes."""
     try:
         store = Store(folder)
-        if _held(store, manifest):
+        held = _held(store, manifest)
+        if held:
             store.verify()
     except StoreError as error:
         raise StoreError(f"{error}. Line sums can be made again: delete {folder}, and they are encoded anew") from error
-    return store
+    return store, held
 
 
 def runs(begin: Int[np.ndarray, " runs"], size: Int[np.ndarray, " runs"]) -> Int[np.ndarray, " numbers"]:
