@@ -1,11 +1,13 @@
 """Shared fixtures: no test reaches a network, and every test starts from the same random state."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,15 @@ OTHER = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """The command line sets the library's level for its process; in this one it is as before afterwards."""
+    logger = logging.getLogger("e2erag")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture
