@@ -71,14 +71,13 @@ def buckets(lengths: Int[np.ndarray, " rows"], budget: int, call: int = CALL) ->
     """Row numbers in groups of similar length, each at most `budget` tokens when padded to its longest row.
 
     Of all ways to cut the rows, sorted by length (stable), into such groups, the cheapest: padded tokens, and `call`
-    more for every group; where that is the whole budget, as few groups as there can be. A row longer than the budget
-    stands alone.
+    more for every group. A row longer than the budget stands alone.
     """
     order = np.argsort(-lengths, kind="stable")
     longest = lengths[order].clip(1)
     most = np.minimum(np.maximum(budget // longest, 1), len(order) - np.arange(len(order)))
     cost, count = np.zeros(len(order) + 1), most.copy()  # of the rows from here on; rows of the group that begins here
-    for row in range(len(order) - 1, -1, -1) if call < budget else ():
+    for row in range(len(order) - 1, -1, -1):
         rows = np.arange(most[row], 0, -1)  # of equal cost the largest group
         costs = rows * longest[row] + call + cost[row + rows]
         cost[row], count[row] = costs.min(), rows[costs.argmin()]
@@ -89,7 +88,7 @@ def buckets(lengths: Int[np.ndarray, " rows"], budget: int, call: int = CALL) ->
 
 
 def per_call(processor: str, budget: int) -> int:
-    """For `buckets`: what a group costs on this kind of processor. A GPU wants as few as the budget allows."""
+    """For `buckets`: what a group costs on this kind of processor. A GPU wants few: the whole budget."""
     return CALL if processor == "cpu" else budget
 
 

@@ -19,7 +19,7 @@ from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
-READER_VERSION = 2  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+READER_VERSION = 3  # of what this package makes of an engine's runs; goes up when the lines of a file may change
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
 DPI = 200.0

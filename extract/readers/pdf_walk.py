@@ -66,6 +66,7 @@ class Font:
             for code in range(256):
                 self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
         self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
+        self.texts.update(_encoded(resource))
         if self.texts.get(0) == "\0" and "CMSY" in font.name:  # pypdf reads what TeX's font file says, but not of 0
             self.texts[0] = "−"
         self.widths = _Widths(font.character_widths, self.scale)
@@ -89,6 +90,31 @@ class _Widths(dict[int, float]):
 
     def __missing__(self, code: int) -> float:
         return self.default
+
+
+def _encoded(resource: Any) -> dict[int, str]:
+    """Characters of codes that a Type 1 font's own /Encoding names, and neither a map to Unicode nor its file has a say
+    in (ISO 32000-1, 9.6.6.2); pypdf lets the file overrule it."""
+    named, descriptor = _get(resource, "/Encoding"), _get(resource, "/FontDescriptor")
+    if named is None or descriptor is None or "/ToUnicode" in resource or _get(resource, "/Subtype") != "/Type1":
+        return {}
+    bare = DictionaryObject(resource)
+    bare[NameObject("/FontDescriptor")] = DictionaryObject(
+        {key: value for key, value in descriptor.items() if not key.startswith("/FontFile")}
+    )
+    encoding = PypdfFont.from_font_resource(bare).encoding
+    if not isinstance(encoding, dict):
+        return {}
+    codes: Iterable[int] = range(256)
+    if isinstance(named, DictionaryObject) and "/BaseEncoding" not in named:
+        codes, code, changes = [], 0, _get(named, "/Differences")
+        for entry in changes if isinstance(changes, list) else ():
+            if isinstance(entry, int):
+                code = entry
+            else:
+                codes.append(code)
+                code += 1
+    return {code: text for code in codes if len(text := encoding.get(code, "")) == 1}
 
 
 def _glyph(text: str, code: int) -> str:

@@ -7,6 +7,7 @@ import pypdf
 import pytest
 from pdf_fixtures import NTSB, written
 from pypdf import PdfReader
+from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
 from e2erag.extract import ReadError
 from e2erag.extract.readers import pdf_walk
@@ -98,3 +99,36 @@ def test_where_pypdfs_fonts_have_moved_its_own_text_is_read(monkeypatch: pytest.
     assert len(same) > 0.6 * len(usual)
     near = [abs(a.x0 - b.x0) < 3 and abs(a.y1 - b.y1) < 3 for a, b in same]
     assert sum(near) > 0.9 * len(near)
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        (None, "XYC"),  # the font file's own encoding, and the standard one where it says nothing
+        ("/WinAnsiEncoding", "ABC"),
+        ({"/Differences": [65, "/Z"]}, "ZYC"),
+        ({"/Differences": [66, "/Z", 67, "/zero", "/g23"]}, "XZ0"),
+        ({"/Differences": [66, "/g23"]}, "XYC"),  # a name that means nothing
+        ({"/BaseEncoding": "/WinAnsiEncoding", "/Differences": [66, "/Z"]}, "AZC"),
+        ({"/Differences": None}, "XYC"),
+    ],
+)
+def test_a_font_file_has_no_say_in_what_the_font_names(named: object, shown: str) -> None:
+    """ISO 32000-1, 9.6.6.2: a name replaces the file's own encoding, differences change it."""
+
+    def objects(value: object) -> object:
+        if isinstance(value, dict):
+            return DictionaryObject({NameObject(key): objects(item) for key, item in value.items()})
+        if isinstance(value, list):
+            return ArrayObject([objects(item) for item in value])
+        return NullObject() if value is None else NameObject(value) if isinstance(value, str) else NumberObject(value)
+
+    file = DecodedStreamObject()
+    file.set_data(b"%!PS-AdobeFont-1.0\n/Encoding 256 array\ndup 65 /X put\ndup 66 /Y put\ncurrentfile eexec\n")
+    font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/ABCDEF+Some"}
+    resource = objects(font | ({} if named is None else {"/Encoding": named}))
+    assert isinstance(resource, DictionaryObject)
+    descriptor = {"/Type": "/FontDescriptor", "/FontName": "/ABCDEF+Some", "/Flags": 4}
+    resource[NameObject("/FontDescriptor")] = objects(descriptor)
+    resource["/FontDescriptor"][NameObject("/FontFile")] = file
+    assert pdf_walk.Font(resource).decode(b"ABC")[0] == shown
