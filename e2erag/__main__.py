@@ -168,7 +168,7 @@ def extract(
         out: a folder for what is read as Markdown, a file per document; with a system for its report, index.html.
         system: a saved system, whose extractor judges every line.
         cache: a folder that keeps what was read, so that a file is read once.
-        workers: processes to read in; none for a few small files, else one per core.
+        workers: processes to read in; one per core if not given, and with 0 none, and no limits of time and memory.
         engine: pypdf or pypdfium2, to read PDFs with; the faster one where it is installed.
         pages: of each document, how many are drawn and shown (with a system).
     """

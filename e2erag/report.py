@@ -11,8 +11,8 @@ import torch
 
 from e2erag.artefact import write_file
 from e2erag.corpus import Corpus, Gates
-from e2erag.draw import PageView, draw_page, look_at
 from e2erag.rag import RAG
+from e2erag.view import PageView, look_at
 
 BAR = " ▁▂▃▄▅▆▇█"
 
@@ -68,9 +68,11 @@ class Saved:
 def _gates(rag: RAG, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
     """Soft gates (finding, reading) of every line, and whether the threshold keeps it."""
     out, extractor = rag.model.gates(corpus, "soft").extraction, rag.model.extractor
-    logits = torch.stack([out.retrieve, out.read])
-    soft = extractor.log_gates(logits, "soft").exp().cpu().numpy()
-    return soft, extractor.log_gates(logits, "hard").cpu().numpy() == 0
+    soft, hard = (
+        torch.stack([extractor.log_gates(logits, mode) for logits in (out.retrieve, out.read)])
+        for mode in ("soft", "hard")
+    )
+    return soft.exp().cpu().numpy(), hard.cpu().numpy() == 0
 
 
 def _ready(rag: RAG) -> Corpus:
@@ -143,14 +145,20 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
 
     Returns:
         the page to open.
+
+    Raises:
+        ImportError: Pillow (extra `draw`) isn't installed.
     """
+    from e2erag.draw import draw_page
+
     corpus, folder = _ready(rag), Path(folder)
     with torch.no_grad():
         every = rag.model.gates(corpus, "soft")
     body = [f"<h1>What the extractor keeps</h1><p>{html.escape(str(saved(rag)))}</p>"]
     rows = dropped(rag)
     body.append("<h2>Dropped most often</h2>")
-    body.append("".join(f"<li>{html.escape(str(row))}</li>" for row in rows) or "<p>No line is dropped.</p>")
+    items = "".join(f"<li>{html.escape(str(row))}</li>" for row in rows)
+    body.append(f"<ul>{items}</ul>" if items else "<p>No line is dropped.</p>")
     for number, document in enumerate(corpus.documents, 1):
         body.append(f"<h2>{html.escape(document.name)}</h2><p>{len(document.pages)} pages, {len(document)} lines</p>")
         body += [f"<p>page {n} was not read: {html.escape(why)}</p>" for n, why in document.unread.items()]

@@ -198,21 +198,26 @@ class Document:
         return len(self.units)
 
 
-_BROKEN = re.compile(r"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{2,})-$")
+_HYPHENS = "-\u2010\u00ad"
+_BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{_HYPHENS}]$")
 _REST = re.compile(r"([^\W\d_]+)(\S*)\s*")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_ADDRESS = re.compile(r"(?:://|\bwww\.)\S*$")
+_BETWEEN = frozenset({"and", "or", "nor", "to", "und", "oder", "bis", "et", "ou"})
+"""What follows a hyphen that stands for the rest of the next word: "pre- and post-war"."""
 
 
 def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
     """Lines with words that are broken at their ends made whole: "exam-", "ple of" → "example", "of".
 
     Only where the next line goes on in lower case. The hyphen stays where the document writes the word with one
-    elsewhere and never without, and for what can't be told it goes.
+    elsewhere and never without, in an address, and between words of a compound that the document has by themselves
+    ("state-of-the-", "art"); for what can't be told it goes.
     """
     broken = [
         i
         for i, (line, after) in enumerate(pairwise(lines))
-        if line.endswith("-") and after[:1].islower() and _BROKEN.search(line)
+        if line.endswith(tuple(_HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
     ]
     if not broken:
         return tuple(lines)
@@ -223,7 +228,11 @@ def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
         if first is None or rest is None:
             continue
         plain, hyphened = first[1] + rest[1], f"{first[1]}-{rest[1]}"
-        keep = seen[hyphened.lower()] > seen[plain.lower()]
+        if rest[1] in _BETWEEN and not seen[plain.lower()]:
+            continue
+        *compound, last = first[1].lower().split("-")
+        words = bool(compound and seen[last] and seen[rest[1]] and not seen[plain.lower()])
+        keep = words or seen[hyphened.lower()] > seen[plain.lower()] or _ADDRESS.search(out[i]) is not None
         out[i] = out[i][: first.start(1)] + (hyphened if keep else plain) + rest[2]
         out[i + 1] = out[i + 1][rest.end() :]
     return tuple(out)

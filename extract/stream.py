@@ -1,7 +1,7 @@
 """Reads files, folders and patterns of them: one after the other out of `stream`, all of them with `read_many`.
 
-Many files are read in processes of their own (`worker`), each with a limit of time and of memory, so that neither a
-broken nor a hostile file stops the others.
+Files are read in processes of their own (`worker`), each with a limit of time and of memory, so that neither a broken
+nor a hostile file stops the others, or who asked for them.
 """
 
 import contextlib
@@ -30,9 +30,6 @@ SECONDS = 60.0  # for a file, and as much again for every `SCALE` bytes of it
 SECONDS_OCR = 300.0  # where scans are recognised, which takes some seconds per page, and more on a busy machine
 SCALE = 1_000_000  # 20 scanned pages, or several hundred printed ones
 MEMORY = 2 << 30
-
-# A worker takes a quarter of a second to start, which so little isn't worth.
-FEW_FILES, FEW_BYTES = 8, 4_000_000
 
 AHEAD = 4  # files per worker that are begun before the first of them is taken
 WAKE = 0.2  # seconds; how soon Ctrl-C is seen at the latest
@@ -82,7 +79,7 @@ def stream(
 
     Args:
         paths: a file, a folder, a glob pattern, or an iterable of these.
-        workers: processes to read in. None is one per core, and none for a few small files without limits; 0 is none.
+        workers: processes to read in. None is one per core, and no more than files; 0 is none, and no limits.
         cache: a folder that keeps what was read, by the file's bytes and its reader; None keeps nothing.
         engine: what reads PDFs, as in `read`.
         seconds: that reading a file may take, and again for every MB of it; None is 60 where
@@ -101,9 +98,8 @@ def stream(
     if workers == 0 and (seconds or memory):
         raise ValueError("seconds and memory are limits of workers, and with workers=0 there are none: leave them out")
     kept = Cache(cache) if cache is not None else None
-    bounded = seconds is not None or memory is not None
     limits = seconds or (SECONDS_OCR if ocr_available() else SECONDS), memory or MEMORY
-    return Stream(lambda report: _read(report, paths, workers, kept, engine, *limits, bounded, progress))
+    return Stream(lambda report: _read(report, paths, workers, kept, engine, *limits, progress))
 
 
 def read_many(paths: Paths, **options: Any) -> tuple[list[Document], list[ReadError]]:
@@ -143,13 +139,12 @@ def _read(
     engine: str | None,
     seconds: float,
     memory: int,
-    bounded: bool,
     progress: bool,
 ) -> Iterator[_Found]:
     begin = time.monotonic()
     found = list(find(paths))
     if workers is None:
-        workers = 0 if not bounded and _is_little(found) else min(_cores(), len(found))
+        workers = min(_cores(), len(found))
     if getattr(sys, "frozen", False) or not sys.executable:  # there is no Python to start
         workers = 0
     waiting: deque[Callable[[], _Found]] = deque()
@@ -251,11 +246,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _is_little(found: list[Path | ReadError]) -> bool:
-    files = [item for item in found if isinstance(item, Path)]
-    return len(files) <= FEW_FILES and sum(map(_size, files)) <= FEW_BYTES
 
 
 def _size(path: Path) -> int:

@@ -68,22 +68,20 @@ def test_only_a_few_files_are_ahead(folder: Path, workers: int, monkeypatch: pyt
             assert len(begun) == taken + STREAM.AHEAD * workers
 
 
-def test_few_small_files_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight files are read here; nine, or a limit, are worth a process."""
+def test_a_single_small_file_is_read_in_a_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes can ask for any time and memory. As many processes as files and cores; 0 asks for none."""
     started = []
     start = Worker._start
     monkeypatch.setattr(Worker, "_start", lambda self: started.append(self) or start(self))
-    files = [drawn(folder / f"x{n}.pdf", "x") for n in range(9)]
-    read_many(files[:8])
-    assert not started
-    read_many(files[0], seconds=60.0)
-    assert len(started) == 1
-    read_many(files)
-    assert len(started) > 1
-    monkeypatch.setattr(STREAM, "FEW_BYTES", 1)
+    monkeypatch.setattr(STREAM, "_cores", lambda: 2)
+    files = [drawn(folder / f"x{n}.pdf", "x") for n in range(3)]
+    for count in (1, 2, 3):
+        del started[:]
+        assert len(read_many(files[:count])[0]) == count
+        assert len(started) == min(count, 2)
     del started[:]
-    read_many(files[:1])
-    assert len(started) == 1
+    read_many(files, workers=0)
+    assert not started
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""A page as the extractor sees it: per line its gates and the cut before it, per candidate its prior."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from e2erag.corpus import Gates
+from e2erag.extract import Document, Page
+from e2erag.rag import RAG
+
+
+class PageView(NamedTuple):
+    """What the extractor says of a page's lines, as numbers in [0, 1].
+
+    Attributes:
+        document: that the page is of.
+        page: itself.
+        gates: of each line, by name: "read", "retrieve", "carry".
+        cut: of the gap before each line.
+        kept: whether hard mode keeps the line for finding or for reading it.
+        taken: whether hard mode cuts before it.
+        spans: the candidates that lie on the page, as [first line, last line + 1) counted on it, and log π.
+    """
+
+    document: Document
+    page: Page
+    gates: dict[str, Float[np.ndarray, " lines"]]
+    cut: Float[np.ndarray, " lines"]
+    kept: np.ndarray
+    taken: np.ndarray
+    spans: list[tuple[int, int, float]]
+
+
+@torch.no_grad()
+def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageView:
+    """The extractor's view of a page of an indexed document.
+
+    Args:
+        file: a document's name or path, as it was indexed.
+        page: from 1.
+        every: the soft gates of the whole corpus, where several pages are looked at; computed where not given.
+
+    Raises:
+        RuntimeError: nothing is indexed.
+        ValueError: no such document or page.
+    """
+    if rag.corpus is None:
+        raise RuntimeError("nothing is indexed yet: call index(files) first")
+    corpus, extractor = rag.corpus, rag.model.extractor
+    paths = [document.file for document in corpus.documents]
+    names = [document.name for document in corpus.documents]
+    if file not in paths and Path(file).name not in names:
+        raise ValueError(f"{file} is not indexed; there are {', '.join(names)}")
+    j = paths.index(file) if file in paths else names.index(Path(file).name)
+    document = corpus.documents[j]
+    if not 1 <= page <= len(document.pages):
+        raise ValueError(f"{file} has pages 1 to {len(document.pages)}, got {page}")
+    sheet = document.pages[page - 1]
+    first = int(corpus.first_line[j]) + sum(len(p.units) for p in document.pages[: page - 1])
+    here = slice(first, first + len(sheet.units))
+    every = every or rag.model.gates(corpus, "soft")
+    out = every.extraction
+    gates = {
+        name: extractor.log_gates(getattr(out, name)[here], "soft").exp().cpu().numpy()
+        for name in ("read", "retrieve", "carry")
+    }
+    hard = [extractor.log_gates(getattr(out, name)[here], "hard").cpu().numpy() == 0 for name in ("read", "retrieve")]
+    cut = torch.sigmoid(out.cut[here]).cpu().numpy()
+    prior = rag.model.log_prior(corpus, every)
+    table = corpus.spans.spans
+    on = (table[:, 1] >= here.start) & (table[:, 2] <= here.stop) & (table[:, 3] == 0)
+    spans = [
+        (int(row[1]) - first, int(row[2]) - first, float(prior[i]))
+        for i, row in zip(on.nonzero()[:, 0].tolist(), table[on], strict=True)
+    ]
+    return PageView(
+        document, sheet, gates, cut, np.logical_or(*hard), cut > extractor.config.cut_threshold, spans
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""What the extractor does to a corpus, to look at."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from e2erag import RAG
+from e2erag.extract import read
+from e2erag.report import dropped, page_text, saved, write_report
+from e2erag.testing import tiny_document, tiny_rag
+
+NTSB = sorted((Path(__file__).parents[2] / "examples" / "ntsb").glob("*.pdf"))
+FOOT = "page {} of 3"
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> RAG:
+    """Two documents of three pages, the foot of every page shut for finding and for reading."""
+    rag = tiny_rag()
+    pages = [["the pilot was 85", "seats 4", FOOT.format(n)] for n in (1, 2, 3)]
+    rag.index([tiny_document(pages, "a.pdf"), tiny_document(pages[:2], "b.pdf")])
+    corpus, judge = rag.corpus, rag.model.extractor.forward
+    assert corpus is not None
+    texts = [text for document in corpus.documents for text in document.texts]
+    shut = torch.tensor([text.startswith("page") for text in texts])
+
+    def forward(*given: torch.Tensor) -> object:
+        out = judge(*given)
+        closed = torch.where(shut, -9.0, 9.0)
+        return out._replace(retrieve=closed, read=closed)
+
+    monkeypatch.setattr(rag.model.extractor, "forward", forward)
+    return rag
+
+
+def test_what_is_dropped_most_is_counted_without_its_digits(told: RAG) -> None:
+    """Five feet of pages are one line that is dropped five times, and nothing else is."""
+    (row,) = dropped(told)
+    assert (row.count, row.seen, row.gate) == (5, 5, pytest.approx(0.0, abs=1e-3))
+    assert str(row).startswith("dropped 5 times: 'page ")
+
+
+def test_what_is_saved_is_counted_in_lines_tokens_and_candidates(told: RAG) -> None:
+    """By hand from the corpus' own lines."""
+    corpus, told_ = told.corpus, saved(told)
+    assert corpus is not None
+    sizes = corpus.retriever_lines.sizes[: len(corpus)]
+    texts = [text for document in corpus.documents for text in document.texts]
+    kept = sum(size for size, text in zip(sizes, texts, strict=True) if not text.startswith("page"))
+    assert (told_.lines, told_.kept_lines) == (15, 10)
+    assert (told_.tokens, told_.retrieve_tokens, told_.read_tokens) == (sizes.sum(), kept, kept)
+    assert told_.candidates == len(corpus.passages)
+    assert told_.per_page[0] <= told_.per_page[1] <= told_.candidates
+
+
+def test_a_page_for_the_terminal_marks_what_is_dropped(told: RAG) -> None:
+    """Two full bars before what is kept, a cross before what isn't; colour dims it."""
+    head, *rows = page_text(told, "a.pdf", 2).splitlines()
+    assert head == "a.pdf, page 2: finding | reading"
+    assert rows == ["██   the pilot was 85", "██   seats 4", "   × page 2 of 3"]
+    assert page_text(told, "a.pdf", 2, colour=True).splitlines()[-1] == "\x1b[2m   × page 2 of 3\x1b[0m"
+
+
+def test_the_report_has_a_picture_of_every_page(told: RAG, tmp_path: Path) -> None:
+    """`pages` of each document, and what was dropped, as a page that opens by itself."""
+    page = write_report(told, tmp_path / "report", pages=2)
+    text = page.read_text(encoding="utf-8")
+    names = [path.name for path in sorted(page.parent.glob("*.png"))]
+    assert names == ["0001-0001.png", "0001-0002.png", "0002-0001.png", "0002-0002.png"]
+    assert all(f'src="{name}"' in text for name in names)
+    assert "<ul><li>dropped 5 times: &#x27;page " in text
+    with Image.open(page.parent / names[0]) as picture:
+        seen = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    assert any(r > g + 20 and r > b + 20 for r, g, b in seen)  # the foot, in red
+    assert any(g > r + 20 and g > b + 20 for r, g, b in seen)
+
+
+@pytest.mark.parametrize("now", ["damaged", "shorter", "gone"])
+def test_a_file_that_has_changed_is_written_out(now: str, tmp_path: Path) -> None:
+    """Its lines are drawn, and the report is written."""
+    file = tmp_path / "a.pdf"
+    shutil.copy(NTSB[0], file)
+    rag = tiny_rag()
+    rag.index([read(file)])
+    if now == "gone":
+        file.unlink()
+    else:
+        from reportlab.pdfgen.canvas import Canvas
+
+        canvas = Canvas(str(file))
+        canvas.drawString(9, 9, "x")
+        canvas.save()
+        if now == "damaged":
+            file.write_bytes(b"%PDF-1.4\n" + b"x" * 99)
+    write_report(rag, tmp_path / "report", pages=2)
+    assert len(list((tmp_path / "report").glob("*.png"))) == 2
+
+
+def test_nothing_but_pictures_needs_pillow(tmp_path: Path) -> None:
+    """The command line runs without it; what draws says what to install."""
+    code = (
+        "import sys, e2erag.__main__, e2erag.report\n"
+        "assert 'e2erag.draw' not in sys.modules\n"
+        "sys.modules['PIL'] = None\n"
+        "try:\n    import e2erag.draw\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert run.stdout == "pictures of pages need Pillow: pip install 'e2erag[draw]'\n"
