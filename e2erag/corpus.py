@@ -117,12 +117,12 @@ class Corpus:
     ) -> None:
         """(Re)build the candidate passages, ordered by document and start."""
         passages, spans = [], []
-        tokens = self.retriever_lines.sizes
+        tokens = self.retriever_lines.sizes[self.text_of]
         for j, document in enumerate(self.documents):
             first = int(self.first_line[j])
             here = slice(first, first + len(document))
             own = [None if mask is None else mask[here] for mask in (cuts, kept)]
-            for passage in extractor.propose(document, own[0], tokens[here], own[1]):
+            for passage in extractor.propose(document, own[0], tokens[:, here], own[1]):
                 passages.append(passage)
                 spans.append((j, first + passage.start, first + passage.stop, READINGS.index(passage.reading)))
         self._candidates(passages, torch.tensor(spans, dtype=torch.long).reshape(-1, 4), overlap)

@@ -91,7 +91,7 @@ def propose(
     identity_lines: int = 0,
     cuts: Bool[np.ndarray, " units"] | None = None,
     kinds: Sequence[Kind] = (),
-    tokens: Int[np.ndarray, " units"] | None = None,
+    tokens: Int[np.ndarray, "*readings units"] | None = None,
     max_tokens: int | None = None,
     max_per_page: int | None = None,
     kept: Bool[np.ndarray, " units"] | None = None,
@@ -105,7 +105,8 @@ def propose(
         cuts: where `cuts[i]` is true no passage runs across the gap before unit i: windows begin anew there, and
             what else would run across is split.
         kinds: what to propose beside windows; "table" gives two readings of each table, besides its lines.
-        tokens: tokens of each line, for the bound; without them four characters count as one.
+        tokens: tokens of each line, or of each in each of `READINGS`, for the bound; without them four characters count
+            as one.
         max_tokens: of a passage, what it carries included. A longer window, block or table is split at lines, a
             longer section or page isn't proposed; a single longer line stays.
         max_per_page: of candidates that begin on a page: where there are more, its smallest windows are thinned.
@@ -119,17 +120,29 @@ def propose(
     named = identity(document, identity_lines)
     texts = document.texts
     if tokens is None:
-        tokens = np.asarray([-(-len(text) // 4) for text in texts], np.int64)
-    total = np.concatenate([[0], np.cumsum(tokens if kept is None else np.where(kept, tokens, 0))])
-    bound = None if max_tokens is None else max(max_tokens - int(tokens[list(named)].sum()), max_tokens // 2)
+        tokens = _estimated(document, "table" in kinds)
+    tokens = np.broadcast_to(tokens, (len(READINGS), len(document)))
+    counted = tokens if kept is None else np.where(kept, tokens, 0)
+    totals = np.pad(np.cumsum(counted, 1), ((0, 0), (1, 0)))
+    bound = None if max_tokens is None else max(max_tokens - int(tokens[0, list(named)].sum()), max_tokens // 2)
     spans: set[tuple[int, int, int]] = set()
     for whole, reading, start, stop in _spans(document, sizes, cuts, kinds, kept):
+        total = totals[reading]
         if whole and bound is not None and total[stop] - total[start] > bound:
             continue
         for a, b in _split(start, stop, cuts):
             spans.update((x, y, reading) for x, y in _fitted(a, b, total, bound) if any(texts[x:y]))
     chosen = sorted(spans) if max_per_page is None else _thinned(sorted(spans), document, max_per_page)
     return [passage_at(document, start, stop, reading, identity_lines) for start, stop, reading in chosen]
+
+
+def _estimated(document: Document, tables: bool) -> Int[np.ndarray, "readings units"]:
+    """Four characters are a token."""
+    sizes = np.tile([-(-len(text) // 4) for text in document.texts], (len(READINGS), 1)).astype(np.int64)
+    for number, reading in enumerate(READINGS[1:] if tables else (), 1):
+        for i, text in table_texts(document, reading).items():
+            sizes[number, i] = -(-len(text) // 4)
+    return sizes
 
 
 def passage_at(document: Document, start: int, stop: int, reading: int, identity_lines: int) -> Passage:

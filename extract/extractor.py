@@ -254,12 +254,12 @@ class Extractor(nn.Module):
         self,
         document: Document,
         cuts: Bool[np.ndarray, " units"] | None = None,
-        tokens: Int[np.ndarray, " units"] | None = None,
+        tokens: Int[np.ndarray, "*readings units"] | None = None,
         kept: Bool[np.ndarray, " units"] | None = None,
     ) -> list[Passage]:
         """The candidate passages of a document; with `cuts`, none runs across a cut, and with `kept`, windows count
         kept lines alone; see `propose`."""
         c = self.config
         if c.chunk is not None:
-            return chunks(document, *c.chunk, tokens)
+            return chunks(document, *c.chunk, None if tokens is None else np.atleast_2d(tokens)[0])
         return propose(document, c.sizes, c.identity_lines, cuts, c.kinds, tokens, c.max_tokens, c.max_per_page, kept)

@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,16 +53,17 @@ def _is_pdf(path: Path) -> bool:
         return False
 
 
-def find(paths: str | Path | Iterable[str | Path]) -> Iterator[Path | ReadError]:
+def find(paths: str | Path | Iterable[str | Path], skipped: Counter[str] | None = None) -> Iterator[Path | ReadError]:
     """The files that `paths` names, as `stream` reads them; an error in the place of what names none.
 
     `paths` is a file, a folder (the files in it that can be read, those in folders below it too), a glob pattern
     (`**` goes through folders), or an iterable of these. Files come sorted within each, and a file that is named twice
-    comes once. A folder that can't be listed is an error after the files that were found.
+    comes once. A folder that can't be listed is an error after the files that were found. What a folder holds of other
+    kinds is counted in `skipped`, by suffix.
     """
     seen: set[str] = set()
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        files, errors = _expand(path)
+        files, errors = _expand(path, Counter() if skipped is None else skipped)
         if not files and not errors:
             kinds = ", ".join(sorted(READERS))
             yield ReadError(path, f"matches no file: check the pattern, or that the folder holds {kinds} files")
@@ -80,7 +82,7 @@ def _real(path: Path) -> str:
         return str(path)
 
 
-def _expand(path: str | Path) -> tuple[list[Path], list[ReadError]]:
+def _expand(path: str | Path, skipped: Counter[str]) -> tuple[list[Path], list[ReadError]]:
     folder, errors = Path(path), list[ReadError]()
     try:
         is_folder, exists = folder.is_dir(), folder.exists()
@@ -88,10 +90,15 @@ def _expand(path: str | Path) -> tuple[list[Path], list[ReadError]]:
         return [folder], []
     if is_folder:
         names = [Path(top, name) for top, files in _folders(str(folder), False, errors) for name in files]
-        return sorted(file for file in names if file.suffix.lower() in READERS and file.is_file()), errors
+        known = [file for file in names if file.suffix.lower() in READERS]
+        found = [file for file in known if file.is_file()]
+        skipped.update(file.suffix.lower() or "without suffix" for file in names if file.suffix.lower() not in READERS)
+        if len(found) < len(known):
+            skipped["link to nothing, or no file"] += len(known) - len(found)
+        return sorted(found), errors
     if glob.has_magic(str(path)) and not exists:  # a file's own name may have brackets in it
-        found = {Path(name) for name in _matches(str(path), errors)}
-        return sorted(file for file in found if file.is_file()), errors
+        matching = {Path(name) for name in _matches(str(path), errors)}
+        return sorted(file for file in matching if file.is_file()), errors
     return [folder], []
 
 

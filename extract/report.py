@@ -1,5 +1,6 @@
 """What came of reading many files."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ class Report:
         read: files that became documents.
         failed: the errors of the others, in order.
         unread: by file, the pages that could not be read (`Document.unread`); such a file still counts as read.
+        skipped: what folders held beside files that can be read: how many files of each suffix.
         pages: of the files read.
         seconds: from the first file to the last, what was done with the documents in between included.
         cached: of all files, how many came from the cache.
@@ -24,6 +26,7 @@ class Report:
     read: int = 0
     failed: list[ReadError] = field(default_factory=list)
     unread: dict[str, dict[int, str]] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
     pages: int = 0
     seconds: float = 0.0
     cached: int = 0
@@ -51,6 +54,7 @@ class Report:
             "read": self.read,
             "failed": [{"file": error.file, "reason": error.reason} for error in self.failed],
             "unread": {file: {str(page): why for page, why in pages.items()} for file, pages in self.unread.items()},
+            "skipped": dict(self.skipped.most_common()),
             "pages": self.pages,
             "seconds": round(self.seconds, 3),
             "cached": self.cached,
@@ -71,6 +75,9 @@ class Report:
             held = f", which holds {_count(self.cache_files, 'file')}, {self.cache_bytes / 1e6:,.1f} MB"
             yield f"{'cached':8} | {self.cached:,} from the cache{held if self.cache_files else ''}"
         yield f"{'failed':8} | {_count(len(self.failed), 'file')}"
+        if self.skipped:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in self.skipped.most_common(8))
+            yield f"{'skipped':8} | {_count(self.skipped.total(), 'file')} of other kinds: {_printable(kinds)}"
         pages = sum(map(len, self.unread.values()))
         yield f"{'unread':8} | {_count(pages, 'page')} of {_count(len(self.unread), 'file')} read"
         rows = [("failed", error.file, error.reason) for error in self.failed]

@@ -142,7 +142,7 @@ def _read(
     progress: bool,
 ) -> Iterator[_Found]:
     begin = time.monotonic()
-    found = list(find(paths))
+    found = list(find(paths, report.skipped))
     if workers is None:
         workers = min(_cores(), len(found))
     if getattr(sys, "frozen", False) or not sys.executable:  # there is no Python to start

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from e2erag.config import RAGConfig
-from e2erag.extract import Box, Cell, Document, Page, Unit
+from e2erag.extract import Box, Cell, Document, ExtractorConfig, Page, Unit
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.testing import tiny_document, tiny_rag
@@ -62,6 +62,22 @@ def test_a_table_is_indexed_in_three_readings(rag: RAG) -> None:
     texts = encoder.encode_text([corpus.passages[i].text for i in numbers.tolist()], "document")
     torch.testing.assert_close(vectors, texts, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+
+
+def test_every_reading_of_a_table_keeps_the_bound_by_its_own_tokens() -> None:
+    """Sentences are longer than what is printed: where the lines fit as one candidate, they come in pieces."""
+    system = tiny_rag(extractor=ExtractorConfig(text_dim=32, identity_lines=0, max_tokens=16))
+    system.index([table_document()])
+    corpus = system.corpus
+    assert corpus is not None
+    sizes, spans = corpus.retriever_lines.sizes, {}
+    for i, passage in enumerate(corpus.passages):
+        lines, _ = corpus.lines(i)
+        assert len(lines) == 1 or sizes[corpus.texts(i, lines)].sum() <= 16
+        spans.setdefault(passage.reading, set()).add((passage.start, passage.stop))
+    assert (1, 4) in spans["lines"]
+    assert (1, 4) not in spans["sentences"]
+    assert {i for start, stop in spans["sentences"] for i in range(start, stop)} == {1, 2, 3}
 
 
 def test_the_reader_is_given_the_reading_that_was_found(rag: RAG) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from e2erag.extract import ReadError, read
+from e2erag.extract import ReadError, read, read_report
 from e2erag.extract.read import attempt, find
 
 
@@ -56,6 +56,20 @@ def test_folder_gives_every_file_with_a_reader_sorted(tree: Path) -> None:
     expected = sorted(path for path in tree.rglob("*") if path.suffix.lower() == ".pdf" and path.is_file())
     assert [path for path in find(tree) if isinstance(path, Path) and path.suffix.lower() == ".pdf"] == expected
     assert not [path for path in find(tree) if isinstance(path, Path) and path.suffix == ".bin"]
+
+
+def test_what_a_folder_holds_of_other_kinds_is_counted(tmp_path: Path) -> None:
+    """By suffix, in whatever case; a link to nothing too. What a pattern doesn't match nobody has asked for."""
+    for name in ("a.txt", "b.doc", "c.DOC", "deep/d.xlsx", "README"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "gone.pdf").symlink_to(tmp_path / "nothing.pdf")
+    report = read_report(tmp_path, workers=0)
+    assert report.skipped == {".doc": 2, ".xlsx": 1, "without suffix": 1, "link to nothing, or no file": 1}
+    assert (report.read, report.failed, report.exit_code) == (1, [], 0)
+    assert "skipped  | 5 files of other kinds: .doc (2), " in str(report)
+    assert report.to_json()["skipped"] == report.skipped
+    assert not read_report(f"{tmp_path}/*.txt", workers=0).skipped
 
 
 def test_file_named_twice_comes_once(tree: Path) -> None:
