@@ -98,7 +98,7 @@ def system(reader: ReaderKind, passages: int, k: int) -> RAG:
 def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], negligible: float) -> Tensor:
     """One step's loss and gradient, as `fit` takes them."""
     rag.model.zero_grad(set_to_none=True)
-    terms = rag.terms(asked, k, "soft", negligible=negligible)
+    terms = rag.terms(asked, k, "soft", negligible=negligible, tail=objective is not rag_sequence)
     losses = objective(terms)
     losses.mean().backward()
     return losses.detach()

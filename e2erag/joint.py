@@ -314,6 +314,7 @@ class Joint(nn.Module):
         rerank: int = 0,
         slope_limit: float = 0.0,
         judged: int = 0,
+        tail: bool = True,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -323,7 +324,7 @@ class Joint(nn.Module):
             noise: random numbers of the gates in "sample" mode.
             negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient, unless p(z|x)
                 alone makes it likely to be needed (`SURE`). All paths into retriever and extractor's prior stay exact;
-                the reader loses at most this share per passage.
+                the reader loses at most this share per passage, of a loss whose slope in log p(y|x,z) is the share.
             mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
                 is over the whole corpus, so whichever passages are read, the sum is the same sum.
             rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
@@ -334,6 +335,8 @@ class Joint(nn.Module):
                 for all, and those of the pages found. The other passages' log π is what the index has stored, and its
                 slope in log Z is estimated from the pages drawn: without bias but for their features, which are
                 normalised by their own figures while the extractor learns. 0: every line.
+            tail: whether shares are of the K and of all that wasn't found, read as closed book (`marginal`), or of the
+                K alone (`rag_sequence`); then the closed book is read without gradient.
         """
         with self.autocast(encoding=True):
             q = self.retriever.encode_questions(list(questions))
@@ -357,7 +360,7 @@ class Joint(nn.Module):
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
         prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added)
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
-        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit)
+        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit, tail)
         logp = tokens.sum(2)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         return Terms(
@@ -397,6 +400,7 @@ class Joint(nn.Module):
         prior_logp: Float[Tensor, "questions k"],
         negligible: float,
         slope_limit: float = 0.0,
+        tail: bool = True,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
         """log p of every answer token after every passage found and, last, after none, in one batched pass; and the
         answers' lengths in tokens.
@@ -412,7 +416,8 @@ class Joint(nn.Module):
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         some = partial(self._read_rows, rows, slots, bias)
         if negligible > 0 and torch.is_grad_enabled():
-            prior = torch.cat([prior_logp.detach(), log_tail(prior_logp.detach())[:, None]], 1)
+            rest = log_tail(prior_logp.detach()) if tail else prior_logp.new_full((len(ids),), -torch.inf)
+            prior = torch.cat([prior_logp.detach(), rest[:, None]], 1)
             likely = (prior.softmax(1) >= SURE * negligible)[seat]
             with torch.no_grad():
                 logp = some(~likely)

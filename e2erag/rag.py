@@ -468,11 +468,13 @@ class RAG:
         rerank: int = 0,
         slope_limit: float = 0.0,
         judged: int = 0,
+        tail: bool = True,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        return self.model(corpus, index, asked, answers, k, mode, noise, negligible, mined, rerank, slope_limit, judged)
+        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail)
+        return self.model(corpus, index, asked, answers, k, *how)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":
         """Train all three stages on −log p(y|x) of these questions over what is indexed; see `e2erag.train.fit`."""

@@ -73,7 +73,8 @@ class FitConfig:
             0: all.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
-        negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`).
+        negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
+            the objective is one whose reader wouldn't notice (`objectives.negligible`); 0: all are read with it.
         clip: largest gradient norm per stage.
         collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
         seed: of shuffling and gate noise.

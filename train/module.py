@@ -16,7 +16,7 @@ from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import average, average_gradients, rank
 from e2erag.train.health import answer_found, health, target_entropy
-from e2erag.train.objectives import Options, weighted, weights_of
+from e2erag.train.objectives import Options, negligible, weighted, weights_of
 
 if TYPE_CHECKING:
     from e2erag.train.fit import FitConfig
@@ -50,10 +50,11 @@ class TrainModule(L.LightningModule):
 
     def training_step(self, batch: list[Question], step: int) -> Tensor:
         c = self.config
+        share, tail = negligible(self.weights, c.negligible, self.options)
         terms = self.rag.terms(
-            batch, c.k, c.gates, self.noise, c.negligible, c.mined, c.rerank,
+            batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip / len(batch),  # the loss is a mean over questions
-            judged=c.judged,
+            judged=c.judged, tail=tail,
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))

@@ -11,7 +11,7 @@ objective's text says so, or where `Options.per_token` asks for it. Some teach t
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -308,8 +308,23 @@ OBJECTIVES: dict[str, Objective] = {
     )
 }  # fmt: skip
 """By the name that a configuration uses."""
+RETRIEVER_ALONE = frozenset(("pdist", "lsr", "loop", "contrastive"))
+"""Those that teach the reader nothing."""
+_WITH_TAIL, _FOUND = frozenset(("marginal", "rb")), frozenset(("rag_sequence", "reader", "emdr2"))
+"""Those whose slope in log p(y|x,z) is a passage's share of p(z|x)·p(y|x,z): among K and tail, or among the K."""
 TOGETHER = ("marginal", "rag_sequence", "rag_token", "reader")
 """Those that don't compare passages, and so can train where passages are read together."""
+
+
+def negligible(names: Iterable[str], share: float, options: Options = PLAIN) -> tuple[float, bool]:
+    """`negligible` and `tail` of `Joint.forward` with which the reader learns from these as from every passage read.
+
+    0 where a passage's slope isn't its share: of a single token it can be all of one that has next to none of the
+    answer, samples follow p(z|x) alone, and `per_token` flattens shares."""
+    teaching = set(names) - RETRIEVER_ALONE
+    if not options.per_token and teaching <= _WITH_TAIL:
+        return share, True
+    return (share, False) if not options.per_token and teaching <= _FOUND else (0.0, True)
 
 
 def weights_of(named: str | Mapping[str, float | int]) -> dict[str, float]:

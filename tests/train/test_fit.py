@@ -13,9 +13,10 @@ from e2erag import RAG, RAGConfig
 from e2erag.questions import Question
 from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.train import OBJECTIVES, FitConfig, Run
+from e2erag.train import OBJECTIVES, FitConfig, Options, Run
 from e2erag.train.health import FIGURES
 from e2erag.train.module import STAGES, TrainModule, gold
+from e2erag.train.objectives import RETRIEVER_ALONE, negligible
 
 ROWS = [
     {"question": "how old was the pilot in accident NYC08 ?", "answers": ["85"]},
@@ -59,6 +60,30 @@ def test_rows_are_trained_on_in_the_dtype_they_are_kept_in(rag: RAG, monkeypatch
         quick(rag, refresh_every=1, refresh_share=share)
     assert seen == [torch.float16] * 4
     assert rag.index_.vectors.dtype == torch.float16
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_is_read_without_gradient_teaches_the_reader_next_to_nothing(name: str) -> None:
+    """With most of p(z|x) out of reach: a passage's share of the tail isn't its share of an objective without one."""
+    torch.manual_seed(1)
+    system = tiny_rag(retriever=RetrieverConfig(temperature=1.0))
+    system.index([tiny_document([[f"pilot {i} was {n} ."] for i in range(9)], f"{n}.pdf") for n in range(12)])
+    asked = [Question(f"how old was pilot {i} ?", (str(i),), "1.pdf", i + 1) for i in range(4)]
+    slopes = []
+    for share in (0.0, 0.02):
+        how, tail = negligible((name,), share)
+        terms = system.terms(asked, 4, "soft", negligible=how, tail=tail)
+        assert (terms.prior_logp.exp().sum(1) < 0.2).all()
+        system.model.zero_grad()
+        options = Options(noise=torch.Generator().manual_seed(0), samples=2)
+        loss = OBJECTIVES[name](terms, options).mean()
+        loss.backward()
+        slopes.append([None if p.grad is None else p.grad.clone() for p in system.model.generator.parameters()])
+    if name in RETRIEVER_ALONE:
+        assert all(slope is None for slope in slopes[0] + slopes[1])
+        return
+    exact, less = (torch.cat([slope.flatten() for slope in each if slope is not None]) for each in slopes)
+    assert exact.norm() > 0
+    assert (exact - less).norm() < 0.1 * exact.norm()
 
 
 @pytest.mark.parametrize("frozen", ["extractor", "retriever", "generator"])
