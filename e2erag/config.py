@@ -21,7 +21,8 @@ class RAGConfig:
         reading: whether the reader sees passages one at a time ("marginal") or together ("concat"; "parallel" for a
             causal model, "fid" for an encoder–decoder), when it learns as when it answers; see `Joint.fused_rows`.
         precision: "auto" computes in bfloat16 where the processor does.
-        index: where the index lies, and how it is searched. While a system learns it is in memory, and exact.
+        index: where the index lies, and how it is searched. While a system learns it is one of its own, exact unless
+            `FitConfig.search` says otherwise, in memory or beside this one's folder.
     """
 
     k: int = 4

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from e2erag.retriever import OVERFETCH
 from e2erag.retriever.ranks import ranks
+from e2erag.train.objectives import untaught
 
 
 class CollapseGuard(L.Callback):
@@ -24,19 +26,21 @@ class CollapseGuard(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         passages = len(module.rag.corpus.passages)
         choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
-        seen = symptoms(module.history[-1], len(batch), choice)
+        seen = symptoms(module.history[-1], len(batch), choice, untaught(module.weights))
         self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
         for symptom, steps in self.streak.items():
             if steps == self.PATIENCE:
-                warnings.warn(f"step {trainer.global_step}: for {steps} steps, {symptom}", stacklevel=2)
+                # In this module's name: Lightning, which calls, is kept quiet.
+                warnings.warn(f"step {trainer.global_step}: for {steps} steps, {symptom}", stacklevel=1)
                 trainer.should_stop = trainer.should_stop or self.stop
 
 
-def symptoms(row: dict[str, float], questions: int, choice: bool = True) -> list[str]:
+def symptoms(row: dict[str, float], questions: int, choice: bool = True, unmoved: Collection[str] = ()) -> list[str]:
     """What a step's figures say is wrong, and what to do about it.
 
     Args:
-        choice: whether the corpus has so many passages that questions can find different ones."""
+        choice: whether the corpus has so many passages that questions can find different ones.
+        unmoved: stages that no gradient is meant to reach."""
     found = []
     if choice and questions > 1 and row["distinct"] <= 1.1 / questions:
         found.append(
@@ -57,9 +61,10 @@ def symptoms(row: dict[str, float], questions: int, choice: bool = True) -> list
     for name, value in row.items():
         if name.startswith("gradient_") and value == 0:
             stage = name.removeprefix("gradient_")
-            found.append(
-                f"no gradient reaches the {stage} (`{name}`): freeze it, or look whether anything is found and read"
-            )
+            if stage not in unmoved:
+                found.append(
+                    f"no gradient reaches the {stage} (`{name}`): freeze it, or look whether anything is found and read"
+                )
     return found
 
 

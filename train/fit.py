@@ -267,9 +267,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             trainer.fit(module, batches)
         finally:
             rag.to(home)  # Lightning leaves a model on the CPU
+            if folder is not None and rank() == 0 and module.history:
+                draw_run(module.history, folder / "report.png")  # of a run that failed above all
         seconds = perf_counter() - start
-    if folder is not None and rank() == 0:
-        draw_run(module.history, folder / "report.png")
     return Run(trainer.global_step, seconds, module.history, folder)
 
 

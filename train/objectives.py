@@ -5,7 +5,9 @@ over the K found, P_K = Σ_{z∈K} p(z|x). sg[·] stops the gradient. T is the n
 included. Passages that don't exist have log p(z|x) = −∞.
 
 Every objective is per question, so a batch's loss is the mean over its questions and doesn't depend on how the batch is
-cut up; `contrastive` alone compares the questions of a batch, over all ranks. Length is normalised only where an
+cut up; `contrastive` alone compares the questions of a batch, over all ranks. Gradients of `marginal`, `rb` and `rloo`
+do, where fewer than all passages are read: Z is differentiated through those scored afresh, and a batch's are fresh for
+all of its questions. Those that renormalise over K have no Z. Length is normalised only where an
 objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
 `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss.
 """
@@ -32,8 +34,9 @@ class Options:
         temperature: of the targets of `pdist`, `lsr` and `loop`, in nats per answer token. Atlas' default of .01 makes
             a target one-hot; the logged target entropy tells.
         samples: passages drawn by `rloo` and `gumbel`.
-        per_token: log p(y|x,·) is divided by T before anything else, and a token objective's sum too. This changes
-            posteriors, not only the scale (JSA-RAG does so): long answers count less.
+        per_token: log p(y|x,·) is divided by T before anything else, and `rag_token`'s sum too; `emdr2_token` and the
+            targets of `pdist`, `lsr` and `loop` are per token anyway. This changes posteriors, not only the scale
+            (JSA-RAG does so): long answers count less.
         noise: random numbers of `rloo` and `gumbel`; None draws from torch's global generator.
     """
 
@@ -81,7 +84,9 @@ def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (Atlas' and EMDR²'s reader term)."""
+    """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (EMDR²'s reader term, Sachan et al.
+    2021; Atlas', Izacard et al. 2022, reads all K at once). Known trouble: the retriever learns nothing.
+    """
     return -(_renormalised(e).detach() + _read(e, o)).logsumexp(1)
 
 
@@ -168,8 +173,8 @@ def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
     hard marks the m passages drawn from p_K without replacement (the largest log p_K + Gumbel noise); soft sums m
     rows, softmax of the noisy scores over those not yet taken (Zamani & Bendersky 2024; CLaRa has the same without
-    noise). Known trouble: biased; dL/dW_z of a passage that wasn't drawn is its likelihood over the drawn ones', which
-    has no bound (held at e^30 here): clip gradients.
+    noise). Known trouble: with m ≥ K all are taken, and p_K shows in slopes alone; biased; dL/dW_z of a passage that
+    wasn't drawn is its likelihood over the drawn ones', which has no bound (held at e^30 here): clip gradients.
     """
     prior, read, found = _renormalised(e), _read(e, o), _found(e)
     uniform = torch.rand(prior.shape, generator=o.noise, dtype=torch.float64).clamp_min(1e-300)
@@ -314,6 +319,12 @@ _WITH_TAIL, _FOUND = frozenset(("marginal", "rb")), frozenset(("rag_sequence", "
 """Those whose slope in log p(y|x,z) is a passage's share of p(z|x)·p(y|x,z): among K and tail, or among the K."""
 TOGETHER = ("marginal", "rag_sequence", "rag_token", "reader")
 """Those that don't compare passages, and so can train where passages are read together."""
+
+
+def untaught(names: Iterable[str]) -> tuple[str, ...]:
+    """The stages that none of these objectives teaches."""
+    given = set(names)
+    return ("generator",) * (given <= RETRIEVER_ALONE) + ("retriever",) * (given == {"reader"})
 
 
 def negligible(names: Iterable[str], share: float, options: Options = PLAIN) -> tuple[float, bool]:

@@ -61,6 +61,7 @@ def test_rows_are_trained_on_in_the_dtype_they_are_kept_in(rag: RAG, monkeypatch
     assert seen == [torch.float16] * 4
     assert rag.index_.vectors.dtype == torch.float16
 
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_what_is_read_without_gradient_teaches_the_reader_next_to_nothing(name: str) -> None:
     """With most of p(z|x) out of reach: a passage's share of the tail isn't its share of an objective without one."""
@@ -127,15 +128,16 @@ def test_one_of_two_tied_towers_cannot_be_frozen(rag: RAG) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_diverged_run_says_so(rag: RAG) -> None:
-    """A NaN in the reader: the loss is named, the settings to lower too, and the old index is back."""
+def test_a_diverged_run_says_so(rag: RAG, tmp_path: Path) -> None:
+    """A NaN in the reader: the loss is named, the settings to lower too, the old index is back, the run is drawn."""
     index = rag.index_
     weight = rag.model.generator.model.get_decoder().layers[0].mlp.up_proj.weight
     kept = weight.detach().clone()
     weight.data[0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="the loss is nan at step 0: lower the learning rates"):
-        quick(rag)
+        quick(rag, folder=str(tmp_path))
     assert rag.index_ is index
+    assert (tmp_path / "report.png").is_file()
     weight.data.copy_(kept)
     assert rag.ask("seats ?").text is not None
 

@@ -1,6 +1,8 @@
 """The figures of a step against sums written out, and what a collapse is told."""
 
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -16,6 +18,7 @@ from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train.callbacks import symptoms
 from e2erag.train.dashboard import running_mean
 from e2erag.train.health import answer_found, health
+from e2erag.train.objectives import untaught
 
 HEALTHY = {
     "distinct": 0.8, "entropy": 1.0, "utility": 0.5, "gate_retrieve": 0.9, "gate_read": 0.9, "gradient_extractor": 0.1,
@@ -114,6 +117,31 @@ def test_a_run_that_reads_nothing_is_told_so_once_and_stopped_if_asked(collapse:
         )
     told = [str(one.message) for one in caught if "dropped for reading" in str(one.message)]
     assert (run.steps, len(told)) == (steps, times)
+
+
+def test_the_warning_is_seen() -> None:
+    """In a process without the tests' own frames, where Lightning's warnings are kept quiet."""
+    code = (
+        "from e2erag.testing import tiny_document, tiny_rag\n"
+        "rag = tiny_rag()\n"
+        "rag.model.extractor.gates.bias.data[1] = -5.0\n"
+        "rag.index([tiny_document([['the pilot was 85', 'seats 4'], ['engine lycoming', 'damage none']])])\n"
+        f"rag.fit({ROWS!r}, epochs=12, batch_size=2, k=2, progress=False, freeze=('extractor', 'retriever'))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert told.count("step 10: for 10 steps, nearly every line is dropped for reading") == 1
+
+
+@pytest.mark.parametrize("objective", ["marginal", "pdist", "lsr", "loop", "contrastive", "reader"])
+def test_a_stage_that_the_objective_does_not_teach_is_no_collapse(objective: str) -> None:
+    """Distillation has no gradient for the reader, and the reader's own loss none for the retriever."""
+    rag = tiny_rag()
+    pages = [[f"pilot {i} was {n}" for i in range(8)] for n in range(6)]
+    rag.index([tiny_document(pages[i : i + 1], f"{i}.pdf") for i in range(6)])
+    run = rag.fit(ROWS, epochs=12, batch_size=2, k=2, progress=False, collapse="stop", objective=objective)
+    assert run.steps == 12
+    zero = {name for name, value in run.history[-1].items() if name.startswith("gradient_") and value == 0}
+    assert zero == {f"gradient_{stage}" for stage in untaught([objective])}
 
 
 def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:
