@@ -148,7 +148,8 @@ def _check_attention(encoder: Encoder) -> None:
         raise ValueError(
             f'gates="attend" adds to every attention logit, and {kind or "this model"} has attention of its own '
             f"({'windows' if reach < encoder.max_tokens else 'disentangled'}), which that would replace: use "
-            'RetrieverConfig(gates="pool"), or another encoder'
+            + ('RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else "")
+            + "another encoder"
         )
 
 

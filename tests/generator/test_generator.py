@@ -121,6 +121,18 @@ def test_small_batches_with_recomputation_give_the_same_value_and_gradient(kind:
         torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_answer_positions_reach_the_head(kind: ReaderKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows of logits as there are answer tokens, whatever stands before them."""
+    generator = tiny_generator(kind=kind)
+    seen = []
+    logits = generator.reader.logits
+    monkeypatch.setattr(generator.reader, "logits", lambda hidden: seen.append(len(hidden)) or logits(hidden))
+    rows = [row(generator, [0, 1]), row(generator, None), row(generator, [1], answer="85 years of age")]
+    generator.token_log_likelihood(rows)
+    assert sum(seen) == sum(len(made.ids) - made.prompt for made in rows)
+
+
 def test_the_passage_is_cut_never_the_question_or_the_answer() -> None:
     """Four hundred lines where 96 tokens fit: prompt and answer whole, the passage's end lost."""
     generator = tiny_generator(config=GeneratorConfig(max_tokens=96))

@@ -210,6 +210,7 @@ def test_a_token_price_closes_reading_gates(rag: RAG) -> None:
 def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
     """Each trains, with a finite loss and a gradient in every stage that it teaches."""
     (row,) = quick(rag, objective=objective, batch_size=4).history
+    assert set(FIGURES) - {"drift"} <= set(row)  # drift: where a refresh waits for it
     assert all(math.isfinite(value) for value in row.values())
     assert (row["gradient_retriever"] > 0) == (objective != "reader")
     assert (row["gradient_generator"] > 0) == (objective not in ("pdist", "lsr", "loop", "contrastive"))

@@ -34,9 +34,11 @@ def by_hand(name: str, system: Tiny, i: int, k: int, o: Options) -> float:
     e = system.evidence(k)
     t = int(system.length[i])
     p = [float(x) for x in e.prior_logp[i].detach().exp()]
-    read = [float(x) for x in e.answer_logp[i].detach().exp()]
+    scale = t if o.per_token else 1
+    raw = [float(x) for x in e.answer_logp[i].detach().exp()]
+    read = [x ** (1 / scale) for x in raw]
     token = e.token_logp[i, :, :t].exp().tolist()
-    closed = float(e.closed_book_logp[i].detach().exp())
+    closed = float(e.closed_book_logp[i].detach().exp()) ** (1 / scale)
     share = [x / sum(p) for x in p]
     whole = sum(a * b for a, b in zip(p, read, strict=True)) + (1 - sum(p)) * closed
     mixture = sum(a * b for a, b in zip(share, read, strict=True))
@@ -49,13 +51,14 @@ def by_hand(name: str, system: Tiny, i: int, k: int, o: Options) -> float:
     def kl(a: list[float], b: list[float]) -> float:
         return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
 
-    likely = target([math.log(x) for x in read])
-    rest = target([-math.log(sum(read[:j] + read[j + 1 :]) / (k - 1)) for j in range(k)])
+    likely = target([math.log(x) for x in raw])  # a mean over tokens by itself
+    rest = target([-math.log(sum(raw[:j] + raw[j + 1 :]) / (k - 1)) for j in range(k)])
     if name == "rb":
         terms = [a * b for a, b in zip(p, read, strict=True)] + [(1 - sum(p)) * closed]
         return -sum(x / whole * math.log(x) for x in terms if x > 0)
     if name == "contrastive":
-        best = [int((e.prior_logp[j] + e.answer_logp[j]).argmax()) for j in range(len(system.length))]
+        lengths = system.length.tolist() if o.per_token else [1] * len(system.length)
+        best = [int((e.prior_logp[j] + e.answer_logp[j] / lengths[j]).argmax()) for j in range(len(lengths))]
         number = [int(e.ids[j, best[j]]) for j in range(len(best))]
         s = [float(system.questions[i].detach() @ system.passages[z].detach()) for z in number]
         same = [z for j, z in enumerate(s) if j == i or number[j] != number[i]]
@@ -64,7 +67,7 @@ def by_hand(name: str, system: Tiny, i: int, k: int, o: Options) -> float:
         "marginal": -math.log(whole),
         "rag_sequence": -math.log(mixture),
         "reader": -math.log(mixture),
-        "rag_token": per_token,
+        "rag_token": per_token / scale,
         "emdr2": -2 * math.log(mixture),
         "emdr2_token": 2 * per_token / t,
         "pdist": kl(likely, share),
@@ -74,13 +77,14 @@ def by_hand(name: str, system: Tiny, i: int, k: int, o: Options) -> float:
     }[name]
 
 
+@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("k", [4, 7])
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "gumbel"])
-def test_the_loss_is_the_formula_written_out(name: str, k: int) -> None:
+def test_the_loss_is_the_formula_written_out(name: str, k: int, per_token: bool) -> None:
     """Three questions, seven passages, answers of one to three tokens: K = 7 leaves no tail."""
-    system = tiny()
-    loss = OBJECTIVES[name](system.evidence(k), options())
-    assert loss.tolist() == pytest.approx([by_hand(name, system, i, k, options()) for i in range(3)], abs=1e-9)
+    system, how = tiny(), replace(options(), per_token=per_token)
+    loss = OBJECTIVES[name](system.evidence(k), how)
+    assert loss.tolist() == pytest.approx([by_hand(name, system, i, k, how) for i in range(3)], abs=1e-9)
 
 
 def test_marginal_equals_a_sum_of_three_terms() -> None:

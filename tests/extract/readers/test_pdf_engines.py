@@ -13,6 +13,7 @@ from e2erag.extract.readers import pdf
 from e2erag.extract.readers.pdf import READER_VERSION, read_pdf
 
 ENGINES = ("pypdf", "pypdfium2")
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.pdf"))
 
 
 def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -38,10 +39,10 @@ def assert_same(path: Path) -> Document:
     return one
 
 
-@pytest.mark.parametrize("path", NTSB, ids=lambda path: path.stem)
-def test_engines_agree_on_real_reports(path: Path) -> None:
-    """Every report in examples/ntsb."""
-    assert len(assert_same(path)) > 50
+@pytest.mark.parametrize("path", [*NTSB, *GOLDEN], ids=lambda path: path.stem)
+def test_engines_agree_on_real_files(path: Path) -> None:
+    """Every report in examples/ntsb, and the files of golden texts."""
+    assert len(assert_same(path)) > 20
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
