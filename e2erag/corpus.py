@@ -101,6 +101,33 @@ class Corpus:
         new._candidates(self.passages + other.passages, spans, self.spans.overlap)
         return new
 
+    def only(self, documents: Bool[np.ndarray, " documents"]) -> "Corpus":
+        """These of its documents, each with the candidates it has."""
+        new = copy(self)
+        number = np.cumsum(documents) - 1
+        sizes = np.diff(self.first_line)
+        lines = np.repeat(documents, sizes)
+        new.documents = [document for document, stays in zip(self.documents, documents, strict=True) if stays]
+        new.first_line = np.cumsum([0, *sizes[documents]])
+        texts = np.zeros(len(self.strings), bool)
+        texts[self.text_of[:, lines]] = True
+        new.text_of = (np.cumsum(texts) - 1)[self.text_of[:, lines]]
+        new.strings = [text for text, stays in zip(self.strings, texts, strict=True) if stays]
+        new.retriever_lines, new.generator_lines = (
+            LineTokens.joined([(tokens, texts)]) for tokens in (self.retriever_lines, self.generator_lines)
+        )
+        here = torch.from_numpy(lines)
+        new.layout, new.text = self.layout[here], self.text[here.to(self.text.device)]
+        new.page = self.page[here].unique_consecutive(return_inverse=True)[1]
+        owner = self.spans.spans[:, 0].numpy()
+        moved = new.first_line[number] - self.first_line[:-1]  # of a document's lines
+        shift = np.stack([number - np.arange(len(number)), moved, moved, 0 * moved], 1)[owner]
+        stay = documents[owner]
+        passages = [passage for passage, stays in zip(self.passages, stay, strict=True) if stays]
+        spans = (self.spans.spans + torch.from_numpy(shift))[torch.from_numpy(stay)]
+        new._candidates(passages, spans, self.spans.overlap)
+        return new
+
     def _candidates(self, passages: list[Passage], spans: Int[Tensor, "passages 4"], overlap: float) -> None:
         """Take these in place of those before, and forget what was derived from those."""
         self.passages, self.spans = passages, Spans(spans, overlap)

@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -254,19 +255,21 @@ class RAG:
         documents, unchanged, failed = take(files, indexed, **reading)
         warn_skipped(failed)
         names = {document.file for document in documents}
-        stay = [document for document in corpus.documents if document.file not in names]
-        there = {document.sha256 for document in stay}
+        stay = np.asarray([document.file not in names for document in corpus.documents])
+        there = {document.sha256 for document, stays in zip(corpus.documents, stay, strict=True) if stays}
         documents = [document for document in documents if document.sha256 not in there]
-        if len(stay) < len(corpus.documents):
-            self._keep(stay + documents)
-        elif documents:
+        new = None
+        if documents:
             new = self._lay_out(documents)
             self.indexer.propose(new, self.config.mode, self.config.overlap)
+        if not stay.all():
+            self._keep(corpus, stay, new)
+        elif new is not None:
             joined = corpus.joined(new)
             self.index_ = self.config.index.owned(self._ready()[1])
             self.indexer.add(new, corpus, self.index_, self.config.mode)
             self.corpus = joined
-        return Change(len(documents), len(corpus.documents) - len(stay), unchanged, failed)
+        return Change(len(documents), int((~stay).sum()), unchanged, failed)
 
     def delete(self, files: str | Path | Iterable[str | Path]) -> int:
         """Forget documents, named as they were indexed; returns how many. Other documents' rows are copied, and not
@@ -282,9 +285,9 @@ class RAG:
         if unknown := sorted(names - set(there)):
             near = get_close_matches(unknown[0], there, 1)
             raise KeyError(f"{unknown[0]!r} is not indexed{f': did you mean {near[0]!r}?' if near else ''}")
-        stay = [document for document in corpus.documents if document.file not in names]
-        self._keep(stay)
-        return len(there) - len(stay)
+        stay = np.asarray([file not in names for file in there])
+        self._keep(corpus, stay)
+        return int((~stay).sum())
 
     def _changing(self, what: str) -> Corpus:
         """What is indexed, if it was made with the weights and settings of now."""
@@ -298,12 +301,12 @@ class RAG:
             )
         return corpus
 
-    def _keep(self, documents: Sequence[Document]) -> None:
-        """Index these documents; rows of those indexed already are copied."""
-        if not documents:
+    def _keep(self, corpus: Corpus, stay: Bool[np.ndarray, " documents"], new: Corpus | None = None) -> None:
+        """Index these documents of a corpus and new ones; rows of those indexed already are copied."""
+        parts = [corpus.only(stay)] * bool(stay.any()) + [part for part in (new,) if part is not None]
+        if not parts:
             raise ValueError("an index keeps at least one document: index(files) replaces all of them")
-        corpus = self._lay_out(documents)
-        self.indexer.propose(corpus, self.config.mode, self.config.overlap)
+        corpus = parts[0] if len(parts) == 1 else parts[0].joined(parts[1])
         self.index_ = self.indexer.encode(
             corpus, self.config.mode, self.config.index, self._ready()[1], tell=self.config.index.folder is not None
         )

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 CALL = 32
 """What one more group costs beside its tokens, in tokens: a step of SmolLM2-135M on one core spends as long on calling
@@ -38,7 +38,7 @@ class LineTokens:
         )
 
     @classmethod
-    def joined(cls, parts: "Sequence[tuple[LineTokens, slice]]") -> "LineTokens":
+    def joined(cls, parts: "Sequence[tuple[LineTokens, slice | Bool[np.ndarray, ' _']]]") -> "LineTokens":
         """These lines of these parts, one after the other."""
         new = cls.__new__(cls)
         sizes = [lines.sizes[where] for lines, where in parts]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,6 +79,29 @@ def test_every_reading_of_a_table_keeps_the_bound_by_its_own_tokens() -> None:
     assert (1, 4) in spans["lines"]
     assert (1, 4) not in spans["sentences"]
     assert {i for start, stop in spans["sentences"] for i in range(start, stop)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("stay", [(1, 1, 0), (0, 1, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1)])
+def test_what_is_left_of_a_corpus_is_the_corpus_of_what_is_left(stay: tuple[int, ...]) -> None:
+    """As laid out and proposed anew: lines, tokens, readings of tables, features, pages, candidates, and their hash."""
+    documents = [OTHER, table_document(), tiny_document([["engine", "seats 4"], ["weight 2000"]], "c.pdf")]
+    system = tiny_rag()
+    system.index(documents)
+    left = system.corpus.only(np.asarray(stay, bool))
+    system.index([document for document, stays in zip(documents, stay, strict=True) if stays])
+    anew = system.corpus
+    assert left.documents == anew.documents
+    assert left.sources() == anew.sources()
+    assert left.page.tolist() == anew.page.tolist()
+    assert left.first_line.tolist() == anew.first_line.tolist()
+    assert torch.equal(left.spans.spans, anew.spans.spans)
+    assert torch.equal(left.layout, anew.layout)
+    torch.testing.assert_close(left.text, anew.text)
+    for a, b in ((left.retriever_lines, anew.retriever_lines), (left.generator_lines, anew.generator_lines)):
+        assert a.ids.tolist() == b.ids.tolist()
+        assert a.offsets.tolist() == b.offsets.tolist()
+    assert [left.text_at(i) for i in range(len(left.passages))] == [passage.text for passage in anew.passages]
+    assert left.text_of.tolist() == anew.text_of.tolist()
 
 
 def test_the_reader_is_given_the_reading_that_was_found(rag: RAG) -> None:
