@@ -28,11 +28,14 @@ from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, Stor
 from e2erag.retriever.encoder import fingerprint
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ranks import average, check_alike, gathered, led, rank, ranks
-from e2erag.retriever.store import DTYPES, beside
+from e2erag.retriever.store import DTYPES
 from e2erag.retriever.stored import StoredIndex
 
 AT_ONCE = 4096
-"""Passages that are encoded at once: between two writes to a folder, what memory holds of rows, and a kill can lose."""
+"""Passages between two writes to a folder, more where a document has more: what a kill can lose."""
+
+PORTION = 4096
+"""Passages that are encoded at once: whose rows memory holds as they come from the encoder, before they are stored."""
 
 PROBE = 32
 """Passages that are encoded to see how long all of them take, where these are twenty times as many or more."""
@@ -108,18 +111,17 @@ class Indexer:
         if config.folder is None:
             config.check_place()
         judged = gates, log_prior = self._judged(corpus, mode)
+        dtype = DTYPES[config.dtype]
 
         def alone(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
-            if config.folder is None:
-                return self.rows(corpus, passages, mode, judged)
-            return model.encode(corpus, passages, gates, log_prior, mode)  # which are few
+            return model.encode(corpus, passages, gates, log_prior, mode)
 
         def rows(passages: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             if config.folder is None and old is not None:
-                return self._rows_beside(corpus, mode, old, judged)
-            return self._over_ranks(passages, alone)
+                return _rows_beside(corpus.sources(), old, alone, dtype)
+            return in_portions(passages, partial(self._over_ranks, rows=alone), dtype)
 
-        pooled = self._pooled(corpus, mode, judged) if self._pools else None
+        pooled = self._pooled(corpus, mode, judged, dtype) if self._pools else None
         return self._made(corpus, rows, made_with, config, alone if tell else None, pooled)
 
     def _made(
@@ -134,8 +136,9 @@ class Indexer:
         """An index of these rows.
 
         Args:
-            rows: of some passages; where ranks work together, all of them ask for the same.
-            alone: the same on one rank, by which it is told first what making them takes; None tells nothing.
+            rows: of some passages, on the CPU and as they are stored; where ranks work together, all of them ask for
+                the same.
+            alone: of a few on one rank, by which it is told first what making them takes; None tells nothing.
             pooled: in place of `rows`, from sums over lines; where ranks work together in memory each makes all of
                 these, and in a folder rank 0 pools."""
         if config.folder is not None:
@@ -153,13 +156,13 @@ class Indexer:
         """Whether rows are pooled from sums over lines."""
         return self.model.retriever.config.gates == "pool"
 
-    def _pooled(self, corpus: Corpus, mode: GateMode, judged: Judged) -> Pooled:
+    def _pooled(self, corpus: Corpus, mode: GateMode, judged: Judged, dtype: torch.dtype) -> Pooled:
         def entries(passages: Int[Tensor, " passages"]) -> Float[Tensor, "entries columns"]:
             return self.model.line_sums(corpus, passages, judged[0]).rows
 
         def rows(work: Work, entries: RowsOf) -> RowsOf:
             sums = self.lines.sums(corpus, work, _batches(corpus.sources()), entries)
-            return partial(self.rows, corpus, mode=mode, judged=judged, sums=sums)
+            return partial(self.rows, corpus, mode=mode, judged=judged, sums=sums, dtype=dtype)
 
         return Pooled(entries, rows)
 
@@ -214,22 +217,26 @@ class Indexer:
         work: Work | None,
     ) -> Estimate:
         """What is going to be made takes so much: logged where that is seen, else beside a terminal's bars."""
-        rest, new = store.left(corpus.sources(), made_with)
+        sources = corpus.sources()
+        rest, new = store.left(sources, made_with)
         written, encoded = (sum(source.passages for source in each) for each in (rest, new))
         width, size = self.model.retriever.passage.dim + 1, DTYPES[config.dtype].itemsize
-        held = encoded if config.folder is None else min(encoded, AT_ONCE)
+        stored, coming = encoded, min(encoded, PORTION)
+        if config.folder is not None:
+            stored = min(stored, max(sum(s.passages for s in sources[batch]) for batch in _batches(sources)))
         summed, portion = 0, 0.0
         if work is not None:
             summed = sum(source.passages for source in work.rest) * (self.model.retriever.passage.width + 1) * 4
             names = {source.name for source in work.new}
-            encoded = sum(source.passages for source in corpus.sources() if source.name in names)
+            encoded = sum(source.passages for source in sources if source.name in names)
             portion = 1 if config.folder is None else min(1, AT_ONCE / len(corpus.passages))
         alike = self.together and (work is None or config.folder is not None)
         share = encoded / (ranks() if alike else 1)
         seconds = self._seconds(corpus, alone, share) if alone and encoded >= 20 * PROBE else None
         estimate = Estimate(
             written * width * size + summed if config.folder is not None else 0,
-            held * width * (4 + (size if size < 4 or config.folder is not None else 0)) + int(summed * portion),
+            width * (stored * size + (coming * 4 if size < 4 or config.folder is not None else 0))
+            + int(summed * portion),
             config.structure_bytes(len(corpus.passages), width),
             seconds,
         )
@@ -252,14 +259,6 @@ class Indexer:
         rows(torch.from_numpy(some)).cpu()  # waits for a GPU
         took = time.perf_counter() - start
         return float(took * tokens.mean() * passages / max(tokens[some].sum(), 1))
-
-    def _rows_beside(self, corpus: Corpus, mode: GateMode, old: Index, judged: Judged) -> Float[Tensor, "passages row"]:
-        """Rows that an index holds copied, the others encoded."""
-        known, sources = dict(old.sources()), corpus.sources()
-        fresh = torch.tensor([source not in known for source in sources], dtype=torch.bool)
-        size = torch.tensor([source.passages for source in sources], dtype=torch.long)
-        passages = fresh.repeat_interleave(size).nonzero()[:, 0]
-        return beside(sources, known, old.vectors, lambda _: self.rows(corpus, passages, mode, judged))
 
     @torch.no_grad()
     def add(self, new: Corpus, corpus: Corpus, index: Index, mode: GateMode) -> None:
@@ -305,12 +304,13 @@ class Indexer:
         if self._pools and not self.together:  # of ranks some may have sums and others not
             work = self.lines.work(corpus, self.made_with(corpus, mode), None)
             if work.whole:
-                pooled = self._pooled(corpus, mode, judged)
+                pooled = self._pooled(corpus, mode, judged, DTYPES[cast(str, index.manifest["dtype"])])
                 encoded = pooled.rows(work, pooled.entries)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
-            table, anew = index.vectors[some], fresh[some]
-            table[anew] = encoded(some[anew]).to(table)
+            table = index.vectors[some]
+            for anew in fresh[some].nonzero()[:, 0].split(PORTION):
+                table[anew] = encoded(some[anew]).to(table)
             # log π costs no encoding, and fresh ones beside stale ones would be another distribution.
             table[:, -1] = (self.model.retriever.config.prior_weight * log_prior[some]).to(table)
             return table
@@ -342,21 +342,18 @@ class Indexer:
         mode: GateMode,
         judged: Judged | None = None,
         sums: Summed | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Float[Tensor, "passages row"]:
         """These candidates' rows with the present weights, pooled where sums over lines are given; `judged` is what
-        `_judged` has said already."""
+        `_judged` has said already, and `dtype` is as in `in_portions`."""
         gates, log_prior = judged or self._judged(corpus, mode)
-        table = None
-        # Put in their places portion by portion, so that rows stand in memory once.
-        for part in torch.arange(len(passages)).split(AT_ONCE):
+
+        def portion(some: Int[Tensor, " some"]) -> Float[Tensor, "some row"]:
             if sums is None:
-                rows = self.model.encode(corpus, passages[part], gates, log_prior, mode)
-            else:
-                rows = sums.encode(self.model, corpus, passages[part], gates, log_prior)
-            table = rows.new_empty(len(passages), rows.shape[1]) if table is None else table
-            table[part] = rows
-        assert table is not None  # no passages are one part, too
-        return table
+                return self.model.encode(corpus, some, gates, log_prior, mode)
+            return sums.encode(self.model, corpus, some, gates, log_prior)
+
+        return in_portions(passages, portion, dtype)
 
     def _over_ranks(
         self, passages: Int[Tensor, " passages"], rows: RowsOf, size: Int[Tensor, " corpus"] | None = None
@@ -419,11 +416,52 @@ class Indexer:
         return settings
 
 
+def in_portions(
+    passages: Int[Tensor, " passages"], rows: RowsOf, dtype: torch.dtype | None = None
+) -> Float[Tensor, "passages row"]:
+    """What `rows` gives for these passages, asked for a portion at a time, each put into its place at once: beside the
+    whole, one portion at most stands in memory as it was made.
+
+    Args:
+        dtype: in which rows are stored, and then on the CPU; None: as they are made."""
+    parts, table = passages.split(PORTION), None
+    for start, part in zip(range(0, len(parts) * PORTION, PORTION), parts, strict=True):
+        made = rows(part)
+        if len(parts) == 1:
+            return made if dtype is None else made.to("cpu", dtype)
+        if table is None:
+            there = made if dtype is None else torch.empty(0, dtype=dtype)
+            table = there.new_empty(len(passages), made.shape[1])
+        table[start : start + len(part)] = made
+        del made  # not two portions at a time
+    assert table is not None  # no passages are one part, too
+    return table
+
+
+def _rows_beside(
+    sources: Sequence[Source], old: Index, rows: RowsOf, dtype: torch.dtype
+) -> Float[Tensor, "passages row"]:
+    """Rows that an index holds copied, the others as `rows` gives them, in a dtype on the CPU."""
+    known, ends = dict(old.sources()), np.cumsum([source.passages for source in sources])
+    table, fresh = torch.empty(int(ends[-1]), old.vectors.shape[1], dtype=dtype), []
+    for source, end in zip(sources, ends.tolist(), strict=True):
+        place = slice(end - source.passages, end)
+        if source in known:
+            table[place] = old.vectors[known[source]]
+        else:
+            fresh.append(torch.arange(place.start, place.stop))
+    for part in torch.cat(fresh).split(PORTION) if fresh else ():
+        table[part] = rows(part).to(table)
+    return table
+
+
 def _batches(sources: Sequence[Source]) -> list[slice]:
-    """Documents of about `AT_ONCE` passages at a time."""
-    first = np.cumsum([0, *(source.passages for source in sources)])[:-1] // AT_ONCE
-    edges = [0, *(np.flatnonzero(np.diff(first)) + 1).tolist(), len(sources)]
-    return [slice(*each) for each in pairwise(edges)]
+    """Documents of about `AT_ONCE` passages at a time; one that has as many is alone, since what stands beside others
+    is held twice while it is put among them."""
+    passages = np.asarray([source.passages for source in sources], np.int64)
+    first = (np.cumsum(passages) - passages) // AT_ONCE
+    starts = 1 + np.flatnonzero((np.diff(first) > 0) | (passages[1:] >= AT_ONCE))
+    return [slice(*each) for each in pairwise([0, *starts.tolist(), len(sources)])]
 
 
 def _kept(corpus: Corpus, gates: Gates, passage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

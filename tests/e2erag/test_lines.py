@@ -82,6 +82,7 @@ def test_a_changed_extractor_encodes_nothing_and_another_encoder_all(
 ) -> None:
     """Wherever the index lies, pooled in portions of any size: rows equal those encoded afresh, twice in a row."""
     monkeypatch.setattr("e2erag.indexing.AT_ONCE", at_once)
+    monkeypatch.setattr("e2erag.indexing.PORTION", at_once)
     rag = indexed(kind, tmp_path)
     sizes = counted(rag)
     for seed in range(2):
