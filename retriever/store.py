@@ -171,7 +171,8 @@ class Store:
         return self.version is not None and bool(self.ledger.structures(self.version, kind))
 
     def structure(self, kind: str | None) -> tuple[str, Path] | None:
-        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared."""
+        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared; None where
+        there is none, or its file was deleted."""
         assert self.folder is not None  # a structure stands beside rows on a disk
         assert self.version is not None
         found = self.ledger.structures(self.version, kind)
@@ -181,7 +182,10 @@ class Store:
         try:
             there = sha256_of(self.folder / file)
         except FileNotFoundError:
-            raise ReplacedError(self.folder) from None
+            now = self.ledger.present()
+            if now is None or now.id != self.version.id:
+                raise ReplacedError(self.folder) from None
+            return None
         if there != sha256:
             raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
         return name, self.folder / file
@@ -200,6 +204,7 @@ class Store:
                 with self.ledger.transaction():  # in which no other process states another's hash
                     now = self.ledger.still(self.version)
                     os.replace(partial, path)
+                    _flush(self.folder)  # the file's name, before it is stated
                     self.ledger.put_structure(now, kind, path.name, rows, sha256)
             finally:
                 partial.unlink(missing_ok=True)
