@@ -146,7 +146,7 @@ def _seal(folder: Path) -> None:
             name: {"sha256": sha256(folder / name), "size": (folder / name).stat().st_size} for name in sorted(names)
         },
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     for parent, _, files in os.walk(folder, topdown=False):
         for path in [Path(parent, file) for file in files] + [Path(parent)]:
             _flush(path)

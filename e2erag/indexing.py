@@ -392,6 +392,7 @@ class Indexer:
             "tokenizer": corpus.tokenizer,
             "prompts": {"document": encoder.prompt("document"), "pooled": encoder.pool_prompt},
             "pooling": {"mode": encoder.pooling, "normalize": encoder.normalize, "gates": retriever.config.gates},
+            "dim": encoder.dim,
             "prior_weight": retriever.config.prior_weight,
             "extractor": fingerprint(extractor),
             "extractor_config": self._settings(),

@@ -161,7 +161,8 @@ class RAG:
             }
             (new / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
             if self.corpus is not None and self.index_ is not None:
-                with open(new / "documents.jsonl", "w", encoding="utf-8") as file:
+                # A file name that isn't UTF-8 has halves of surrogate pairs in it (PEP 383).
+                with open(new / "documents.jsonl", "w", encoding="utf-8", errors="surrogatepass") as file:
                     for document in self.corpus.documents:
                         file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
                 save_file({"spans": self.corpus.spans.spans}, new / "candidates.safetensors")
@@ -195,7 +196,7 @@ class RAG:
             config,
         ).to(device)
         if (folder / "documents.jsonl").exists():
-            with open(folder / "documents.jsonl", encoding="utf-8") as file:
+            with open(folder / "documents.jsonl", encoding="utf-8", errors="surrogatepass") as file:
                 documents = [Document.from_json(json.loads(line)) for line in file]
             corpus = rag._lay_out(documents)
             if reindex:

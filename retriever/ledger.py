@@ -159,10 +159,18 @@ class Ledger:
         found = self.ask(query, manifest, dtype)
         return Version(*found[0]) if found else None
 
-    def publish(self, version: Version) -> None:
-        """From now on readers see this one."""
+    def looked(self) -> tuple[int, ...]:
+        """The present version and how far it has come: documents that come are a part more, those that leave dead rows
+        more."""
+        count = "(SELECT count(*) FROM {0} WHERE {0}.version = version.id)"
+        query = f"SELECT id, {count.format('part')}, {count.format('dead')} FROM version WHERE whole ORDER BY id DESC"
+        return next(iter(self.ask(query + " LIMIT 1")), ())
+
+    def publish(self, version: Version, looked: tuple[int, ...]) -> None:
+        """From now on readers see this one, if the one that it replaces is still as it looked when this was begun."""
         with self.transaction():
-            self.still(version)
+            if not self.still(version).whole and self.looked() != looked:  # else another process published it
+                raise self._changed()
             self.ask("UPDATE version SET whole = 1 WHERE id = ?", version.id)
             for (old,) in self.ask("SELECT id FROM version WHERE whole AND id != ?", version.id):
                 self._drop(old)
@@ -208,10 +216,11 @@ class Ledger:
         """A version as it is now, if what was seen of these documents before still holds."""
         now = self.ask("SELECT * FROM version WHERE id = ?", version.id)
         if not now or self.known(version, names) != (seen or {}):
-            raise StoreError(
-                f"another process has changed {self.path} meanwhile: let one write at a time, and call again"
-            )
+            raise self._changed()
         return Version(*now[0])
+
+    def _changed(self) -> StoreError:
+        return StoreError(f"another process has changed {self.path} meanwhile: let one write at a time, and call again")
 
     def forget(self, version: Version, known: dict[str, Known]) -> int:
         """Documents leave, their rows are dead."""

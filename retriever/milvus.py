@@ -67,6 +67,8 @@ class MilvusIndex(SampledIndex):
 
     def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
         """Rows, each alive and known to this process, the rest −1; asked anew where another process has put others."""
+        if not len(queries):  # which Milvus refuses
+            return torch.full((0, limit), -1)
         vectors, known = list(queries.detach().cpu().float().numpy()), ""
         while True:
             found = self._client.search(

@@ -41,7 +41,9 @@ class SampledIndex(StoredIndex):
         rest = scores @ self.vectors[drawn].to(scores).T
         if base is not None:
             rest = rest + base[..., drawn.to(base.device)].to(rest)
-        seen = torch.stack([torch.isin(drawn, row) for row in ids]) | torch.isin(drawn, self.store.dead)
+        seen = torch.isin(drawn, self.store.dead).repeat(len(ids), 1)
+        for own, row in zip(seen, ids, strict=True):
+            own |= torch.isin(drawn, row)
         found, missing = self._scores(queries, ids, prior), ids < 0
         if without is not None:
             seen |= _left_out(without, drawn.expand(len(queries), -1))

@@ -171,7 +171,8 @@ class Store:
         return self.version is not None and bool(self.ledger.structures(self.version, kind))
 
     def structure(self, kind: str | None) -> tuple[str, Path] | None:
-        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared."""
+        """A search structure stored beside the rows (any, or of this kind), once its hash has been compared; None where
+        there is none, or its file was deleted."""
         assert self.folder is not None  # a structure stands beside rows on a disk
         assert self.version is not None
         found = self.ledger.structures(self.version, kind)
@@ -181,7 +182,10 @@ class Store:
         try:
             there = sha256_of(self.folder / file)
         except FileNotFoundError:
-            raise ReplacedError(self.folder) from None
+            now = self.ledger.present()
+            if now is None or now.id != self.version.id:
+                raise ReplacedError(self.folder) from None
+            return None
         if there != sha256:
             raise StoreError(f"{self.folder / file} has changed since it was written: delete it, and it is built again")
         return name, self.folder / file
@@ -200,6 +204,7 @@ class Store:
                 with self.ledger.transaction():  # in which no other process states another's hash
                     now = self.ledger.still(self.version)
                     os.replace(partial, path)
+                    _flush(self.folder)  # the file's name, before it is stated
                     self.ledger.put_structure(now, kind, path.name, rows, sha256)
             finally:
                 partial.unlink(missing_ok=True)
@@ -255,7 +260,7 @@ class Store:
 
         Killed, the same call goes on behind the last batch that was done; a call with other documents goes on as far as
         both agree. Documents that the present version holds with the same content, made with the same manifest, are
-        copied and not encoded.
+        copied and not encoded. What another process changes in it meanwhile is refused at the end, and nothing is lost.
 
         Args:
             batches: documents, a few thousand passages at a time: what memory holds, and what a kill can lose.
@@ -263,6 +268,7 @@ class Store:
         Returns:
             The passages that were encoded.
         """
+        looked = self.ledger.looked()
         version = self.ledger.begin(as_manifest(manifest), self.dtype, resume=True)
         if self.folder is not None and version.rows and not self._file(version).exists():  # deleted, to make room
             self.ledger.cut(version, 0)
@@ -292,7 +298,7 @@ class Store:
         if agreed < len(begun):
             kept = self.ledger.cut(version, agreed)
             self._put(version, begun[kept:agreed], rows_of, replace=True)
-        self._publish(version)
+        self._publish(version, looked)
         return encoded
 
     def remove(self) -> None:
@@ -321,12 +327,13 @@ class Store:
         if self.version is None or not len(self):
             raise ValueError("an index needs at least one passage, got none: add documents before it is saved")
         target = Store(folder, dtype or self.rows.dtype)
+        looked = target.ledger.looked()
         version = target.ledger.begin(self.version.manifest, target.dtype, resume=False)
         target._sweep()
         for batch in _batches(self.sources()):
             rows = torch.cat([self.rows[where] for _, where in batch]) if len(batch) > 1 else self.rows[batch[0][1]]
             target._put(version, [source for source, _ in batch], rows, replace=False)
-        target._publish(version)
+        target._publish(version, looked)
 
     def _open_version(self) -> Version:
         """The version that readers see, as it is now; an empty one where there is none."""
@@ -403,13 +410,13 @@ class Store:
             self._held[version.id].put(start, block)
             start += len(block)
 
-    def _publish(self, version: Version) -> None:
+    def _publish(self, version: Version, looked: tuple[int, ...]) -> None:
         now = self.ledger.still(version)
         if not now.rows:
             raise ValueError("an index needs at least one passage, got none: were any documents read?")
         if self.folder is not None:
             _flush(self.folder)  # the new file's name, before it is the one that counts
-        self.ledger.publish(version)
+        self.ledger.publish(version, looked)
         self.reload()
         self._sweep()
 

@@ -50,6 +50,16 @@ def test_a_saved_folder_lists_each_file_with_its_hash_and_size(tmp_path: Path) -
     assert names(tmp_path / "new") == ["model"]
 
 
+def test_a_file_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:
+    """Linux takes any bytes for a name."""
+    try:
+        with write_folder(tmp_path / "model") as folder:
+            (folder / os.fsdecode(b"caf\xe9")).write_bytes(b"abc")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    assert list(check_folder(tmp_path / "model")["files"]) == [os.fsdecode(b"caf\xe9")]
+
+
 def test_a_hash_in_blocks_is_the_hash_of_the_whole(tmp_path: Path) -> None:
     """A file of two and a bit blocks hashes like its bytes in one piece."""
     import hashlib

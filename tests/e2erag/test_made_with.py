@@ -73,6 +73,16 @@ def test_a_system_that_changed_since_it_was_indexed_is_not_saved_before_it_is_me
     assert torch.equal(again.index_.vectors, rag.index_.vectors)
 
 
+def test_vectors_of_another_length_are_refused_and_mended(rag: RAG, tmp_path: Path) -> None:
+    """The same weights with another `truncate_dim` make other rows."""
+    rag.model.retriever.passage.dim = 16
+    with pytest.raises(RuntimeError, match=r"and dim changed since: call rag\.refresh\(\) and save again"):
+        rag.save_pretrained(tmp_path / "system")
+    rag.refresh()
+    assert rag.index_.vectors.shape[1] == 17
+    assert rag.indexer.changed(rag.index_.manifest, rag.corpus, rag.config.mode) == []
+
+
 def test_the_query_tower_alone_may_change() -> None:
     """No row depends on it, so an index stays what it is."""
     rag = tiny_rag(retriever=RetrieverConfig(tied=False))

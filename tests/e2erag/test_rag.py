@@ -1,6 +1,7 @@
 """The system as a user meets it: index, ask, cite, save, load, and what bad input is told."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -355,3 +356,22 @@ def test_an_extractor_of_another_build_is_told_in_one_line(
     monkeypatch.setattr("e2erag.rag.load_file", lambda path: lacking)
     with pytest.raises(ManifestError, match="holds an extractor of another build of e2erag: load it with that one"):
         RAG.from_pretrained(tmp_path / "system")
+
+
+def test_a_file_whose_name_is_not_utf_8_is_saved_and_loaded_by_that_name(tmp_path: Path) -> None:
+    """Old archives have such names, and Linux takes any bytes: what is indexed can be saved, cited and deleted."""
+    files = tmp_path / "files"
+    files.mkdir()
+    name = files / os.fsdecode(b"caf\xe9.txt")
+    try:
+        name.write_text("the pilot was 85 years")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    (files / "日本.txt").write_text("seats 4")
+    system = tiny_rag()
+    assert system.index(files, progress=False) == []
+    system.save_pretrained(tmp_path / "system")
+    again = RAG.from_pretrained(tmp_path / "system")
+    assert again.corpus.documents == system.corpus.documents
+    assert str(name) in {citation.file for citation in again.ask("how old was the pilot ?").citations}
+    assert again.delete(name) == 1

@@ -1,5 +1,6 @@
 """Approximate search: how much it finds, and how far its estimate of log Z is from log Z."""
 
+import os
 import re
 from pathlib import Path
 
@@ -140,3 +141,26 @@ def test_a_structure_needs_a_folder_a_known_kind_and_its_hash(store: Store, tmp_
     path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
     with pytest.raises(StoreError, match=r"Flat-1.faiss has changed since it was written: delete it"):
         FaissIndex.load(tmp_path / "index").search(torch.ones(1, DIM), 1)
+    path.unlink()
+    again = FaissIndex(Store.open(tmp_path / "index"), "Flat")
+    assert torch.equal(again.search(store.rows[:1], 5).ids, ExactIndex(store).search(store.rows[:1], 5).ids)
+    assert path.exists()
+    assert again.store.structure("Flat") == ("Flat", path)
+
+
+def test_a_structures_name_is_on_the_disk_before_it_is_stated(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is flushed after the rename: a power cut can't leave a ledger that names what isn't there."""
+    store.save(tmp_path)
+    index, flush, seen = FaissIndex(Store.open(tmp_path), "Flat"), os.fsync, []
+
+    def flushed(descriptor: int) -> None:
+        if os.path.samestat(os.fstat(descriptor), tmp_path.stat()):
+            seen.append(((tmp_path / "Flat-1.faiss").exists(), index.store.has_structure("Flat")))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    index.search(torch.ones(1, DIM), 1)
+    assert seen == [(True, False)]
+    assert index.store.has_structure("Flat")

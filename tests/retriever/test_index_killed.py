@@ -244,6 +244,41 @@ def test_a_document_that_comes_in_two_batches_is_refused(tmp_path: Path) -> None
         Store.open(tmp_path)
 
 
+CHANGES: dict[str, Callable[[Store], Any]] = {
+    "added": lambda store: store.add([Source("50", "1", 2)], rows_of),
+    "added, without a passage": lambda store: store.add([Source("50", "1", 0)], rows_of),
+    "updated": lambda store: store.update(sources(3)[1], rows_of),
+    "deleted": lambda store: store.delete(["0.0"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("way", ["build", "save"])
+def test_what_another_process_changes_while_a_new_version_is_written_is_not_lost(
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go with the version that is replaced: that one stays, and the same call then ends what it began."""
+    build(tmp_path, 1)
+    put, calls, seen = Store._put, [], []
+
+    def write() -> None:
+        save(tmp_path) if way == "save" else build(tmp_path, 2)
+
+    def meanwhile(store: Store, *args: Any, **kwargs: Any) -> int:
+        if store.folder is not None and not calls:
+            calls.append(1)
+            CHANGES[name](Store(tmp_path))
+            seen.extend(Store.open(tmp_path).sources())
+        return put(store, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "_put", meanwhile)
+    with pytest.raises(StoreError, match="let one write at a time, and call again"):
+        write()
+    assert seen == list(Store.open(tmp_path).sources())
+    write()
+    assert content(tmp_path) == [rows_of([source]).tolist() for batch in sources(2) for source in batch]
+
+
 def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path) -> None:
     """Twenty builds in a row: whoever opens the folder meanwhile gets one version, all of it, and keeps it."""
     build(tmp_path / "a", 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
-from e2erag.retriever.index import check_queries
+from e2erag.retriever.index import Without, check_queries
 from e2erag.retriever.sampled import SAMPLE
 
 DIM = 8
@@ -84,6 +84,18 @@ def test_what_a_questions_own_prior_lifts_above_all_is_found_and_counted(index: 
     rest = (scores - log_z[:, None]).exp().scatter(1, hits.ids, 0)
     error = 0 if index.exact else (len(rows) / SAMPLE * rest.max(1).values * rest.sum(1)).sqrt()
     assert ((index.log_z(queries, hits, None, prior) - log_z).abs() <= 4 * error + 1e-4).all()
+
+
+@pytest.mark.parametrize("prior", ["stored", "of the corpus", "of each question"])
+def test_no_queries_find_nothing_and_have_no_log_z(index: Index, prior: str) -> None:
+    """An empty batch has an empty answer, with a gradient that is empty too."""
+    queries = torch.ones(0, DIM, requires_grad=True)
+    given_ = {"stored": None, "of the corpus": torch.zeros(101), "of each question": torch.zeros(0, 101)}[prior]
+    hits = index.search(queries, 3, given_)
+    assert hits.ids.shape == hits.scores.shape == (0, 3)
+    log_z = index.log_z(queries, hits, Without(torch.tensor([5]), torch.ones(0, 1, dtype=torch.bool)), given_)
+    assert log_z.shape == index.log_z(queries, hits, None, given_).shape == (0,)
+    assert torch.autograd.grad(log_z.sum(), queries)[0].shape == (0, DIM)
 
 
 def test_what_is_added_is_found_and_costs_nothing_twice(index: Index) -> None:
