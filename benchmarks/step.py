@@ -50,6 +50,7 @@ from e2erag.rag import RAG
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
 from e2erag.testing import WORDS, ReaderKind, tiny_document, tiny_encoder, tiny_generator
 from e2erag.train import marginal, rag_sequence
+from e2erag.train.objectives import negligible
 
 DIM, LAYERS, BATCH, K, PASSAGES = 256, 4, 4, 4, 128
 FEW, MANY = 5, 10
@@ -95,10 +96,11 @@ def system(reader: ReaderKind, passages: int, k: int) -> RAG:
     return rag
 
 
-def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], negligible: float) -> Tensor:
+def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], share: float) -> Tensor:
     """One step's loss and gradient, as `fit` takes them."""
     rag.model.zero_grad(set_to_none=True)
-    terms = rag.terms(asked, k, "soft", negligible=negligible, tail=objective is not rag_sequence)
+    share, tail = negligible((objective.__name__,), share)
+    terms = rag.terms(asked, k, "soft", negligible=share, tail=tail)
     losses = objective(terms)
     losses.mean().backward()
     return losses.detach()

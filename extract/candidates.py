@@ -157,7 +157,7 @@ def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, 
         raise ValueError(f"a chunk has at least one token and overlaps by less than itself, got {size} and {overlap}")
     n = len(document)
     if tokens is None:
-        tokens = np.asarray([-(-len(text) // 4) for text in document.texts], np.int64)
+        tokens = _estimated(document, tables=False)[0]
     total = np.concatenate([[0], np.cumsum(tokens)])
     passages, start = [], 0
     while start < n:

@@ -93,15 +93,16 @@ class _Widths(dict[int, float]):
 
 
 def _encoded(resource: Any) -> dict[int, str]:
-    """Characters of codes that a Type 1 font's own /Encoding names, and neither a map to Unicode nor its file has a say
-    in (ISO 32000-1, 9.6.6.2); pypdf lets the file overrule it."""
-    named, descriptor = _get(resource, "/Encoding"), _get(resource, "/FontDescriptor")
-    if named is None or descriptor is None or "/ToUnicode" in resource or _get(resource, "/Subtype") != "/Type1":
+    """Of a Type 1 font with a file and no map to Unicode, the characters of codes that its own /Encoding names.
+
+    The file has no say in them (ISO 32000-1, 9.6.6.2), and pypdf lets it overrule them."""
+    named, descriptor = _get(resource, "/Encoding"), _get(resource, "/FontDescriptor", {})
+    plain = {key: value for key, value in descriptor.items() if not key.startswith("/FontFile")}
+    own = named is not None and len(plain) < len(descriptor)
+    if not own or "/ToUnicode" in resource or _get(resource, "/Subtype") != "/Type1":
         return {}
     bare = DictionaryObject(resource)
-    bare[NameObject("/FontDescriptor")] = DictionaryObject(
-        {key: value for key, value in descriptor.items() if not key.startswith("/FontFile")}
-    )
+    bare[NameObject("/FontDescriptor")] = DictionaryObject(plain)
     encoding = PypdfFont.from_font_resource(bare).encoding
     if not isinstance(encoding, dict):
         return {}
