@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from e2erag.extract.tokens import LineTokens, buckets, pad, per_call
+from e2erag.retriever.gate_mask import gate_mask
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.lora import load_lora, save_lora, without_lora
 
@@ -253,14 +254,9 @@ class Encoder(nn.Module):
         attend: bool = True,
     ) -> Float[Tensor, "rows dim"]:
         """One padded batch; vectors in float32 whatever the precision inside."""
-        attention: Tensor = mask.long()
+        attention: Tensor | dict[str, Tensor] = mask.long()
         if log_gates is not None and attend:
-            closed = torch.finfo(log_gates.dtype).min
-            attention = torch.where(mask, log_gates, closed)[:, None, None, :]
-            if self.causal:  # a ready-made 4-D mask is taken as it is, so it must be causal itself
-                n = ids.shape[1]
-                below = torch.ones(n, n, dtype=torch.bool, device=ids.device).tril()
-                attention = torch.where(below, attention, closed)
+            attention = gate_mask(self.transformer, log_gates, mask, self.causal)
         hidden = self._hidden(ids, attention, position_ids)
         if self.pooling == "mean":
             pooled = mask & (torch.arange(ids.shape[1], device=ids.device) >= skip)
@@ -276,7 +272,7 @@ class Encoder(nn.Module):
     def _hidden(
         self,
         ids: Int[Tensor, "rows tokens"],
-        attention: Tensor,
+        attention: Tensor | dict[str, Tensor],
         position_ids: Int[Tensor, "rows tokens"] | None = None,
     ) -> Float[Tensor, "rows tokens dim"]:
         extra = {} if position_ids is None else {"position_ids": position_ids}

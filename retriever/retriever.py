@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
+from e2erag.retriever.gate_mask import check_attention
 from e2erag.retriever.lora import add_lora
 
 NUMBERS = "numbers.safetensors"
@@ -74,7 +75,8 @@ class Retriever(nn.Module):
                 'use gates="attend", or a model with mean pooling'
             )
         if c.gates == "attend":
-            _check_attention(encoder)
+            pools = 'RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else ""
+            check_attention(encoder.transformer, encoder.max_tokens, f"{pools}another encoder")
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
@@ -135,22 +137,6 @@ class Retriever(nn.Module):
             for name, number in numbers.items():
                 number.data = saved[name]
         return retriever
-
-
-def _check_attention(encoder: Encoder) -> None:
-    """Refuse models whose own attention a gate's mask would put out of force."""
-    config = encoder.transformer.config
-    slides = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    local = getattr(config, "local_attention", None)  # so many tokens, half of them on each side
-    reach = min(slides or math.inf, local / 2 if local else math.inf)
-    kind = str(getattr(config, "model_type", ""))
-    if reach < encoder.max_tokens or kind.startswith("deberta"):
-        raise ValueError(
-            f'gates="attend" adds to every attention logit, and {kind or "this model"} has attention of its own '
-            f"({'windows' if reach < encoder.max_tokens else 'disentangled'}), which that would replace: use "
-            + ('RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else "")
-            + "another encoder"
-        )
 
 
 def log_prob_found(

@@ -17,22 +17,25 @@ from transformers import (
     ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    Starcoder2Config,
 )
 
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
+from e2erag.retriever.gate_mask import gate_mask
 from e2erag.testing import tiny_encoder
 
 LINES = ["the pilot was 85 years", "engine maker lycoming"]
 
 
-def encoder_of(config: PretrainedConfig, tmp_path: Path) -> Encoder:
+def encoder_of(config: PretrainedConfig, tmp_path: Path, pooling: str = "mean") -> Encoder:
     """Random weights of any architecture behind the tiny tokenizer."""
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     tiny_encoder().tokenizer.save_pretrained(tmp_path)
-    parts = [Transformer(str(tmp_path), max_seq_length=64), Pooling(32, "mean")]
+    parts = [Transformer(str(tmp_path), max_seq_length=64), Pooling(32, pooling)]
     return Encoder(SentenceTransformer(modules=parts, device="cpu").eval())
 
 
@@ -68,11 +71,52 @@ def test_open_gates_are_the_plain_model_whatever_the_architecture(config: Pretra
     assert (half - plainly).abs().max() > 1e-4
 
 
+WINDOWED = [
+    MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=3),
+    ModernBertConfig(**SMALL, local_attention=6, global_attn_every_n_layers=2),
+    ModernBertConfig(**SMALL, local_attention=6, global_attn_every_n_layers=1),  # no layer with a window
+    *(
+        kind(**SMALL, num_key_value_heads=2, sliding_window=3, use_sliding_window=True, max_window_layers=full)
+        for kind in (Qwen2Config, Qwen3Config)
+        for full in (0, 1)
+    ),
+    Qwen2Config(**SMALL, num_key_value_heads=2, sliding_window=3, use_sliding_window=False),
+]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize("config", WINDOWED, ids=lambda config: config.model_type)
+def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp_path: Path) -> None:
+    """Gates of one are the plain model, token by token, where texts are longer than what a layer looks at; and a gate
+    acts, whatever the pooling, on tokens that see it."""
+    encoder = encoder_of(config, tmp_path, pooling)
+    retriever = Retriever(encoder, RetrieverConfig())
+    lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
+    plainly = retriever.encode_passages(lines, every)
+    gated = retriever.encode_passages(lines, every, torch.zeros(2), every)
+    torch.testing.assert_close(gated, plainly, atol=1e-5, rtol=0)
+    ids = torch.arange(2, 26)[None].repeat(2, 1)
+    there = torch.ones_like(ids, dtype=torch.bool)
+    there[1, 20:] = False
+    with torch.no_grad():
+        bias = gate_mask(encoder.transformer, torch.zeros(2, 24), there, encoder.causal)
+        states = encoder._hidden(ids, bias)
+        torch.testing.assert_close(states[there], encoder._hidden(ids, there.long())[there], atol=1e-5, rtol=0)
+        turned = torch.zeros(2, 24)
+        turned[:, 12] = -5.0
+        moved = encoder._hidden(ids, gate_mask(encoder.transformer, turned, there, encoder.causal)) - states
+    sees = moved[0].abs().amax(1) > 1e-6
+    assert sees[12]
+    assert not (encoder.causal and sees[:12].any())
+    reach = 4 if not encoder.causal else 3  # tokens beside it that its window holds, plus one; two layers reach twice
+    if "full_attention" not in (getattr(config, "layer_types", None) or [config.model_type]):
+        assert not sees[12 + 2 * reach :].any()
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32),
-        ModernBertConfig(**SMALL, local_attention=32),
+        Starcoder2Config(**SMALL, num_key_value_heads=2, sliding_window=32),
         DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
     ],
     ids=lambda config: config.model_type,
@@ -80,7 +124,7 @@ def test_open_gates_are_the_plain_model_whatever_the_architecture(config: Pretra
 def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
     config: PretrainedConfig, tmp_path: Path
 ) -> None:
-    """A mask of gates would take its windows away."""
+    """A mask of gates would take it away."""
     encoder = encoder_of(config, tmp_path)
     with pytest.raises(ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"pool\"\)"):
         Retriever(encoder, RetrieverConfig())
