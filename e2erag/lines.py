@@ -130,6 +130,8 @@ class Lines:
             def rows(new: Sequence[Source]) -> Float[Tensor, "entries columns"]:
                 return beside(new, work.known, held.rows, encoded) if held is not None else encoded(new)
 
+            if not work.known and work.store.folder is None:
+                batches = [slice(None)]  # they stay where they are made
             work.store.build((work.sources[batch] for batch in batches), rows, work.manifest)
         self.store = work.store
         first = {source.name: where.start for source, where in work.store.sources()}

@@ -17,8 +17,7 @@ class LineSums:
     they are (n + 1) · (width + 1) · 4 bytes a passage, so about n times what an index stores.
 
     Attributes:
-        sums: Σ h over each entry's tokens.
-        tokens: how many these are.
+        rows: [Σ h ; tokens] of each entry's tokens and how many these are: what is stored, for it depends on no gate.
         passage: the passage that each entry belongs to.
         slot: each entry's gate, −1 where there is none.
         count: number of passages.
@@ -26,8 +25,7 @@ class LineSums:
         dim: components of a vector, the first of h's.
     """
 
-    sums: Float[Tensor, "entries width"]
-    tokens: Float[Tensor, " entries"]
+    rows: Float[Tensor, "entries columns"]
     passage: Int[Tensor, " entries"]
     slot: Int[Tensor, " entries"]
     count: int
@@ -45,22 +43,15 @@ class LineSums:
     ) -> "LineSums":
         """From `rows` as they are stored; `sizes` are each passage's entries."""
         passage = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(rows.device)
-        gate = torch.from_numpy(slot).to(rows.device)
-        return cls(rows[:, :-1], rows[:, -1], passage, gate, len(sizes), normalize, dim)
-
-    @property
-    def rows(self) -> Float[Tensor, "entries columns"]:
-        """[Σ h ; tokens] of every entry: what is stored, for it depends on no gate."""
-        return torch.cat([self.sums, self.tokens[:, None]], 1)
+        return cls(rows, passage, torch.from_numpy(slot).to(rows.device), len(sizes), normalize, dim)
 
     def pool(self, log_gates: Float[Tensor, " slots"]) -> Float[Tensor, "passages dim"]:
         """Σ_l w_l Σ_{t∈l} h_t / Σ_l w_l n_l of every passage; gradient flows into the gates."""
-        gate = F.pad(log_gates, (0, 1)).to(self.sums)[self.slot].exp()
-        total = self.sums.new_zeros(self.count, self.sums.shape[1]).index_add(
-            0, self.passage, gate[:, None] * self.sums
+        gate = F.pad(log_gates, (0, 1)).to(self.rows)[self.slot].exp()
+        total = self.rows.new_zeros(self.count, self.rows.shape[1]).index_add(
+            0, self.passage, gate[:, None] * self.rows
         )
-        weight = total.new_zeros(self.count).index_add(0, self.passage, gate * self.tokens)
-        vectors = total / weight.clamp_min(1e-9)[:, None]
+        vectors = total[:, :-1] / total[:, -1:].clamp_min(1e-9)
         return (F.normalize(vectors, dim=-1) if self.normalize else vectors)[:, : self.dim]
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from e2erag import RAGConfig, indexing
 from e2erag.extract import ExtractorConfig
-from e2erag.retriever import IndexConfig, table
+from e2erag.retriever import IndexConfig, RetrieverConfig, table
 from e2erag.testing import tiny_document, tiny_rag
 
 def status(entry):
@@ -34,15 +34,20 @@ def laid_out(*lines, large="pilot"):
 def peak(step, make):
     Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
     before = status("VmRSS")
-    index = make()
-    assert len(index) == 3000
-    print(step, (status("VmHWM") - before) / (index.vectors.numel() * 2))
-    return index
+    rows = make()
+    print(step, (status("VmHWM") - before) / rows.nbytes)
+    return rows
 
 def encode(corpus, *old, folder=None):
     judged = rag.indexer._judged(corpus, "soft")
     rag.indexer._judged = lambda *_: judged  # what gates take is no matter of rows
-    return lambda: rag.indexer.encode(corpus, "soft", IndexConfig(folder=folder, dtype="float16"), *old)
+
+    def make():
+        indexes.append(rag.indexer.encode(corpus, "soft", IndexConfig(folder=folder, dtype="float16"), *old))
+        assert len(indexes[-1]) == 3000 or len(indexes) == 1
+        return indexes[-1].vectors
+
+    return make
 
 torch.set_num_threads(1)
 indexing.AT_ONCE = indexing.PORTION = 128
@@ -50,17 +55,39 @@ table._CONVERTED = 64
 lines = ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=0, kinds=())
 rag = tiny_rag(extractor=lines, config=RAGConfig(mode="soft", precision="float32"))
 judge, rag.model.encode = rag.indexer._judged, lambda corpus, passages, *_: torch.randn(len(passages), 8193)
+indexes = []
 encode(laid_out(20, 20))()  # libraries take what is theirs
 rag.indexer._judged = judge
 corpus = laid_out(50, 2900, 50)
-index = peak("memory", encode(corpus))
+peak("memory", encode(corpus))
+index = indexes[-1]
 everything = torch.arange(len(corpus.passages))
-peak("share", lambda: rag.indexer.encode_some(corpus, index, everything, "soft", IndexConfig()))
+peak("share", lambda: rag.indexer.encode_some(corpus, index, everything, "soft", IndexConfig()).vectors)
 peak("folder", encode(corpus, folder=sys.argv[1]))
 rag.indexer._judged = judge
 other = laid_out(50, 2900, 50, large="engine")
 peak("memory, with rows that are known", encode(other, index))
 peak("folder, with rows that are known", encode(other, folder=sys.argv[1]))
+
+pooled = tiny_rag(
+    extractor=lines, retriever=RetrieverConfig(gates="pool"), config=RAGConfig(mode="soft", precision="float32")
+)
+encoder = pooled.model.retriever.passage
+encoder.width, encoder.token_budget = 8192, 64
+encoder._hidden = lambda ids, *_: torch.randn(*ids.shape, 8192)
+
+def sums(corpus, folder=None):
+    work = pooled.indexer.lines.work(corpus, pooled.indexer.made_with(corpus, "soft"), folder)
+    entries = pooled.indexer._pooled(corpus, "soft", pooled.indexer._judged(corpus, "soft"), torch.float32).entries
+    batches = indexing._batches(corpus.sources())
+    return lambda: pooled.indexer.lines.sums(corpus, work, batches, entries).rows
+
+sums(laid_out(20, 20))()
+corpus = laid_out(2, 1000, 2)
+pooled.indexer.lines.store = None
+peak("sums in memory", sums(corpus))
+pooled.indexer.lines.store = None
+peak("sums in a folder", sums(corpus, sys.argv[1]))
 """
 
 
@@ -72,7 +99,7 @@ def test_rows_are_held_once_while_an_index_is_made(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PEAKS, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=system)
     peaks = {step: float(peak) for step, peak in (line.rsplit(" ", 1) for line in run.stdout.splitlines())}
-    assert len(peaks) == 5
+    assert len(peaks) == 7
     assert all(peak < 1.5 for peak in peaks.values()), peaks
 
 

@@ -57,7 +57,7 @@ def test_pooling_anew_has_the_gradient_that_finite_differences_confirm() -> None
     """d(vectors)/d(log w) of stored sums, in float64."""
     encoder = tiny_encoder()
     sums = encoder.line_sums(encoder.lines(LINES), PASSAGES, SLOTS)
-    sums = replace(sums, sums=sums.sums.double(), tokens=sums.tokens.double())
+    sums = replace(sums, rows=sums.rows.double())
     gates = (-torch.rand(10, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(sums.pool, gates)
 
