@@ -391,7 +391,7 @@ class Indexer:
             "encoder": fingerprint(encoder),
             "tokenizer": corpus.tokenizer,
             "prompts": {"document": encoder.prompt("document"), "pooled": encoder.pool_prompt},
-            "pooling": {"mode": encoder.pooling, "normalize": encoder.normalize, "gates": retriever.config.gates},
+            "pooling": encoder.settings() | {"gates": retriever.config.gates},
             "dim": encoder.dim,
             "prior_weight": retriever.config.prior_weight,
             "extractor": fingerprint(extractor),

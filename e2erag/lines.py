@@ -66,7 +66,7 @@ class Summed(NamedTuple):
         chosen, encoder = passages.cpu().numpy(), model.retriever.passage
         sizes = np.diff(ends)[chosen]
         rows = self.rows[torch.from_numpy(runs(self.begin[chosen], sizes))].to(gates.retrieve.device)
-        sums = LineSums.of(rows, slots[runs(ends[chosen], sizes)], sizes, encoder.normalize, encoder.dim)
+        sums = LineSums.of(rows, slots[runs(ends[chosen], sizes)], sizes, encoder.finish)
         return model.retriever.passage_rows(sums.pool(gates.retrieve), log_prior[passages])
 
 

@@ -28,6 +28,8 @@ from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.lora import load_lora, save_lora, without_lora
 
 POOLING = ("mean", "cls", "lasttoken")
+HEAD = ("Dense", "Dropout", "LayerNorm", "Normalize")
+"""Modules of sentence-transformers that may follow pooling, in any number and order."""
 PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 """Names of a model's prompts for questions and passages, as `encode_query` and `encode_document` look for them."""
 
@@ -38,8 +40,9 @@ class Encoder(nn.Module):
     """Tokens of passages (or a question) in, one vector each out.
 
     Attributes:
+        width: components of a token's state, and of what is pooled.
         dim: components of a vector: the first `truncate_dim` where the model's configuration has that, taken after its
-            Normalize, as sentence-transformers does.
+            head, as sentence-transformers does.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -52,26 +55,31 @@ class Encoder(nn.Module):
     def __init__(self, model: SentenceTransformer, token_budget: int = 2048, held_tokens: int = 16384) -> None:
         super().__init__()
         names = [type(module).__name__ for module in model]
-        if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        if names[:2] != ["Transformer", "Pooling"] or not all(map(_of_vectors, list(model)[2:])):
             raise ValueError(
-                "a retriever is a sentence-transformers model made of Transformer, Pooling and (optionally) "
-                f"Normalize; this one is {' → '.join(names)}"
+                "a retriever is a sentence-transformers model made of Transformer, Pooling and any of "
+                f"{', '.join(HEAD)} that change the sentence's vector; this one is {' → '.join(names)}"
             )
         self.model = model
         settings: dict[str, Any] = model[1].get_config_dict()  # type: ignore[operator]  # nn.Module hides its methods
         self.pooling = str(settings["pooling_mode"])
         self.width = int(settings["embedding_dimension"])
-        self.dim = min(self.width, model.truncate_dim or self.width)
+        size = [self.width, *(int(module.out_features) for module in self.head if hasattr(module, "out_features"))][-1]
+        self.dim = min(size, model.truncate_dim or size)
         if self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, this model has {self.pooling!r}")
         self.pool_prompt = bool(settings.get("include_prompt", True))
-        self.normalize = len(names) == 3
         self.causal = any(getattr(module, "is_causal", False) for module in self.transformer.modules())
         self.token_budget, self.held_tokens = token_budget, held_tokens
 
     @property
     def transformer(self) -> Any:
         return self.model[0].auto_model
+
+    @property
+    def head(self) -> list[Any]:
+        """The model's own modules that come after pooling."""
+        return list(self.model)[2:]
 
     @property
     def tokenizer(self) -> Any:
@@ -86,6 +94,11 @@ class Encoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.transformer.device
+
+    def settings(self) -> dict[str, Any]:
+        """How vectors are made of tokens' states, beside the weights."""
+        head = [{"module": type(module).__name__, **module.get_config_dict()} for module in self.head]
+        return {"mode": self.pooling, "head": head}
 
     def token_fingerprint(self) -> str:
         """A hash of the tokenizer and the longest input: two encoders that share it cut texts into the same tokens."""
@@ -170,7 +183,7 @@ class Encoder(nn.Module):
             hidden = self._hidden(batch.ids, batch.mask.long())[pooled].to(rows.dtype)
             rows.index_add_(0, at, F.pad(hidden, (0, 1), value=1.0))
         slot = np.concatenate([np.append(slot, -1) for slot in slots]) if len(slots) else np.zeros(0, np.int64)
-        return LineSums.of(rows, slot, sizes, self.normalize, self.dim)
+        return LineSums.of(rows, slot, sizes, self.finish)
 
     @property
     def room(self) -> int:
@@ -267,7 +280,15 @@ class Encoder(nn.Module):
             vectors = hidden[:, skip]
         else:
             vectors = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
-        return (F.normalize(vectors, dim=-1) if self.normalize else vectors)[:, : self.dim]
+        return self.finish(vectors)
+
+    def finish(self, pooled: Float[Tensor, "rows width"]) -> Float[Tensor, "rows dim"]:
+        """What comes after pooling, in float32: the model's head, and the components that are kept."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            features = {"sentence_embedding": pooled}
+            for module in self.head:
+                features = module(features)
+        return features["sentence_embedding"][:, : self.dim]
 
     def _hidden(
         self,
@@ -288,7 +309,7 @@ class Encoder(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "Encoder":
         """From a local folder or a hub id, as `SentenceTransformer` takes it; never with remote code."""
-        encoder = cls(SentenceTransformer(str(folder), device="cpu", trust_remote_code=False))
+        encoder = cls(SentenceTransformer(str(folder), device="cpu", trust_remote_code=False).eval())
         load_lora(encoder.transformer, Path(folder) / "lora")
         return encoder
 
@@ -300,6 +321,12 @@ class _Batch(NamedTuple):
     ids: Int[Tensor, "rows tokens"]
     mask: Bool[Tensor, "rows tokens"]
     owner: Int[Tensor, "rows tokens"] | None
+
+
+def _of_vectors(module: Any) -> bool:
+    """Whether a module makes a sentence's vector of a sentence's vector."""
+    names = (getattr(module, f"module_{end}_name", "sentence_embedding") for end in ("input", "output"))
+    return type(module).__name__ in HEAD and all(name == "sentence_embedding" for name in names)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Passages as sums over their lines, so that other gates give other vectors without the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,16 +22,14 @@ class LineSums:
         passage: the passage that each entry belongs to.
         slot: each entry's gate, −1 where there is none.
         count: number of passages.
-        normalize: whether the model's vectors have unit length.
-        dim: components of a vector, the first of h's.
+        finish: what the model makes of pooled states (`Encoder.finish`).
     """
 
     rows: Float[Tensor, "entries columns"]
     passage: Int[Tensor, " entries"]
     slot: Int[Tensor, " entries"]
     count: int
-    normalize: bool
-    dim: int
+    finish: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(
@@ -38,21 +37,19 @@ class LineSums:
         rows: Float[Tensor, "entries columns"],
         slot: Int[np.ndarray, " entries"],
         sizes: Int[np.ndarray, " passages"],
-        normalize: bool,
-        dim: int,
+        finish: Callable[[Tensor], Tensor],
     ) -> "LineSums":
         """From `rows` as they are stored; `sizes` are each passage's entries."""
         passage = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(rows.device)
-        return cls(rows, passage, torch.from_numpy(slot).to(rows.device), len(sizes), normalize, dim)
+        return cls(rows, passage, torch.from_numpy(slot).to(rows.device), len(sizes), finish)
 
     def pool(self, log_gates: Float[Tensor, " slots"]) -> Float[Tensor, "passages dim"]:
-        """Σ_l w_l Σ_{t∈l} h_t / Σ_l w_l n_l of every passage; gradient flows into the gates."""
+        """Σ_l w_l Σ_{t∈l} h_t / Σ_l w_l n_l of every passage, finished; gradient flows into the gates."""
         gate = F.pad(log_gates, (0, 1)).to(self.rows)[self.slot].exp()
         total = self.rows.new_zeros(self.count, self.rows.shape[1]).index_add(
             0, self.passage, gate[:, None] * self.rows
         )
-        vectors = total[:, :-1] / total[:, -1:].clamp_min(1e-9)
-        return (F.normalize(vectors, dim=-1) if self.normalize else vectors)[:, : self.dim]
+        return self.finish(total[:, :-1] / total[:, -1:].clamp_min(1e-9))
 
     def __len__(self) -> int:
         """Number of passages."""

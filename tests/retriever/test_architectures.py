@@ -21,6 +21,7 @@ from transformers import (
     Qwen3Config,
     RobertaConfig,
     Starcoder2Config,
+    T5Config,
 )
 
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
@@ -56,6 +57,7 @@ SMALL = {
         Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
         MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),  # as far as texts go
         ModernBertConfig(**SMALL, local_attention=128),
+        T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0),
     ],
     ids=lambda config: config.model_type,
 )

@@ -1,12 +1,14 @@
 """What a sentence-transformers model's own configuration says is what is done, and is saved with it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Dropout, LayerNorm, Pooling
 
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
 from e2erag.testing import tiny_encoder, tiny_generator
@@ -70,7 +72,7 @@ def test_a_model_without_normalize_gives_vectors_of_its_own_length(pooling: str,
     assert (vectors.norm(dim=1) - 1).abs().min() > 0.1
     torch.testing.assert_close(vectors, plain(encoder.model), atol=1e-5, rtol=0)
     again = saved(encoder, tmp_path / "model")
-    assert not again.normalize
+    assert not again.head
     assert torch.equal(both(again), vectors)
 
 
@@ -86,6 +88,37 @@ def test_truncated_vectors_are_truncated(pooling: str, modules: int, tmp_path: P
     if pooling == "mean":
         lines = encoder.lines(LINES), [np.arange(2)], [np.arange(2)]
         torch.testing.assert_close(encoder.line_sums(*lines).pool(torch.zeros(2)), both(encoder)[1:])
+
+
+HEADS: dict[str, list[torch.nn.Module]] = {
+    "dense": [Dense(32, 24)],
+    "two and unit length": [Dense(32, 48, activation_function=None), Dense(48, 16), Normalize()],
+    "unit length, then dense": [Normalize(), Dense(32, 16, use_residual=True)],
+    "layer norm and dropout": [LayerNorm(32), Dropout(0.5)],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_models_head_is_its_own(pooling: str, head: str, tmp_path: Path) -> None:
+    """Whatever follows pooling: vectors as sentence-transformers has them, of their length, in float32 under autocast,
+    after saving, and pooled anew from sums over lines; gradient reaches every parameter of it."""
+    parts = [*list(tiny_encoder(pooling=pooling).model)[:2], *copy.deepcopy(HEADS[head])]
+    encoder = Encoder(SentenceTransformer(modules=parts, device="cpu").eval())
+    expected = plain(encoder.model)
+    torch.testing.assert_close(both(encoder), expected, atol=1e-5, rtol=0)
+    assert both(encoder).shape == (2, encoder.dim) == expected.shape
+    assert torch.equal(both(saved(encoder, tmp_path / "model")), both(encoder))
+    pooled = torch.randn(2, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.finish(pooled), encoder.finish(pooled).float())
+    assert encoder.finish(pooled).dtype == torch.float32
+    lines, every = encoder.lines(LINES), [np.arange(2)]
+    if pooling == "mean":
+        anew = encoder.line_sums(lines, every, every).pool(torch.zeros(2))
+        torch.testing.assert_close(anew, both(encoder)[1:], atol=1e-6, rtol=0)
+    encoder.encode_lines(lines, every).square()[:, :3].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for module in encoder.head for p in module.parameters())
 
 
 def test_a_tokenizer_that_reads_line_ends_gets_them() -> None:

@@ -113,12 +113,18 @@ def test_a_long_passage_is_cut_and_keeps_its_special_tokens() -> None:
     torch.testing.assert_close(vector, plain, atol=1e-6, rtol=0)
 
 
-def test_a_model_that_is_not_transformer_and_pooling_is_refused() -> None:
-    """A Dense head would be skipped silently, so it is an error that names what came."""
-    base = tiny_encoder().model
-    model = SentenceTransformer(modules=[base[0], base[1], Dense(32, 16)], device="cpu")
-    with pytest.raises(ValueError, match="Transformer → Pooling → Dense"):
-        Encoder(model)
+@pytest.mark.parametrize("named", ["before pooling", "token_embeddings", "two poolings"])
+def test_a_model_that_is_not_transformer_and_pooling_is_refused(named: str) -> None:
+    """What acts on tokens would be skipped silently, so it is an error that names what came."""
+    transformer, pooling, *_ = tiny_encoder().model
+    of_tokens = Dense(32, 16, module_input_name="token_embeddings")
+    parts, came = {
+        "before pooling": ([transformer, Dense(32, 32), pooling], "Transformer → Dense → Pooling"),
+        "token_embeddings": ([transformer, pooling, of_tokens], "Transformer → Pooling → Dense"),
+        "two poolings": ([transformer, pooling, Pooling(32)], "Transformer → Pooling → Pooling"),
+    }[named]
+    with pytest.raises(ValueError, match=f"that change the sentence's vector; this one is {came}"):
+        Encoder(SentenceTransformer(modules=parts, device="cpu"))
 
 
 def test_tied_towers_are_one_and_untied_towers_are_two() -> None:
