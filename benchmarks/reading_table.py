@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from e2erag.extract.tokens import pad
 from e2erag.generator import Generator, Row
+from e2erag.generator.cache import go_on
 from e2erag.models import resolve
 from e2erag.precision import autocast
 from e2erag.rag import GENERATOR, RETRIEVER
@@ -128,9 +129,9 @@ def read_on(generator: Generator, rows: Sequence[Row]) -> Tensor:
     ids = torch.from_numpy(pad(tails, generator.reader.pad_id))
     decoder = generator.model.get_decoder()
     with autocast(generator.device):
-        cache = decoder(input_ids=head, use_cache=True).past_key_values
+        _, cache = go_on(decoder, None, input_ids=head)
         cache.batch_repeat_interleave(len(rows))
-        hidden = decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden, _ = go_on(decoder, cache, input_ids=ids)
         start = torch.tensor([row.prompt - shared for row in rows])
         stop = torch.tensor([len(tail) for tail in tails])
         column = torch.arange(ids.shape[1])

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from e2erag.extract.tokens import pad
 from e2erag.generator.attention import TokenGates
+from e2erag.generator.cache import go_on
 from e2erag.generator.prompt import Row
 
 
@@ -72,15 +73,9 @@ class Causal:
                 mask = F.pad(mask, (0, 1), value=1)
                 where = {"attention_mask": mask, "position_ids": position}
                 bias = None if bias is None else F.pad(bias, (0, 1))  # an answer's token has no gate
-            out = self.model.get_decoder()(
-                input_ids=ids,
-                **where,
-                past_key_values=cache,
-                use_cache=True,
-                **({} if bias is None else {"key_bias": bias}),
-            )
-            cache = out.past_key_values
-            return out.last_hidden_state[:, -1]
+            gated = {} if bias is None else {"key_bias": bias}
+            hidden, cache = go_on(self.model.get_decoder(), cache, input_ids=ids, **where, **gated)
+            return hidden[:, -1]
 
         return step
 

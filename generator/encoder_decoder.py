@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from e2erag.extract.tokens import pad
 from e2erag.generator.attention import TokenGates
+from e2erag.generator.cache import go_on
 from e2erag.generator.prompt import Row
 
 
@@ -95,8 +96,7 @@ class EncoderDecoder:
         def step(chosen: Int[Tensor, " rows"] | None) -> Float[Tensor, "rows dim"]:
             nonlocal cache
             ids = start if chosen is None else chosen[:, None]
-            out = self.model.get_decoder()(input_ids=ids, past_key_values=cache, use_cache=True, **source)
-            cache = out.past_key_values
-            return out.last_hidden_state[:, -1]
+            hidden, cache = go_on(self.model.get_decoder(), cache, input_ids=ids, **source)
+            return hidden[:, -1]
 
         return step
