@@ -148,6 +148,28 @@ def test_a_structure_needs_a_folder_a_known_kind_and_its_hash(store: Store, tmp_
     assert again.store.structure("Flat") == ("Flat", path)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_structure_is_refused_and_is_built_again_once_deleted(kind: str, tmp_path: Path) -> None:
+    """A byte changed at its head, in its middle and at its end, cut short, emptied, something else: its hash tells."""
+    store = Store(tmp_path)
+    store.add([Source("a", "a", 500)], torch.randn(500, DIM))
+    queries = torch.randn(5, DIM)
+    hits = FaissIndex(store, kind).search(queries, 5)
+    path = tmp_path / f"{kind}-1.faiss"
+    content = path.read_bytes()
+    half = len(content) // 2
+    changed = [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in (0, half, len(content) - 1)]
+    for damaged in (*changed, content[:half], content[:-1], b"", b"not a structure"):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=rf"{kind}-1.faiss has changed since it was written: delete it, and it is"):
+            FaissIndex(Store.open(tmp_path), kind).search(queries, 5)
+    path.unlink()
+    again = FaissIndex(Store.open(tmp_path), kind).search(queries, 5)
+    assert torch.equal(again.ids, hits.ids)
+    torch.testing.assert_close(again.scores, hits.scores)
+    assert path.read_bytes() == content
+
+
 def test_a_structures_name_is_on_the_disk_before_it_is_stated(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
