@@ -102,6 +102,10 @@ def test_the_kind_follows_from_the_size_and_says_so(store: Store, tmp_path: Path
     ]:  # fmt: skip
         said_of = choose(rows, 385, room * giga)[1]
         assert re.search(rf": {expected} \(of made-up rows, far harder than texts\)", said_of), said_of
+    for rows, measured in [(500_000, "0.997"), (2_000_000, "0.978"), (10**7, "0.978")]:
+        said_of = choose(rows, 385, 8 * giga)[1]
+        assert said_of.endswith(f"; {measured} of 20,411 paragraphs, which says little of more"), said_of
+    assert "paragraphs" not in choose(10_000, 385)[1]
     assert "shard the corpus" in choose(10**9, 385, 8 * giga)[1]
     store.save(tmp_path / "index")
     said: list[str] = []
