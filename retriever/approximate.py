@@ -118,15 +118,27 @@ class FaissIndex(SampledIndex):
         return Hits(best.ids[:, :k], best.scores[:, :k])
 
     def save(self, folder: str | Path) -> None:
-        """Rows first, then the structure: copied where rows keep their numbers, built where they don't."""
+        """Rows first, then the structure: copied where rows keep their numbers, built where they don't.
+
+        Raises:
+            OSError: there is no room for either. A text that says that the rows are saved means that they are.
+        """
         super().save(folder)
         target = FaissIndex(Store.open(folder, verify=False), self.kind, self.report)
         self._follow()
         if not len(self.store.dead):
             target._name, target.faiss = self._name, self.faiss
-            target._write()
         else:
-            target._follow()
+            target._build()
+        try:
+            target._write()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the rows are saved in {folder}, and {target._name}'s structure isn't ({error.__cause__ or error}): "
+                "make room or check permissions, and save again",
+                str(folder),
+            ) from error
 
     # ------------------------------------------------------------------------------------------------ the structure
 
@@ -139,23 +151,26 @@ class FaissIndex(SampledIndex):
         self._add(self.faiss.ntotal)
 
     def _load_or_build(self, version: int) -> None:
-        rows, dim = self.vectors.shape
         stored = self.store.structure(self.kind)
         if stored is not None:
             self._name, path = stored
             self.faiss = faiss.read_index(str(path))
         else:
-            self._name = self.kind or choose(rows, dim)[0]
-            if self.kind is None:
-                self.report(choose(rows, dim)[1])
-            self.faiss = self._trained(self._name, rows, dim)
-            self._add(0)
+            self._build()
             try:
                 self._write()
             except (OSError, StoreError) as error:  # what was built serves this process all the same
                 why = error.strerror if isinstance(error, OSError) else error
                 self.report(f"{self._name}'s structure stays in memory and isn't kept: {why}")
         self._built = version
+
+    def _build(self) -> None:
+        rows, dim = self.vectors.shape
+        self._name = self.kind or choose(rows, dim)[0]
+        if self.kind is None:
+            self.report(choose(rows, dim)[1])
+        self.faiss = self._trained(self._name, rows, dim)
+        self._add(0)
 
     def _trained(self, name: str, rows: int, dim: int) -> Any:
         index: Any
