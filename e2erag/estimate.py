@@ -11,7 +11,7 @@ class Estimate(NamedTuple):
     Attributes:
         disk: bytes of rows to be written; the old version stays beside them until the new one is whole.
         memory: bytes of rows held at a time, as encoded and as stored.
-        structure: bytes of a search structure, of disk and of memory.
+        structure: bytes of a search structure, of memory and, beside rows in a folder, of disk.
         seconds: of encoding; None where that is too little to be measured first.
     """
 
@@ -21,9 +21,9 @@ class Estimate(NamedTuple):
     seconds: float | None = None
 
     def check_room(self, folder: str) -> None:
-        """Refuse what a disk has no room for, before anything is written to it."""
+        """Refuse what a folder's disk has no room for, rows and structure, before anything is written to it."""
         free = shutil.disk_usage(folder).free
-        if free < self.disk:
+        if free < self.disk + self.structure:
             raise OSError(
                 errno.ENOSPC,
                 f"the index needs {self}, and {free / 1e6:,.1f} MB are free; nothing was written: make room, or store "

@@ -1,7 +1,12 @@
 """Search through Milvus: embedded in this process (Milvus Lite) or a cluster, by its URI alone (extra `milvus`)."""
 
 import hashlib
+import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +21,7 @@ from e2erag.retriever.store import Store
 
 MOST = 16_384
 """Rows that Milvus gives a question at most."""
+_UNREACHABLE = 2  # pymilvus' Status.CONNECT_FAILED, after the ten seconds that it tries for
 _AT_ONCE = 4096  # rows a request: 6 MB at 385 components, and a request may have 64
 
 
@@ -54,16 +60,36 @@ class MilvusIndex(SampledIndex):
 
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         """See `Index.search`. What is found, with a prior four times as much and what that lifts, is scored anew from
-        the stored rows."""
+        the stored rows.
+
+        Raises:
+            OSError: the disk has no room for Milvus Lite's copy, or it can't be written to; the rows stay as they were,
+                and the next search goes on from there.
+        """
         check_queries(self, queries, k, prior)
         k = min(k, len(self))
         if k > MOST:
             raise ValueError(f"k must be at most Milvus' {MOST:,}, got {k:,}: ask for fewer, or use ExactIndex")
-        self._follow()
-        ids = self._found(queries, k if prior is None else min(k * RESCORED, len(self), MOST))
+        with self._explained():
+            self._follow()
+            ids = self._found(queries, k if prior is None else min(k * RESCORED, len(self), MOST))
         if ids.shape[1] < k:
             ids = F.pad(ids, (0, k - ids.shape[1]), value=-1)
         return self._anew(queries, ids, k, prior)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the disk, which Milvus gives as a text in its own, and of the way to it, with what they mean."""
+        with self.store.ledger.explained():
+            try:
+                yield
+            except Exception as error:
+                if number := re.search(r"message=\[Errno (\d+)\]", str(error)):
+                    raise OSError(int(number[1]), os.strerror(int(number[1])), self.uri) from error
+                if getattr(error, "code", None) == _UNREACHABLE:
+                    self._client, self._version = None, -1  # one that is back has to load its collections
+                    raise _silent(self.uri, error) from error
+                raise
 
     def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
         """Rows, each alive and known to this process, the rest −1; asked anew where another process has put others."""
@@ -140,6 +166,8 @@ class MilvusIndex(SampledIndex):
     def _create(self, name: str) -> None:
         from pymilvus import DataType, MilvusClient
 
+        if self.uri.endswith(".db"):  # what was half made is not listed, and Milvus Lite refuses to make it again
+            shutil.rmtree(Path(self.uri, "collections", name), ignore_errors=True)
         schema = MilvusClient.create_schema(auto_id=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self.vectors.shape[1])
@@ -157,9 +185,13 @@ def _connected(uri: str, token: str) -> Any:
     try:
         return MilvusClient(uri, token=token)
     except MilvusException as error:
-        way_out = (
-            "check that its folder can be written to and that no other process has the file open"
-            if uri.endswith(".db")
-            else "start it, or give another uri and token"
-        )
-        raise ConnectionError(f"Milvus must answer at {uri}: {way_out} ({error})") from error
+        raise _silent(uri, error) from error
+
+
+def _silent(uri: str, error: Exception) -> ConnectionError:
+    way_out = (
+        "check that its folder can be written to and has room, and that no other process has the file open"
+        if uri.endswith(".db")
+        else "start it, or give another uri and token"
+    )
+    return ConnectionError(f"Milvus must answer at {uri}: {way_out} ({error})")

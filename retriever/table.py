@@ -67,8 +67,11 @@ def as_stored(parts: Sequence[Rows], dtype: torch.dtype) -> Iterator[Rows]:
     for rows in (rows for part in parts for rows in part.detach().split(_CONVERTED)):
         data = rows.to("cpu", dtype).contiguous()
         if not (finite := torch.isfinite(data)).all():
-            bad = start + int((~finite).any(1).nonzero()[0])
+            bad = int((~finite).any(1).nonzero()[0])
+            what = "NaN or infinity: did training diverge?"
+            if torch.isfinite(rows[bad]).all():
+                what = f"{float(rows[bad].abs().max()):.3g}, which it can't hold: store float32"
             name = str(dtype).removeprefix("torch.")
-            raise ValueError(f"rows must be finite in {name}; passage {bad} has NaN or infinity: did training diverge?")
+            raise ValueError(f"rows must be finite in {name}; passage {start + bad} has {what}")
         yield data
         start += len(data)

@@ -2,8 +2,12 @@
 
 import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -12,6 +16,16 @@ import torch
 from reportlab.pdfgen import canvas
 from torch import nn
 
+from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Store
+from e2erag.retriever.approximate import KINDS
+
+INDEXES: dict[str, Callable[[Store], Index]] = {
+    "exact": ExactIndex,
+    "Milvus Lite": MilvusIndex,
+    "sharded, one rank": ShardedIndex,
+    **{kind: lambda store, kind=kind: FaissIndex(store, kind) for kind in KINDS},
+}
+"""Every kind of index, over a store in a folder."""
 OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 """Where an index is written."""
 
@@ -63,3 +77,29 @@ def forked(work: Callable[[], None], at: int | None = None, traced: tuple[str, .
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return int(told) if told else -1
+
+
+def serving(folder: Path) -> Callable[[], AbstractContextManager[str]]:
+    """Starts Milvus over a folder in another process, which is reached by the URI that comes: every time the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", str(folder), "--host", "127.0.0.1"]
+
+    @contextmanager
+    def started() -> Iterator[str]:
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([*command, "--port", str(port)], stdout=quiet, stderr=quiet)
+        while True:  # until it listens; if it never does, it has ended
+            assert process.poll() is None
+            with socket.socket() as there:
+                if there.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+    return started

@@ -377,6 +377,14 @@ def test_what_a_build_takes_is_told_before_anything_is_encoded(
         with pytest.raises(OSError, match="nothing was written: make room"):
             rag.index([A, D])
         assert [d.file for d in rag.corpus.documents] == [C.file, D.file]
+        needs = told[-1].disk + told[-1].structure
+        free = [needs - 1]
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, free[0]))
+        with pytest.raises(OSError, match="nothing was written: make room"):
+            rag.index([A, D])
+        free[0] = needs
+        rag.index([A, D])
+        assert [d.file for d in rag.corpus.documents] == [A.file, D.file]
 
 
 def test_time_is_told_of_many_passages_and_a_terminal_shows_it(

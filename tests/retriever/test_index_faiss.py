@@ -102,6 +102,10 @@ def test_the_kind_follows_from_the_size_and_says_so(store: Store, tmp_path: Path
     ]:  # fmt: skip
         said_of = choose(rows, 385, room * giga)[1]
         assert re.search(rf": {expected} \(of made-up rows, far harder than texts\)", said_of), said_of
+    for rows, measured in [(500_000, "0.997"), (2_000_000, "0.978"), (10**7, "0.978")]:
+        said_of = choose(rows, 385, 8 * giga)[1]
+        assert said_of.endswith(f"; {measured} of 20,411 paragraphs, which says little of more"), said_of
+    assert "paragraphs" not in choose(10_000, 385)[1]
     assert "shard the corpus" in choose(10**9, 385, 8 * giga)[1]
     store.save(tmp_path / "index")
     said: list[str] = []
@@ -146,6 +150,28 @@ def test_a_structure_needs_a_folder_a_known_kind_and_its_hash(store: Store, tmp_
     assert torch.equal(again.search(store.rows[:1], 5).ids, ExactIndex(store).search(store.rows[:1], 5).ids)
     assert path.exists()
     assert again.store.structure("Flat") == ("Flat", path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_structure_is_refused_and_is_built_again_once_deleted(kind: str, tmp_path: Path) -> None:
+    """A byte changed at its head, in its middle and at its end, cut short, emptied, something else: its hash tells."""
+    store = Store(tmp_path)
+    store.add([Source("a", "a", 500)], torch.randn(500, DIM))
+    queries = torch.randn(5, DIM)
+    hits = FaissIndex(store, kind).search(queries, 5)
+    path = tmp_path / f"{kind}-1.faiss"
+    content = path.read_bytes()
+    half = len(content) // 2
+    changed = [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in (0, half, len(content) - 1)]
+    for damaged in (*changed, content[:half], content[:-1], b"", b"not a structure"):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=rf"{kind}-1.faiss has changed since it was written: delete it, and it is"):
+            FaissIndex(Store.open(tmp_path), kind).search(queries, 5)
+    path.unlink()
+    again = FaissIndex(Store.open(tmp_path), kind).search(queries, 5)
+    assert torch.equal(again.ids, hits.ids)
+    torch.testing.assert_close(again.scores, hits.scores)
+    assert path.read_bytes() == content
 
 
 def test_a_structures_name_is_on_the_disk_before_it_is_stated(

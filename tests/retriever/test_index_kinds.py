@@ -3,26 +3,25 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
+from helpers import INDEXES
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
-from e2erag.retriever.approximate import KINDS as KINDS_OF_FAISS
+from e2erag.retriever import ExactIndex, Index, MilvusIndex, Source, Store, StoreError
 from e2erag.retriever.index import Without, check_queries
 from e2erag.retriever.sampled import SAMPLE
 
 DIM = 8
-KINDS: dict[str, Callable[[Path | None], Index]] = {
-    "exact in memory": lambda folder: ExactIndex(Store()),
-    "exact in a folder": lambda folder: ExactIndex(Store(folder)),
+KINDS: dict[str, Callable[[Path], Index]] = {
+    "exact in memory": lambda _: ExactIndex(Store()),
     "exact, float16": lambda folder: ExactIndex(Store(folder, torch.float16)),
-    "Milvus Lite": lambda folder: MilvusIndex(Store(folder)),
-    "sharded, one rank": lambda folder: ShardedIndex(Store(folder)),
-    **{name: lambda folder, name=name: FaissIndex(Store(folder), name) for name in KINDS_OF_FAISS},
+    **{kind: lambda folder, over=over: over(Store(folder)) for kind, over in INDEXES.items()},
 }
+BY_URI = "Milvus by its URI"
 
 
 def document(name: str, passages: int, seed: int = 0) -> tuple[Source, torch.Tensor]:
@@ -36,16 +35,20 @@ def added(index: Index, *documents: tuple[Source, torch.Tensor]) -> Index:
     return index
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "Milvus Lite":
+@pytest.fixture(params=[*KINDS, BY_URI], scope="module")  # tests of one kind in a row: a server isn't left idle
+def make(request: pytest.FixtureRequest) -> Callable[[Path], Index]:
+    """Makes an index of each kind over what lies in a folder."""
+    if "Milvus" in request.param:
         pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
-    return request.param
+    if request.param != BY_URI:
+        return KINDS[request.param]
+    uri = request.getfixturevalue("server")
+    return lambda folder: MilvusIndex(Store(folder), uri, name=f"of_{uuid4().hex}")
 
 
 @pytest.fixture
-def index(kind: str, tmp_path: Path) -> Index:
-    return added(KINDS[kind](tmp_path / "index"), *(document(name, n) for name, n in [("a", 30), ("b", 1), ("c", 70)]))
+def index(make: Callable[[Path], Index], tmp_path: Path) -> Index:
+    return added(make(tmp_path / "index"), *(document(name, n) for name, n in [("a", 30), ("b", 1), ("c", 70)]))
 
 
 def everything(index: Index) -> list[list[float]]:
@@ -127,10 +130,10 @@ def test_an_update_replaces_and_a_delete_forgets(index: Index) -> None:
     max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_after_any_changes_a_search_is_one_over_what_is_alive(
-    kind: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    make: Callable[[Path], Index], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Documents added, updated and deleted in any order: what is deleted is never found, log Z counts the rest only."""
-    index, alive = KINDS[kind](tmp_path_factory.mktemp("index")), {}
+    index, alive = make(tmp_path_factory.mktemp("index")), {}
     for step in range(data.draw(st.integers(1, 8))):
         name = data.draw(st.sampled_from("abc"))
         if name in alive and len(alive) > 1 and data.draw(st.booleans()):
@@ -245,13 +248,37 @@ def test_bad_input_is_refused_and_changes_nothing(index: Index) -> None:
     assert everything(index) == before
 
 
-def test_an_empty_corpus_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_empty_corpus_is_refused(make: Callable[[Path], Index], tmp_path: Path) -> None:
     """Nothing to search, nothing to save."""
-    index = KINDS[kind](tmp_path / "index")
+    index = make(tmp_path / "index")
     with pytest.raises(ValueError, match="at least one passage"):
         index.search(torch.ones(1, DIM), 1)
     with pytest.raises(ValueError, match="at least one passage"):
         index.save(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_stored_in_half_are_those_that_are_scored(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Scores are float32's of the rounded rows, before and after saving; what the dtype can't hold is refused."""
+    if kind == "Milvus Lite":
+        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    index, rows, queries = INDEXES[kind](Store(tmp_path / "index", dtype)), torch.randn(200, DIM), torch.randn(3, DIM)
+    index.add([Source("a", "a", 150)], rows[:150])
+    index.search(queries, 9)  # so that what follows is added to what is there
+    index.add([Source("b", "b", 50)], rows[150:])
+    index.save(tmp_path / "saved")
+    for each in (index, type(index).load(tmp_path / "saved")):
+        assert each.vectors.dtype == dtype
+        assert torch.equal(each.vectors, rows.to(dtype))
+        scores, hits = queries @ rows.to(dtype).float().T, each.search(queries, 9)
+        torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids), atol=1e-5, rtol=1e-5)
+        if kind in ("exact", "sharded, one rank", "Flat", "HNSW", "Milvus Lite"):
+            assert torch.equal(hits.ids, scores.topk(9).indices)
+    large = torch.full((2, DIM), 1e5 if dtype == torch.float16 else 3.4e38)
+    with pytest.raises(ValueError, match=r"finite in b?float16; passage 0 has .*, which it can't hold: store float32"):
+        index.add([Source("c", "c", 2)], large)
+    assert torch.equal(index.vectors, rows.to(dtype))
 
 
 @pytest.mark.parametrize("folder", [True, False])

@@ -1,18 +1,19 @@
 """What only Milvus does: its copy follows the store, from wherever it was left, here and over a socket."""
 
-import socket
-import subprocess
+import base64
 import sys
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import serving
 
 from e2erag.retriever import ExactIndex, Index, MilvusIndex, Source, Store, StoreError, milvus
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+grpc = pytest.importorskip("grpc")  # which pymilvus brings
 
 N, DIM = 300, 8
 
@@ -26,26 +27,6 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "index")
     store.add([Source(name, name, N // 3) for name in "abc"], drawn(0))
     return store
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Milvus in another process, reached as a cluster is."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = str(tmp_path_factory.mktemp("server"))
-    command = [sys.executable, "-m", "milvus_lite", "server", "--data-dir", folder, "--host", "127.0.0.1"]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while True:  # until it listens; if it never does, it has ended
-        assert process.poll() is None
-        with socket.socket() as there:
-            if there.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
 
 
 def same_as_exact(index: Index, store: Store) -> None:
@@ -97,6 +78,50 @@ def test_a_reader_finds_all_that_it_has_seen_while_another_adds_and_deletes(stor
     same_as_exact(writer, store)
     reader.reload()
     same_as_exact(reading, reader)
+
+
+def test_a_server_that_goes_is_told_and_one_that_is_back_goes_on(
+    store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Between two searches, and within half a minute; what came meanwhile is sent to the one that is back."""
+    serve = serving(tmp_path_factory.mktemp("server"))
+    with serve() as uri:
+        index = MilvusIndex(store, uri, name="three")
+        same_as_exact(index, store)
+    index.add([Source("d", "d", 50)], drawn(4, 50))
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=rf"Milvus must answer at {uri}: start it, or give another uri and token"):
+        index.search(drawn(1, 3), 1)
+    assert time.monotonic() - start < 30
+    with serve():
+        while True:  # gRPC waits between its attempts to connect, longer each time
+            try:
+                same_as_exact(index, store)
+                break
+            except ConnectionError:
+                assert time.monotonic() - start < 120
+                time.sleep(1)
+
+
+def test_a_token_goes_to_the_server_and_into_no_error(store: Store) -> None:
+    """To one that lets nobody in: it has seen the token, and the error says what to change and not the token."""
+    seen = set()
+
+    class Refuses(grpc.GenericRpcHandler):
+        def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            seen.add(dict(call.invocation_metadata).get("authorization"))
+            return grpc.unary_unary_rpc_method_handler(
+                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "another token")
+            )
+
+    server = grpc.server(ThreadPoolExecutor(1), [Refuses()])
+    uri = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    with pytest.raises(ConnectionError, match=rf"must answer at {uri}: .*, or give another uri and token") as told:
+        MilvusIndex(store, uri, "root:SECRET", "four").search(drawn(1, 3), 1)
+    server.stop(None)
+    assert seen == {base64.b64encode(b"root:SECRET").decode()}
+    assert "SECRET" not in str(told.value)
 
 
 def test_what_was_not_sent_is_sent_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,125 @@
+"""A full disk: every change of every kind of index says so, and what was there stays, whole and searchable."""
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import INDEXES, forked
+
+from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, Source, Store
+
+DIM = 15
+
+
+def rows_of(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes."""
+    filler = disk / "filler"
+    filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - left)))
+    return filler
+
+
+def content(index: Index) -> list[list[list[float]]]:
+    return [index.vectors[where].tolist() for _, where in index.sources()]
+
+
+def answers(index: Index) -> list[list[float]]:
+    return index.search(rows_of(3, 9), 7).scores.tolist()
+
+
+def build(index: Index) -> None:
+    index.store.build([[Source("a", "2", 2000)]], lambda _: rows_of(2000, 2), {"encoder": 2})
+
+
+CHANGES: dict[str, Callable[[Index], object]] = {
+    "build": build,
+    "add": lambda index: index.add([Source("c", "1", 2000)], rows_of(2000, 3)),
+    "update": lambda index: index.update([Source("b", "2", 2000)], rows_of(2000, 4)),
+    "delete": lambda index: index.delete(["b"]),
+    "save": lambda index: index.save(index.store.folder.parent / "saved"),
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "Milvus Lite"])  # whose copy is below
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_without_room_is_told_and_the_old_index_stays(kind: str, change: str, small_disk: Path) -> None:
+    """What was there, and what was saved there, answers as before, to who has it open and to who opens it; with room
+    the same call ends."""
+
+    index = INDEXES[kind](Store(small_disk / "a"))
+    index.add([Source("a", "1", 300), Source("b", "1", 300)], rows_of(600, 0))
+    index.save(small_disk / "saved")
+    before = answers(index)
+    index.update([Source("a", "3", 300)], rows_of(300, 5))
+    now, old = answers(index), content(index)
+    filler = fill(small_disk, 0)
+    with pytest.raises(OSError, match="what was there before stays as it was: make room") as told:
+        CHANGES[change](index)
+    assert told.value.errno == errno.ENOSPC
+    assert answers(index) == now
+    assert answers(INDEXES[kind](Store(small_disk / "a"))) == now
+    Store.open(small_disk / "a")  # every hash
+    assert answers(type(index).load(small_disk / "saved")) == before
+    filler.unlink()
+    CHANGES[change](index)
+    changed = type(index).load(small_disk / "saved") if change == "save" else INDEXES[kind](Store(small_disk / "a"))
+    assert content(changed) == content(index)
+    assert (content(index) != old) == (change != "save")
+    assert torch.isfinite(torch.tensor(answers(changed))).all()
+
+
+def test_rows_saved_without_room_for_their_structure_say_so(small_disk: Path) -> None:
+    """The rows are whole and searchable, and the error doesn't say that nothing has changed."""
+    index = FaissIndex(Store(small_disk / "a"), "Flat")
+    index.add([Source("a", "1", 3000)], rows_of(3000, 0))
+    index.search(rows_of(1, 9), 1)
+    for gone in (0, 1):
+        filler = fill(small_disk, 3000 * DIM * 4 + 80_000)
+        with pytest.raises(OSError, match=r"rows are saved in .*, and Flat's structure isn't .*: make room or") as told:
+            index.save(small_disk / "saved")
+        assert told.value.errno == errno.ENOSPC
+        assert "stays as it was" not in str(told.value)
+        del told  # which maps what was saved
+        filler.unlink()
+        assert len(ExactIndex.load(small_disk / "saved")) == len(index)
+        shutil.rmtree(small_disk / "saved")
+        if not gone:  # next its rows have other numbers there, so that it is built
+            index.add([Source("b", "1", 10)], rows_of(10, 1))
+            index.delete(["b"])
+
+
+@pytest.mark.parametrize("left", [0, 60_000])
+def test_without_room_for_its_copy_milvus_says_so_and_goes_on_later(left: int, small_disk: Path) -> None:
+    """Not for an empty collection, or for a part of the rows alone: the rows stay, and with room the same index and
+    another process' find everything."""
+    pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    Store(small_disk / "a").add([Source("a", "x", 2000)], torch.randn(2000, DIM))
+    filler = small_disk / "filler"
+
+    def same(index: MilvusIndex) -> None:
+        hits, exact = (each.search(torch.eye(DIM), 5) for each in (index, ExactIndex(index.store)))
+        assert torch.equal(hits.ids, exact.ids)
+
+    def full() -> None:
+        index = MilvusIndex(Store(small_disk / "a"))
+        before = content(index)
+        fill(small_disk, left)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"milvus.db'\); what was there .* stays as it was: make room") as told:
+                index.search(torch.eye(DIM), 5)
+            assert told.value.errno == errno.ENOSPC
+        assert content(ExactIndex.load(small_disk / "a")) == before
+        if not left:  # a process that ended here left what the next one finds
+            return
+        filler.unlink()
+        same(index)
+
+    assert forked(full) > 0
+    filler.unlink(missing_ok=True)
+    assert forked(lambda: same(MilvusIndex(Store(small_disk / "a")))) > 0
