@@ -38,7 +38,11 @@ class FitConfig:
         samples: draws per question of `rloo` and `gumbel`.
         per_token: divide an answer's log p by its length.
         epochs: passes over the questions.
-        batch_size: questions per step (of each process).
+        batch_size: questions read at a time (by each process).
+        accumulate: batches to a step of the optimiser, which follows the mean over their questions: four of two
+            questions are one of eight, in the memory of two. Exactly so where gate_clip is 0 and a question's loss its
+            own: not of `contrastive`, and see `objectives` for those with a Z. The last step of an epoch takes what is
+            left. Steps are counted so everywhere: rates, refresh, gates' temperature, what is logged (a step's means).
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
@@ -88,6 +92,7 @@ class FitConfig:
     per_token: bool = False
     epochs: int = 3
     batch_size: int = 4
+    accumulate: int = 1
     k: int = 4
     mined: int = 0
     lr_extractor: float = 3e-2
@@ -158,7 +163,7 @@ class FitConfig:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
             raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
-        for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank", "judged"):
+        for name in ("epochs", "batch_size", "accumulate", "k", "samples", "mined", "rerank", "judged"):
             least = 0 if name in ("mined", "rerank", "judged") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -238,13 +243,14 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     batches = loader(rows, config.batch_size, config.seed)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with over_ranks(rag), rag.in_mode("soft", kind), _frozen(rag.model, config.freeze), learning, _quiet():
-        module = TrainModule(rag, config, steps=config.epochs * len(batches))
+        module = TrainModule(rag, config, steps=config.epochs * -(-len(batches) // config.accumulate))
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly
         trainer = L.Trainer(
             **trainer_settings(home),
             use_distributed_sampler=False,
             max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
             logger=logger,
             callbacks=[
                 Refresh(
