@@ -56,7 +56,7 @@ class TrainModule(L.LightningModule):
         terms = self.rag.terms(
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip / len(batch),  # the loss is a mean over questions
-            judged=c.judged, tail=tail,
+            judged=c.judged, tail=tail, gold="contrastive" in self.weights,
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
@@ -76,7 +76,7 @@ class TrainModule(L.LightningModule):
             **parts,
             divergence=divergence,
             tokens_kept=terms.tokens_kept,
-            answer_found=answer_found(self.rag, batch, terms.ids),
+            answer_found=answer_found(self.rag, batch, terms.ids[:, : c.k]),  # not what was mined or named
             **target_entropy(terms, self.weights, self.options),
             **health(terms, self.model.extractor),
             **self.beside,
