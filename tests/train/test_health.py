@@ -17,7 +17,7 @@ from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train.callbacks import symptoms
 from e2erag.train.dashboard import running_mean
-from e2erag.train.health import answer_found, health
+from e2erag.train.health import answer_found, figures, health
 from e2erag.train.objectives import untaught
 
 HEALTHY = {
@@ -154,6 +154,15 @@ def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:
     assert {row["distinct"] for row in run.history} == {0.5}
     assert [str(one.message) for one in caught if "collapsing" in str(one.message)] == []
     assert run.steps == 12
+
+
+def test_everything_that_is_logged_is_drawn(rag: RAG) -> None:
+    """Parts of the loss and entropies of targets too, each with a text, and in order; and nothing that isn't there."""
+    run = rag.fit(ROWS, objective={"marginal": 1, "lsr": 1}, epochs=1, batch_size=2, k=2, progress=False)
+    named = figures(run.history)
+    assert named.keys() == run.history[0].keys()
+    assert list(named)[:5] == ["loss", "loss_marginal", "loss_lsr", "target_entropy_lsr", "answer_found"]
+    assert list(figures([{"loss": 1.0}, {"drift": 1.0}])) == ["loss", "drift"]
 
 
 def test_a_running_mean_leaves_out_what_is_missing() -> None:
