@@ -132,6 +132,16 @@ def test_the_warning_is_seen() -> None:
     assert told.count("step 10: for 10 steps, nearly every line is dropped for reading") == 1
 
 
+def test_a_collapse_is_counted_by_steps_not_by_batches() -> None:
+    """Two batches to a step: the tenth step is the twentieth batch."""
+    rag = tiny_rag()
+    rag.model.extractor.gates.bias.data[1] = -5.0
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    frozen = {"freeze": ("extractor", "retriever"), "progress": False}
+    with pytest.warns(UserWarning, match="step 10: for 10 steps, nearly every line is dropped for reading"):
+        rag.fit(ROWS, epochs=12, batch_size=1, accumulate=2, k=2, **frozen)
+
+
 @pytest.mark.parametrize("objective", ["marginal", "pdist", "lsr", "loop", "contrastive", "reader"])
 def test_a_stage_that_the_objective_does_not_teach_is_no_collapse(objective: str) -> None:
     """Distillation has no gradient for the reader, and the reader's own loss none for the retriever."""
