@@ -1,6 +1,6 @@
 """What a training step costs: against the sum of its bare parts, and against Hugging Face's RAG.
 
-    python benchmarks/step.py [--quick] [--json FILE]
+    python benchmarks/step.py [--quick] [--device DEVICE] [--json FILE]
 
 Random weights (4 layers of width 256 in encoder and readers), made-up passages as long as SQuAD's paragraphs, float32,
 all in one run, step after step in turn, so that the ratios hold on any machine:
@@ -14,8 +14,14 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
 - peak_over_hf_rag: what a step adds to the resident memory, each in a process of its own.
 - *_k_grown, *_corpus_grown: a step's seconds and peak at 4 times that K, and with 16 times the passages, over its own
   (left out by --quick).
+- tokens_per_second: tokens, padding left out, of passages, questions and prompts that a step of ours with a Llama takes
+  through encoder and reader; model_flops_utilisation: floating-point operations of its matrix products (forward and
+  backward, attention's too; torch's FlopCounterMode) per second, over those of one large product in the same precision;
+  attention_share: of the time in torch's operations (on a GPU of its kernels) what the attention kernels take.
 
-The two losses on one batch are printed side by side. Hugging Face's part needs `pip install e2erag[benchmarks]`.
+With --device cuda those three alone are taken, in the precision that "auto" has there; that has not been run yet, on
+any GPU. The two losses on one batch are printed side by side. Hugging Face's part needs `pip install
+e2erag[benchmarks]`.
 """
 
 import argparse
@@ -25,6 +31,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -38,6 +45,9 @@ import torch
 from rounds import interleaved, over, seconds
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from e2erag.config import RAGConfig
@@ -45,6 +55,7 @@ from e2erag.extract import Document, Extractor, ExtractorConfig
 from e2erag.generator import GeneratorConfig
 from e2erag.generator.attention import NAME
 from e2erag.generator.prompt import SYSTEM
+from e2erag.joint import Joint
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
@@ -80,8 +91,8 @@ def questions(count: int) -> list[Question]:
     ]
 
 
-def system(reader: ReaderKind, passages: int, k: int) -> RAG:
-    """Two towers without a last normalisation and τ = 1, as Hugging Face's RAG has them."""
+def system(reader: ReaderKind, passages: int, k: int, device: str = "cpu") -> RAG:
+    """Two towers without a last normalisation and τ = 1, as Hugging Face's RAG has them; float32 on a CPU."""
     encoder = tiny_encoder(dim=DIM, layers=LAYERS, pooling="cls")
     encoder = Encoder(SentenceTransformer(modules=list(encoder.model)[:2], device="cpu").eval())
     generator = tiny_generator(dim=DIM, layers=LAYERS, config=GeneratorConfig(max_tokens=512), kind=reader)
@@ -90,8 +101,8 @@ def system(reader: ReaderKind, passages: int, k: int) -> RAG:
         Extractor(ExtractorConfig(text_dim=DIM, sizes=(100,), kinds=(), identity_lines=0)),
         Retriever(encoder, RetrieverConfig(temperature=1.0, tied=False)),
         generator,
-        RAGConfig(k=k, precision="float32", mode="soft"),
-    )
+        RAGConfig(k=k, precision="float32" if device == "cpu" else "auto", mode="soft"),
+    ).to(device)
     rag.index(pages(passages, generator.tokenizer))
     return rag
 
@@ -150,6 +161,69 @@ def bare_step(rag: RAG, asked: list[Question], k: int) -> Callable[[], None]:
         reader.set_attn_implementation(NAME)
 
     return step
+
+
+# ------------------------------------------------------------------------------------------------------- the device
+
+
+def utilisation(rag: RAG, asked: list[Question], k: int, rounds: int) -> dict[str, float]:
+    """What a step makes of the device: tokens and operations per second, and what attention takes of its time."""
+    model, device = rag.model, rag.model.device
+    model.generator.config = replace(model.generator.config, held_tokens=10**9)  # nothing is computed twice
+    step = partial(our_step, rag, asked, k, marginal, 0.0)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products are all counted
+        step()
+    tokens = tokens_of(rag, asked, k)
+    times = [seconds(partial(finished, step, device)) for _ in range(1 + rounds)][1:]
+    with profile() as seen:
+        finished(step, device)
+    return {
+        "tokens_per_second": tokens / median(times),
+        "model_flops_utilisation": counter.get_total_flops() / median(times) / peak_flops(model),
+        "attention_share": attention_share(seen, device),
+    }
+
+
+@torch.no_grad()
+def tokens_of(rag: RAG, asked: list[Question], k: int) -> int:
+    """Of the questions and passages that a step encodes, and of the rows that it reads; without padding."""
+    model, texts = rag.model, [q.question for q in asked]
+    terms = rag.terms(asked, k, "soft")
+    rows, _ = model.rows(rag.corpus, texts, [q.answers[0] for q in asked], terms.ids, terms.gates, "soft")
+    read = sum(len(row.ids) for row in rows)
+    encoder, lines = model.retriever.passage, rag.corpus.retriever_lines
+    passages, _ = model.gated_lines(rag.corpus, terms.ids[terms.ids >= 0].unique(), terms.gates)
+    special = encoder.max_tokens - encoder.room
+    encoded = sum(min(int(lines.sizes[each].sum()), encoder.room) + special for each in passages)
+    return read + encoded + sum(map(len, encoder.tokenizer(texts)["input_ids"]))
+
+
+def finished(work: Callable[[], object], device: torch.device) -> None:
+    """A GPU's calls return before they are done."""
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def attention_share(seen: profile, device: torch.device) -> float:
+    """Of the time of all operations, that in attention: forward, and backward of fused kernels. (Gates on an encoder's
+    attention mask need its plain form, of which the way back can't be told from other products.)"""
+    kind = "device" if device.type == "cuda" else "cpu"
+    events = seen.key_averages()
+    names = [e for e in events if e.key.startswith("aten::_scaled_dot_product") and e.key.endswith("_backward")]
+    names += [e for e in events if e.key == "aten::scaled_dot_product_attention"]
+    inside = sum(getattr(e, f"{kind}_time_total") for e in names)
+    return float(inside / sum(getattr(e, f"self_{kind}_time_total") for e in events))
+
+
+def peak_flops(model: Joint, size: int = 2048) -> float:
+    """Operations per second of a product of two square matrices, in the precision in which the model computes."""
+    a = torch.rand(size, size, device=model.device)
+    with torch.no_grad(), model.autocast():
+        dtype = (a[:8, :8] @ a[:8, :8]).dtype
+    a = a.to(dtype)
+    work = partial(finished, partial(torch.mm, a, a), model.device)
+    return 2 * size**3 / min(seconds(work) for _ in range(4))
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face's RAG
@@ -269,6 +343,7 @@ def apart(arm: str, passages: int = PASSAGES, k: int = K) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a round or three, no growth")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: then what the step makes of the device alone")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--arm", choices=["ours", "hf"], help=argparse.SUPPRESS)
     parser.add_argument("--passages", type=int, default=PASSAGES, help=argparse.SUPPRESS)
@@ -285,6 +360,11 @@ def main() -> None:
         for name, value in found.items():
             print(f"{name:24} {value:.4f}", flush=True)
 
+    note(**utilisation(system("llama", PASSAGES, K, options.device), asked, K, rounds))
+    if options.device != "cpu":
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+        return
     for reader in ("llama", "t5"):
         rag = system(reader, PASSAGES, K)
         bare = bare_step(rag, asked, K)

@@ -21,6 +21,7 @@ from e2erag.demo import demo
 from e2erag.evaluation import METRICS
 from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
+from e2erag.generator import GeneratorConfig
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import IndexConfig, RetrieverConfig
@@ -37,7 +38,9 @@ def fit(
     retriever: str = RETRIEVER,
     generator: str = GENERATOR,
     retrieval: RetrieverConfig = RetrieverConfig(),  # noqa: B008 - frozen, as those below
+    generation: GeneratorConfig = GeneratorConfig(),  # noqa: B008
     answering: RAGConfig = RAGConfig(),  # noqa: B008
+    index: IndexConfig = IndexConfig(),  # noqa: B008
     settings: FitConfig = FitConfig(),  # noqa: B008
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
@@ -48,23 +51,30 @@ def fit(
         files: paths, globs or folders of PDFs.
         questions: a jsonl file with `question` and `answers`.
         out: folder of the trained system.
-        system: a saved system to go on from, in memory and exact; else the two models below.
+        system: a saved system to go on from; else the two models below.
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
         retrieval: how a new system scores passages.
+        generation: how a new system's reader reads.
         answering: how a new system searches and answers.
+        index: where the index of a system to go on from lies, and how it is searched; a new one's is answering.index.
         settings: of the run.
     """
-    if system is not None and (retrieval, answering) != (RetrieverConfig(), RAGConfig()):
-        raise ValueError(f"{system} keeps what it was made with: leave out --retrieval and --answering, or --system")
+    if system is not None and (retrieval, generation, answering) != (RetrieverConfig(), GeneratorConfig(), RAGConfig()):
+        raise ValueError(
+            f"{system} keeps what it was made with: leave out --retrieval and --answering and --generation, or --system"
+        )
+    if system is None and index != IndexConfig():
+        raise ValueError("--index is of a --system to go on from, and none came: a new one's is --answering.index")
     join()
     rag = RAG.from_pretrained(
         system,
         retriever=retriever,
         generator=generator,
         retrieval=retrieval,
+        generation=generation,
         config=answering,
-        index=None if system is None else IndexConfig(),
+        index=None if system is None else index,
     )
     check_started(rag)
     with over_ranks(rag):
@@ -80,7 +90,8 @@ def index(
     out: str,
     retriever: str = RETRIEVER,
     generator: str = GENERATOR,
-    retrieval: RetrieverConfig = RetrieverConfig(),  # noqa: B008 - frozen, as below
+    retrieval: RetrieverConfig = RetrieverConfig(),  # noqa: B008 - frozen, as those below
+    generation: GeneratorConfig = GeneratorConfig(),  # noqa: B008
     answering: RAGConfig = RAGConfig(),  # noqa: B008
     cache: str | None = None,
 ) -> None:
@@ -94,12 +105,15 @@ def index(
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
         retrieval: how it scores passages.
+        generation: how its reader reads.
         answering: how it searches and answers.
         cache: a folder that keeps what was read, so that a file is read once.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("e2erag").setLevel(logging.INFO)  # what a build will take
-    rag = RAG.from_pretrained(retriever=retriever, generator=generator, retrieval=retrieval, config=answering)
+    rag = RAG.from_pretrained(
+        retriever=retriever, generator=generator, retrieval=retrieval, generation=generation, config=answering
+    )
     failed = rag.index(files, cache=cache)
     rag.save_pretrained(out)
     documents = len(rag.corpus.documents) if rag.corpus is not None else 0

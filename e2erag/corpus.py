@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import copy
 from hashlib import blake2b
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -212,6 +213,31 @@ class Corpus:
             self._bm25 = BM25([self.text_at(passage) for passage in range(len(self.passages))])
         return self._bm25
 
+    def on_page(self, file: str, page: int) -> list[int]:
+        """The passages with lines of their own on a page (from 1) of a file, named as in `is_called`."""
+        owners = [j for j, document in enumerate(self.documents) if is_called(document, file)]
+        ends = torch.searchsorted(self.spans.spans[:, 0].contiguous(), torch.tensor([[j, j + 1] for j in owners]))
+        return [i for begin, end in ends.tolist() for i in range(begin, end) if page in self.passages[i].pages]
+
+    def with_one_of(
+        self, wanted: Sequence[Sequence[int]], asked: Sequence[str], hits: Int[Tensor, "questions k"]
+    ) -> Int[Tensor, "questions k1"]:
+        """The passages found and, behind them, the best by BM25 of those wanted, where none of these was found and it
+        repeats none that was; else −1."""
+        column = torch.full((len(hits), 1), -1)
+        missed = [i for i, each in enumerate(wanted) if each and not set(each) & set(hits[i].tolist())]
+        scores = self.bm25.scores([asked[i] for i in missed]) if missed else None
+        for row, i in enumerate(missed):
+            assert scores is not None
+            ids = torch.tensor(wanted[i])
+            ids = ids[scores[row, ids].argsort(descending=True, stable=True)]
+            found = hits[i][hits[i] >= 0]
+            own, others = self.spans.spans[ids], self.spans.spans[found]
+            clash = self.spans.repeats(*torch.broadcast_tensors(own[:, None], others))
+            fit = ids[~clash.any(1)]
+            column[i] = fit[0] if len(fit) else -1
+        return torch.cat([hits, column], 1)
+
     def lines(self, passage: int) -> tuple[Lines, int]:
         """A passage's line numbers (carried lines first), and how many of them are carried."""
         document, start, stop, _ = self.spans.spans[passage].tolist()
@@ -238,6 +264,11 @@ class Corpus:
         lines, _ = self.lines(passage)
         rows = [self.strings[text] for text in self.texts(passage, lines).tolist()]
         return "\n".join(row for row in rows if row)
+
+
+def is_called(document: Document, file: str) -> bool:
+    """Whether a bare name is a document's name, or a path its very path."""
+    return file == (document.name if file == Path(file).name else document.file)
 
 
 class Gates(NamedTuple):

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torchmetrics.functional.text import squad
 
 from e2erag.answering import Answer
+from e2erag.corpus import is_called
 from e2erag.extract import Passage
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
@@ -66,9 +67,7 @@ def on_gold_page(row: Question, passage: Passage) -> bool:
     """Whether a passage has lines of its own on the page that a question names."""
     if row.file is None or row.page is None:
         return False
-    # A bare name means any file of that name, a path that very file.
-    bare = row.file == Path(row.file).name
-    return row.file == (passage.document.name if bare else passage.document.file) and row.page in passage.pages
+    return is_called(passage.document, row.file) and row.page in passage.pages
 
 
 def _score(row: Question, answer: Answer, found: list[Passage]) -> tuple[float, ...]:

@@ -315,6 +315,7 @@ class Joint(nn.Module):
         slope_limit: float = 0.0,
         judged: int = 0,
         tail: bool = True,
+        gold: Sequence[Sequence[int]] | None = None,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -337,6 +338,7 @@ class Joint(nn.Module):
                 normalised by their own figures while the extractor learns. 0: every line.
             tail: whether shares are of the K and of all that wasn't found, read as closed book (`marginal`), or of the
                 K alone (`rag_sequence`); then the closed book is read without gradient.
+            gold: per question, passages of which one is to be read (`Corpus.with_one_of`), beside all others.
         """
         with self.autocast(encoding=True):
             q = self.retriever.encode_questions(list(questions))
@@ -354,6 +356,8 @@ class Joint(nn.Module):
                 hits = _best(fresh, unique, hits, k)
         if mined:
             hits = self.mine(corpus, questions, answers, hits, mined)
+        if gold is not None:
+            hits = corpus.with_one_of(gold, [f"{x} {y}" for x, y in zip(questions, answers, strict=True)], hits)
         unique = hits[hits >= 0].unique()
         gates, log_prior = said.of(unique)
         passages = self.encode(corpus, unique, gates, log_prior, mode, slope_limit)

@@ -473,11 +473,16 @@ class RAG:
         slope_limit: float = 0.0,
         judged: int = 0,
         tail: bool = True,
+        gold: bool = False,
     ) -> Terms:
-        """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint`."""
+        """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint.forward`.
+
+        Args:
+            gold: whether a passage on the page that a question names is read, also where none of them is found."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
-        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail)
+        pages = [corpus.on_page(q.file, q.page) if q.file and q.page else [] for q in questions] if gold else None
+        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages)
         return self.model(corpus, index, asked, answers, k, *how)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":

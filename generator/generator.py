@@ -25,18 +25,24 @@ from e2erag.generator.prompt import Prompt, Row
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Attributes:
-    max_tokens: longest row (prompt and answer), the model's own limit if that is less; the passage is cut to fit.
-    max_new_tokens: longest generated answer.
-    token_budget: padded tokens of one forward pass; bounds its memory.
-    held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is computed
-        a second time there.
+    """How much is read and held at a time.
+
+    Attributes:
+        max_tokens: longest row (prompt and answer), the model's own limit if that is less; the passage is cut to fit.
+        max_new_tokens: longest generated answer.
+        token_budget: padded tokens of one forward pass; bounds its memory.
+        held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is
+            computed a second time there.
     """
 
     max_tokens: int = 1024
     max_new_tokens: int = 32
     token_budget: int = 2048
     held_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        if min(self.max_tokens, self.max_new_tokens, self.token_budget) < 1 or self.held_tokens < 0:
+            raise ValueError(f"held_tokens is at least 0 and every other number of tokens at least 1, got {self}")
 
 
 class Answers(NamedTuple):

@@ -24,6 +24,8 @@ class CollapseGuard(L.Callback):
         self.streak: Counter[str] = Counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not module.stepped:
+            return
         passages = len(module.rag.corpus.passages)
         choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
         seen = symptoms(module.history[-1], len(batch), choice, untaught(module.weights))
@@ -87,9 +89,10 @@ class Progress(L.Callback):
         self.mean: float | None = None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        loss = module.history[-1]["loss"]
-        self.mean = loss if self.mean is None else 0.9 * self.mean + 0.1 * loss
-        self.bar.set_postfix(loss=f"{self.mean:.2f}", refresh=False)
+        if module.stepped:
+            loss = module.history[-1]["loss"]
+            self.mean = loss if self.mean is None else 0.9 * self.mean + 0.1 * loss
+            self.bar.set_postfix(loss=f"{self.mean:.2f}", refresh=False)
         self.bar.update(len(batch) * ranks())
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:

@@ -1,4 +1,4 @@
-"""A run as one picture: every figure of `FIGURES` over the steps."""
+"""A run as one picture: every figure that it has logged over the steps."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from e2erag.artefact import write_file
-from e2erag.train.health import FIGURES
+from e2erag.train.health import figures
 
 COLUMNS = 4
 
@@ -25,7 +25,7 @@ def draw_run(history: Sequence[dict[str, float]], path: Path) -> Path | None:
     except ImportError:
         warnings.warn('no dashboard without matplotlib: pip install "e2erag[draw]"', stacklevel=2)
         return None
-    names = [name for name in FIGURES if any(name in row for row in history)]
+    names = figures(history)
     rows = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(4 * COLUMNS, 2.4 * rows), layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -35,7 +35,7 @@ def draw_run(history: Sequence[dict[str, float]], path: Path) -> Path | None:
         panel = figure.add_subplot(rows, COLUMNS, number)
         panel.plot(steps, values, color="#9db7d5", linewidth=0.8, marker="." if len(steps) < 3 else None)
         panel.plot(steps, running_mean(values), color="#1f4e8c", linewidth=1.6)
-        panel.set_title(f"{name}\n{FIGURES[name]}", fontsize=7, loc="left")
+        panel.set_title(f"{name}\n{names[name]}", fontsize=7, loc="left")
         panel.tick_params(labelsize=7)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.ticklabel_format(axis="y", useOffset=False)

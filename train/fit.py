@@ -22,6 +22,7 @@ from e2erag.rag import RAG
 from e2erag.retriever.ranks import rank, ranks
 from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
+from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
@@ -38,7 +39,11 @@ class FitConfig:
         samples: draws per question of `rloo` and `gumbel`.
         per_token: divide an answer's log p by its length.
         epochs: passes over the questions.
-        batch_size: questions per step (of each process).
+        batch_size: questions read at a time (by each process).
+        accumulate: batches to a step of the optimiser, which follows the mean over their questions: four of two
+            questions are one of eight, in the memory of two. Exactly so where gate_clip is 0 and a question's loss its
+            own: not of `contrastive`, and see `objectives` for those with a Z. The last step of an epoch takes what is
+            left. Steps are counted so everywhere: rates, refresh, gates' temperature, what is logged (a step's means).
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
@@ -75,6 +80,10 @@ class FitConfig:
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
             the objective is one whose reader wouldn't notice (`objectives.negligible`); 0: all are read with it.
+        memory_budget: bytes that the activations of a step may take, of encoder and reader together, as their longest
+            rows measure (`chunks`): `token_budget` is lowered to it, and `held_tokens` set to hold what fits; the rest
+            is computed a second time. 0: both as configured. Beside it stand weights, their gradients, the optimiser's
+            two numbers a weight, and `judged` lines.
         clip: largest gradient norm per stage.
         collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
         seed: of shuffling and gate noise.
@@ -88,6 +97,7 @@ class FitConfig:
     per_token: bool = False
     epochs: int = 3
     batch_size: int = 4
+    accumulate: int = 1
     k: int = 4
     mined: int = 0
     lr_extractor: float = 3e-2
@@ -115,6 +125,7 @@ class FitConfig:
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
+    memory_budget: int = 0
     clip: float = 1.0
     collapse: Literal["warn", "stop", "ignore"] = "warn"
     seed: int = 0
@@ -158,8 +169,10 @@ class FitConfig:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
             raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
-        for name in ("epochs", "batch_size", "k", "samples", "mined", "rerank", "judged"):
-            least = 0 if name in ("mined", "rerank", "judged") else 1
+        for name in (
+            "epochs", "batch_size", "accumulate", "k", "samples", "mined", "rerank", "judged", "memory_budget",
+        ):  # fmt: skip
+            least = 0 if name in ("mined", "rerank", "judged", "memory_budget") else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -195,9 +208,10 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     """Train extractor, retriever and generator together on answers over what `rag` has indexed: −log p(y|x), or another
     objective.
 
-    No page or passage label is used, except by `contrastive` where a question has one. Afterwards the index is rebuilt
-    with the trained weights, in the system's own gate mode. Where the system's index lies in a folder, so does what is
-    trained over (`RAG.in_mode`): memory then holds a batch of rows at a time, and what is mapped of them.
+    No page or passage label is used, except by `contrastive` where a question has one: a passage of that page is read
+    then, whatever the retriever finds. Afterwards the index is rebuilt with the trained weights, in the system's own
+    gate mode. Where the system's index lies in a folder, so does what is trained over (`RAG.in_mode`): memory then
+    holds a batch of rows at a time, and what is mapped of them.
 
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
     passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same weights.
@@ -237,14 +251,22 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     logger = _logger(folder, config)
     batches = loader(rows, config.batch_size, config.seed)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
-    with over_ranks(rag), rag.in_mode("soft", kind), _frozen(rag.model, config.freeze), learning, _quiet():
-        module = TrainModule(rag, config, steps=config.epochs * len(batches))
+    with (
+        over_ranks(rag),
+        rag.in_mode("soft", kind),
+        _frozen(rag.model, config.freeze),
+        within(rag, config.memory_budget, rows, config.batch_size, config.k + config.mined),
+        learning,
+        _quiet(),
+    ):
+        module = TrainModule(rag, config, steps=config.epochs * -(-len(batches) // config.accumulate))
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly
         trainer = L.Trainer(
             **trainer_settings(home),
             use_distributed_sampler=False,
             max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
             logger=logger,
             callbacks=[
                 Refresh(

@@ -15,7 +15,7 @@ from e2erag.train.objectives import TARGETS, Options, joint_logp
 
 FIGURES = {
     "loss": "the objective, nats per question",
-    "answer_found": "questions whose answer stands in a passage found",
+    "answer_found": "questions whose answer stands in the K found",
     "utility": "log p(y|x) − log p(y|x,∅), nats: what retrieval is worth",
     "entropy": "entropy of p(z|x), K found and tail, nats",
     "posterior_entropy": "entropy of p(z|x,y), nats",
@@ -29,14 +29,29 @@ FIGURES = {
     "index_age": "steps since the index' weights",
     "gate_retrieve": "gate for finding, mean",
     "gate_read": "gate for reading, mean",
+    "gate_carry": "gate of carried lines, mean",
     "gate_gap": "|soft − hard| gate for reading, mean",
     "cut": "cut, mean",
+    "divergence": "KL of gates' and cuts' means to their rates, nats",
     "tokens_kept": "tokens that reading gates let through, share",
     "gradient_extractor": "gradient norm, extractor",
     "gradient_retriever": "gradient norm, retriever",
     "gradient_generator": "gradient norm, generator",
 }
 """What a run logs per step, in the order in which to look at it."""
+BY_OBJECTIVE = {
+    "loss_": "its part of the loss, weighted",
+    "target_entropy_": "entropy of its target over the K, nats; 0 is one-hot",
+}
+"""And for each objective of several, or that has a target: these, and behind them its name."""
+
+
+def figures(history: Sequence[dict[str, float]]) -> dict[str, str]:
+    """What a run has logged, and what each is: the loss and its parts, targets, then the others of `FIGURES`."""
+    logged = dict.fromkeys(name for row in history for name in row)
+    own = {name: text for start, text in BY_OBJECTIVE.items() for name in logged if name.startswith(start)}
+    every = {"loss": FIGURES["loss"], **own, **FIGURES}
+    return {name: text for name, text in every.items() if name in logged}
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The LightningModule: one loss, one learning rate per stage, and what shows that training is healthy."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,9 @@ class TrainModule(L.LightningModule):
         super().__init__()
         self.rag, self.config, self.steps = rag, config, max(steps, 1)
         self.model = rag.model
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, float]] = []  # a row per step
+        self.stepped = False  # whether the last batch was its step's last
+        self._row: dict[str, float] = {}  # of a step some of whose batches are still to come
         self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
         self.weights = weights_of(config.objective)
@@ -48,13 +50,13 @@ class TrainModule(L.LightningModule):
     def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
         return batch  # texts; their tokens are made where the model is
 
-    def training_step(self, batch: list[Question], step: int) -> Tensor:
+    def training_step(self, batch: list[Question], number: int) -> Tensor:
         c = self.config
         share, tail = negligible(self.weights, c.negligible, self.options)
         terms = self.rag.terms(
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip / len(batch),  # the loss is a mean over questions
-            judged=c.judged, tail=tail,
+            judged=c.judged, tail=tail, gold="contrastive" in self.weights,
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
@@ -67,28 +69,47 @@ class TrainModule(L.LightningModule):
             )
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
+        weight, self.stepped = self._of_its_step(number, len(batch))
         self._note(
+            weight,
             loss=loss,
             **parts,
             divergence=divergence,
             tokens_kept=terms.tokens_kept,
-            answer_found=answer_found(self.rag, batch, terms.ids),
+            answer_found=answer_found(self.rag, batch, terms.ids[:, : c.k]),  # not what was mined or named
             **target_entropy(terms, self.weights, self.options),
             **health(terms, self.model.extractor),
             **self.beside,
         )
-        if not math.isfinite(mean := self.history[-1]["loss"]):  # on every rank, so that none waits for another
-            raise RuntimeError(f"the loss is {mean} at step {self.global_step}: lower the learning rates")
-        return loss + self.config.gate_weight * divergence + self.config.token_price * terms.tokens_kept
+        total = loss + self.config.gate_weight * divergence + self.config.token_price * terms.tokens_kept
+        return weight * c.accumulate * total  # Lightning divides by `accumulate`, however many there are
 
-    def _note(self, **values: Tensor | float) -> None:
-        """Log means over the ranks, and keep them in `history` for the run's result."""
-        row = average({name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()})
-        if "loss" in row:
-            self.history.append(row)
-        else:
-            self.history[-1].update(row)
-        self.log_dict(row, batch_size=self.config.batch_size)
+    def _of_its_step(self, number: int, questions: int) -> tuple[float, bool]:
+        """A batch's share of the questions of its step, and whether it is the last there; `number` is the epoch's."""
+        c = self.config
+        if c.accumulate == 1:
+            return 1.0, True
+        loader = self.trainer.train_dataloader
+        assert loader is not None  # in a step there is one
+        epoch = len(loader.sampler)  # questions, of this rank
+        begin = number // c.accumulate * c.accumulate * c.batch_size
+        step = min(c.accumulate * c.batch_size, epoch - begin)
+        return questions / step, number * c.batch_size + questions == begin + step
+
+    def _note(self, weight: float, **values: Tensor | float) -> None:
+        """Means over the ranks, and over the batches of a step by weight; in `history`, and logged, when it is whole.
+
+        Raises:
+            RuntimeError: a loss that isn't a number, on every rank, so that none waits for another."""
+        row = average(_numbers(values))
+        self._row = {name: self._row.get(name, 0.0) + weight * value for name, value in row.items()}
+        diverged = not math.isfinite(row["loss"])
+        if self.stepped or diverged:
+            self.history.append(self._row)
+            self.log_dict(self._row, batch_size=self.config.batch_size)
+            self._row = {}
+        if diverged:
+            raise RuntimeError(f"the loss is {row['loss']} at step {self.global_step}: lower the learning rates")
 
     def parameters_by_stage(self) -> dict[str, list[nn.Parameter]]:
         """What learns, per stage; each parameter once, also where two towers share it."""
@@ -129,12 +150,18 @@ class TrainModule(L.LightningModule):
             average_gradients(parameters)
             if parameters:
                 norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        self._note(**norms)
+        row = average(_numbers(norms))
+        self.history[-1].update(row)
+        self.log_dict(row, batch_size=self.config.batch_size)
 
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
         if "extractor" in self.config.freeze:
             return
         self.model.extractor.temperature.fill_(annealed(self.global_step, self.steps, *self.config.gate_temperature))
+
+
+def _numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def rate_share(step: int, steps: int, warmup: float) -> float:

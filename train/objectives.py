@@ -10,6 +10,18 @@ do, where fewer than all passages are read: Z is differentiated through those sc
 all of its questions. Those that renormalise over K have no Z. Length is normalised only where an
 objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
 `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss.
+
+Sources, named by author and year below:
+    Dempster et al. 1977, Maximum Likelihood from Incomplete Data via the EM Algorithm
+    Guu et al. 2020, REALM: Retrieval-Augmented Language Model Pre-Training
+    Izacard et al. 2022, Atlas: Few-shot Learning with Retrieval Augmented Language Models
+    Karpukhin et al. 2020, Dense Passage Retrieval for Open-Domain Question Answering
+    Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free!
+    Lewis et al. 2020, Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks
+    Sachan et al. 2021, End-to-End Training of Multi-Document Reader and Retriever for Open-Domain Question Answering
+    Shi et al. 2023, REPLUG: Retrieval-Augmented Black-Box Language Models
+    Zamani & Bendersky 2024, Stochastic RAG: End-to-End Retrieval-Augmented Generation through Expected Utility
+        Maximization
 """
 
 import math
@@ -230,10 +242,11 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log exp(s(x_i, z_i)) / Σ_j exp(s(x_i, z_j)): one passage z_j per question of the batch, of all ranks (Karpukhin
     et al. 2020, DPR, eq. 2).
 
-    z_i is the best of the K found by the posterior; of those on the gold page where that is known (`Evidence.gold`).
+    z_i is the best by the posterior of the passages read; of those on the gold page where that is known
+    (`Evidence.gold`; training reads one of them also where the retriever found none, `RAG.terms`).
     Passages that are also z_i are no negatives. Every rank must have as many questions. Known trouble: the generator's
-    logits only choose z_i, its gradient never arrives (as in DALM); a question of whose gold page nothing was found
-    is left out; a batch of one question has no negatives, so loss 0. Teaches the retriever alone.
+    logits only choose z_i, its gradient never arrives (as in DALM); a question of whose gold page nothing is indexed is
+    left out; a batch of one question has no negatives, so loss 0. Teaches the retriever alone.
     """
     if e.question_rows is None or e.passage_rows is None or e.ids is None:
         raise ValueError("contrastive compares vectors: Evidence needs question_rows, passage_rows and ids")

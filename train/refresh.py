@@ -77,10 +77,13 @@ class Refresh(L.Callback):
         self.schedule, self.drift, self.share, self.device = schedule, drift, share, device
         self._worker = ThreadPoolExecutor(1, "refresh") if background else None
         self._coming: tuple[int, Future[RAG]] | None = None
-        self._encoded_at, self._moved = 0, 0.0
+        self._encoded_at, self._moved, self._step = 0, 0.0, -1
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         step, rag = trainer.global_step, module.rag
+        if step == self._step:  # a step of several batches, which see one index
+            return
+        self._step = step
         self._exchange(rag)
         if self.schedule.due(step) and self._coming is None:
             self._refresh(step, rag)

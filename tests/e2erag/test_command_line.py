@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
-from e2erag.retriever import IndexConfig, RetrieverConfig
+from e2erag.generator import GeneratorConfig
+from e2erag.retriever import ExactIndex, IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_rag
 from e2erag.train import FitConfig
 
@@ -26,28 +28,56 @@ def test_a_new_systems_options_come_through_every_door(
     """Scores and reading, from flags and from a YAML file, reach the system that is made."""
     seen: dict[str, Any] = {}
 
-    def take(folder: str | None, **given: Any) -> RAG:
+    def take(folder: str | None = None, **given: Any) -> RAG:
         seen.update(given, folder=folder)
         raise Asked
 
     monkeypatch.setattr(RAG, "from_pretrained", take)
-    (tmp_path / "run.yaml").write_text("retrieval: {gates: pool, lora: 8, bm25: 0.1}\nanswering: {reading: concat}\n")
+    (tmp_path / "run.yaml").write_text(
+        "retrieval: {gates: pool, lora: 8, bm25: 0.1}\nanswering: {reading: concat}\n"
+        "generation: {max_tokens: 512, token_budget: 1024, held_tokens: 0}\n"
+    )
     given = {
-        "flags": "--retrieval.gates pool --retrieval.lora 8 --retrieval.bm25 0.1 --answering.reading concat".split(),
+        "flags": "--retrieval.gates pool --retrieval.lora 8 --retrieval.bm25 0.1 --answering.reading concat "
+        "--generation.max_tokens 512 --generation.token_budget 1024 --generation.held_tokens 0".split(),
         "yaml": ["--config", str(tmp_path / "run.yaml")],
     }[door]
-    monkeypatch.setattr(sys, "argv", ["e2erag", "fit", "x.pdf", "train.jsonl", "out", *given])
-    with pytest.raises(Asked):
+    for command in (["fit", "x.pdf", "train.jsonl", "out"], ["index", "x.pdf", "out"]):
+        seen.clear()
+        monkeypatch.setattr(sys, "argv", ["e2erag", *command, *given])
+        with pytest.raises(Asked):
+            main()
+        assert seen["retrieval"] == RetrieverConfig(gates="pool", lora=8, bm25=0.1)
+        assert seen["config"] == RAGConfig(reading="concat")
+        assert seen["generation"] == GeneratorConfig(max_tokens=512, token_budget=1024, held_tokens=0)
+
+
+def test_a_saved_system_trains_over_an_index_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows are made there, and there they are after training; without --system there is none to place."""
+    (tmp_path / "a.txt").write_text("the pilot was 85\nseats 4")
+    (tmp_path / "q.jsonl").write_text('{"question": "seats ?", "answers": ["4"]}')
+    rag = tiny_rag()
+    rag.index([str(tmp_path / "a.txt")], progress=False)
+    rag.save_pretrained(tmp_path / "system")
+    call = ["fit", *(str(tmp_path / name) for name in ("a.txt", "q.jsonl", "out"))]
+    where = [f"--index.folder={tmp_path / 'rows'}", "--settings.epochs=1", "--settings.k=1"]
+    monkeypatch.setattr(sys, "argv", ["e2erag", *call, f"--system={tmp_path / 'system'}", *where])
+    main()
+    assert "saved to" in capsys.readouterr().out
+    trained, placed = RAG.from_pretrained(tmp_path / "out"), ExactIndex.load(tmp_path / "rows")
+    assert torch.equal(trained.index_.vectors, placed.vectors)
+    assert not torch.equal(placed.vectors, rag.index_.vectors)
+    monkeypatch.setattr(sys, "argv", ["e2erag", *call, *where])
+    with pytest.raises(SystemExit, match=r"--index is of a --system to go on from, .* new one's is --answering.index"):
         main()
-    assert seen["retrieval"] == RetrieverConfig(gates="pool", lora=8, bm25=0.1)
-    assert seen["config"] == RAGConfig(reading="concat")
 
 
-def test_a_saved_system_is_not_given_other_options(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("option", ["--retrieval.bm25=0.1", "--generation.max_tokens=80"])
+def test_a_saved_system_is_not_given_other_options(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be passed by in silence."""
-    monkeypatch.setattr(
-        sys, "argv", ["e2erag", "fit", "x.pdf", "q.jsonl", "out", "--system", "s", "--retrieval.bm25", "0.1"]
-    )
+    monkeypatch.setattr(sys, "argv", ["e2erag", "fit", "x.pdf", "q.jsonl", "out", "--system", "s", option])
     with pytest.raises(SystemExit, match="s keeps what it was made with: leave out --retrieval and --answering"):
         main()
 
@@ -83,7 +113,7 @@ def test_documents_come_and_go_in_a_saved_system(
     )
 
 
-@pytest.mark.parametrize("settings", [FitConfig, IndexConfig, RAGConfig, RetrieverConfig])
+@pytest.mark.parametrize("settings", [FitConfig, GeneratorConfig, IndexConfig, RAGConfig, RetrieverConfig])
 def test_every_flag_says_what_it_is(settings: type) -> None:
     """`--help` takes its texts from the docstring, one for each name; names that share a text would have none."""
     told = {entry.arg_name for entry in parse(settings.__doc__ or "").params}

@@ -251,6 +251,35 @@ def test_gold_passages_are_those_on_the_page_a_question_names(rag: RAG) -> None:
     assert marked[1].all()
 
 
+def test_a_gold_passage_that_the_retriever_does_not_reach_gets_into_the_softmax(rag: RAG) -> None:
+    """K = 1, and what is found is of the other document: of the gold page's passages the one with the answer's word is
+    read beside it and is the positive. Else every question would be left out, and the loss be 0."""
+    asked = []
+    for row in ROWS:
+        found = rag.passage(int(rag.search([row["question"]], k=1).ids[0, 0]))
+        file, answer = ("b.pdf", "N74SR") if found.document.name == "a.pdf" else ("a.pdf", "N5921D")
+        asked.append(Question(row["question"], (answer,), file, 2))
+    plain, terms = rag.terms(asked, 1, "soft"), rag.terms(asked, 1, "soft", gold=True)
+    assert not gold(rag, asked, plain.ids).any()
+    assert torch.equal(terms.ids[:, :1], plain.ids)
+    assert gold(rag, asked, terms.ids).tolist() == [[False, True]] * len(asked)
+    for question, ids in zip(asked, terms.ids.tolist(), strict=True):
+        assert question.answers[0] in rag.passage(ids[1]).text
+    assert terms.prior_logp.exp().sum(1).max() <= 1 + 1e-6
+    (row,) = rag.fit(asked, objective="contrastive", epochs=1, batch_size=4, k=1, progress=False).history
+    assert row["loss"] > 0.1
+    assert row["answer_found"] == 0  # by the retriever itself
+
+
+def test_a_gold_passage_is_added_once_and_only_where_there_is_one(rag: RAG) -> None:
+    """Where the page's passages were all found, where none is indexed and where none is named, the column is empty."""
+    everything = len(rag.corpus.passages)
+    asked = [Question("seats ?", ("4",), *page) for page in (("a.pdf", 1), ("a.pdf", 9), ("c.pdf", 1), (None, None))]
+    ids = rag.terms(asked, everything, "soft", gold=True).ids
+    assert (ids[:, -1] == -1).all()
+    assert ids.shape == (4, everything + 1)
+
+
 def test_wrong_settings_are_told_the_right_ones(rag: RAG) -> None:
     """A wrong name gets the nearest one; a wrong objective, stage or number the ones there are."""
     with pytest.raises(TypeError, match=r"fit has no setting 'epoch': did you mean epochs\?"):

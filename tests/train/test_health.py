@@ -17,7 +17,7 @@ from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train.callbacks import symptoms
 from e2erag.train.dashboard import running_mean
-from e2erag.train.health import answer_found, health
+from e2erag.train.health import answer_found, figures, health
 from e2erag.train.objectives import untaught
 
 HEALTHY = {
@@ -132,6 +132,16 @@ def test_the_warning_is_seen() -> None:
     assert told.count("step 10: for 10 steps, nearly every line is dropped for reading") == 1
 
 
+def test_a_collapse_is_counted_by_steps_not_by_batches() -> None:
+    """Two batches to a step: the tenth step is the twentieth batch."""
+    rag = tiny_rag()
+    rag.model.extractor.gates.bias.data[1] = -5.0
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    frozen = {"freeze": ("extractor", "retriever"), "progress": False}
+    with pytest.warns(UserWarning, match="step 10: for 10 steps, nearly every line is dropped for reading"):
+        rag.fit(ROWS, epochs=12, batch_size=1, accumulate=2, k=2, **frozen)
+
+
 @pytest.mark.parametrize("objective", ["marginal", "pdist", "lsr", "loop", "contrastive", "reader"])
 def test_a_stage_that_the_objective_does_not_teach_is_no_collapse(objective: str) -> None:
     """Distillation has no gradient for the reader, and the reader's own loss none for the retriever."""
@@ -154,6 +164,15 @@ def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:
     assert {row["distinct"] for row in run.history} == {0.5}
     assert [str(one.message) for one in caught if "collapsing" in str(one.message)] == []
     assert run.steps == 12
+
+
+def test_everything_that_is_logged_is_drawn(rag: RAG) -> None:
+    """Parts of the loss and entropies of targets too, each with a text, and in order; and nothing that isn't there."""
+    run = rag.fit(ROWS, objective={"marginal": 1, "lsr": 1}, epochs=1, batch_size=2, k=2, progress=False)
+    named = figures(run.history)
+    assert named.keys() == run.history[0].keys()
+    assert list(named)[:5] == ["loss", "loss_marginal", "loss_lsr", "target_entropy_lsr", "answer_found"]
+    assert list(figures([{"loss": 1.0}, {"drift": 1.0}])) == ["loss", "drift"]
 
 
 def test_a_running_mean_leaves_out_what_is_missing() -> None:

@@ -1,6 +1,8 @@
 """Batches cut up over steps and over processes: the same gradient, from a whole tiny system in float64."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,11 @@ from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import RetrieverConfig
+from e2erag.retriever.ranks import gathered
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.train import OBJECTIVES, Options
+from e2erag.train import OBJECTIVES, Options, Run
+
+Found = dict[str, tuple[Tensor, Tensor]]
 
 LINES = [
     ["accident number NYC08", "the pilot was 85", "engine maker lycoming", "seats 4"],
@@ -27,31 +32,48 @@ ASKED = [
                          ("registration ?", "N5921D"), ("damage ?", "none"), ("landing gear ?", "tailwheel"),
                          ("exam ?", "1/2/2007"), ("accident ?", "NYC08"))
 ]  # fmt: skip
-NAMES = [name for name in OBJECTIVES if name not in ("gumbel", "rloo")]
-"""The others draw anew for every batch; their mean is tested with the objectives."""
+DRAWS = 4
+CUT = ("marginal", "rb", "rloo")
+"""Whose gradient, not value, depends on how a batch is cut where fewer than all passages are read: Z is differentiated
+through those scored afresh, and a batch's are fresh for all of its questions."""
 
 
-def system(gates: str = "attend") -> RAG:
-    """Eight passages of a line each, all of them found and read, so that no question's Z depends on its batch."""
+def system(gates: str = "attend", held: int = 10**9) -> RAG:
+    """Eight passages of a line each; so many tokens' activations are held, and none of the rest."""
     rag = tiny_rag(
-        retriever=RetrieverConfig(gates=gates),
+        retriever=RetrieverConfig(gates=gates, token_budget=64, held_tokens=held),
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=1, kinds=()),
         config=RAGConfig(k=8, mode="soft", precision="float32"),
     )
+    generator = rag.model.generator
+    generator.config = replace(generator.config, token_budget=256, held_tokens=held)
     in_double(rag.model)
     rag.index([tiny_document(LINES)])
     return rag
 
 
-def slopes(rag: RAG, questions: Sequence[Question]) -> dict[str, Tensor]:
-    """Per objective the gradient of the batch's mean loss in every parameter, as one vector."""
-    terms = rag.terms(questions, 8, "soft")
+def drawn(name: str, k: int, before: int) -> Options:
+    """The random numbers that the whole batch's questions behind these `before` ones get."""
+    noise = torch.Generator().manual_seed(5)
+    if name == "gumbel":
+        torch.rand(before, k, dtype=torch.float64, generator=noise)
+    elif before:
+        torch.multinomial(torch.ones(before, k + 1), DRAWS, replacement=True, generator=noise)
+    return Options(samples=DRAWS if name == "rloo" else k // 2, noise=noise)
+
+
+def slopes(rag: RAG, k: int, first: int = 0, count: int = 8, names: Sequence[str] = tuple(OBJECTIVES)) -> Found:
+    """Per objective the loss of each of these questions, and the gradient of their mean in every parameter, as one
+    vector."""
+    terms = rag.terms(ASKED[first : first + count], k, "soft")
+    assert (terms.ids >= 0).sum(1).eq(k).all()
     learning = [p for p in rag.model.parameters() if p.requires_grad]
     found = {}
-    for name in NAMES:
-        loss = OBJECTIVES[name](terms, Options()).mean()
-        parts = torch.autograd.grad(loss, learning, retain_graph=True, allow_unused=True, materialize_grads=True)
-        found[name] = torch.cat([part.flatten() for part in parts])
+    for name in names:
+        loss = OBJECTIVES[name](terms, drawn(name, k, first))
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        parts = torch.autograd.grad(loss.mean(), learning, **options)
+        found[name] = loss.detach(), torch.cat([part.flatten() for part in parts])
     return found
 
 
@@ -59,40 +81,74 @@ def rank(number: int, folder: str) -> None:
     """One of two processes with half of the questions; gradients are averaged as DistributedDataParallel does."""
     rag = system()  # made before the ranks meet: from then on transformers saves from rank 0 alone
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
-    mine = slopes(rag, ASKED[4 * number : 4 * number + 4])
-    for slope in mine.values():
-        distributed.all_reduce(slope)
+    made = {}
+    for k in (8, 3):
+        for name, (loss, slope) in slopes(rag, k, 4 * number, 4).items():
+            distributed.all_reduce(slope)
+            made |= {f"{k} {name} loss": torch.cat(gathered(loss)), f"{k} {name}": slope / 2}
     if number == 0:
-        save_file({name: slope / 2 for name, slope in mine.items()}, f"{folder}/slopes.safetensors")
+        save_file(made, f"{folder}/slopes.safetensors")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[str, Tensor]:
-    return slopes(system(), ASKED)
+def whole() -> dict[int, Found]:
+    """All eight questions at once, with every passage read and with three of them."""
+    rag = system()
+    return {k: slopes(rag, k) for k in (8, 3)}
 
 
-def test_two_processes_are_one_with_the_joined_batch(whole: dict[str, Tensor], tmp_path: Path) -> None:
-    """Every objective, `contrastive` with the other rank's passages as negatives and gradient back to that rank."""
+def same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], name: str, k: int) -> None:
+    """Losses, and gradients where they don't depend on the cut. Passages in the index have float32 rows, so what the
+    batch has scored afresh shows in Z by 1e-7."""
+    loose = {"atol": 1e-6, "rtol": 1e-6} if k < 8 else {"atol": 1e-9, "rtol": 1e-6}
+    for part, (here, there) in enumerate(zip(got, expected, strict=True)):
+        if part and k < 8 and name in CUT:
+            assert (here - there).abs().max() > 1e-4 * there.abs().max()
+            continue
+        torch.testing.assert_close(here, there, **loose, msg=lambda text: f"{name}, K = {k}: {text}")
+
+
+def test_two_processes_are_one_with_the_joined_batch(whole: dict[int, Found], tmp_path: Path) -> None:
+    """Every objective, `contrastive` with the other rank's passages as negatives and gradient back to that rank, those
+    that draw with the same numbers; with all passages read, and with three of eight."""
     multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
     both = load_file(tmp_path / "slopes.safetensors")
-    for name in NAMES:
-        assert whole[name].abs().max() > 1e-6
-        torch.testing.assert_close(
-            both[name], whole[name], atol=1e-9, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    for k, one in whole.items():
+        for name, expected in one.items():
+            assert expected[1].abs().max() > 1e-6
+            same((both[f"{k} {name} loss"], both[f"{k} {name}"]), expected, name, k)
 
 
-def test_eight_steps_of_one_question_are_one_of_eight(whole: dict[str, Tensor]) -> None:
-    """Accumulated gradients of 8 × 1 are those of 1 × 8 (all but `contrastive`, which lives off its batch)."""
+@pytest.mark.parametrize("k", [8, 3])
+def test_eight_steps_of_one_question_are_one_of_eight(whole: dict[int, Found], k: int) -> None:
+    """Losses and accumulated gradients of 8 × 1 are those of 1 × 8: of all but `contrastive`, which lives off its
+    batch, and with fewer than all passages read of those that have no Z."""
     rag = system()
-    alone = [slopes(rag, [question]) for question in ASKED]
-    for name in NAMES:
-        mean = torch.stack([one[name] for one in alone]).mean(0)
+    alone = [slopes(rag, k, at, 1) for at in range(len(ASKED))]
+    for name, expected in whole[k].items():
+        loss, slope = torch.cat([one[name][0] for one in alone]), torch.stack([one[name][1] for one in alone]).mean(0)
         if name == "contrastive":
-            assert not mean.any()
+            assert not slope.any()
         else:
-            torch.testing.assert_close(mean, whole[name], atol=1e-9, rtol=1e-6)
+            same((loss, slope), expected, name, k)
+
+
+@pytest.mark.parametrize("k", [8, 3])
+def test_gradient_caching_is_the_plain_gradient(whole: dict[int, Found], k: int) -> None:
+    """Of every objective: nothing held, so each padded batch of encoder and reader is computed again going back."""
+    rag, calls = system(held=0), Counter[str]()
+    stages = {"passage": rag.model.retriever.passage.transformer, "reader": rag.model.generator.model.get_decoder()}
+    for stage, module in stages.items():
+        module.register_forward_hook(lambda *_, stage=stage: calls.update([stage]))
+    with torch.no_grad():
+        rag.terms(ASKED, k, "soft")
+    once = Counter(calls)
+    cached = slopes(rag, k)
+    assert all(calls[stage] > 3 * once[stage] > 3 for stage in stages)  # before, forward, and several times backward
+    for name, got in cached.items():
+        for here, there in zip(got, whole[k][name], strict=True):
+            torch.testing.assert_close(here, there, atol=1e-9, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_terms_of_tokens_sum_to_the_answers() -> None:
@@ -104,3 +160,42 @@ def test_terms_of_tokens_sum_to_the_answers() -> None:
         assert not terms.token_logp[i, :, length:].any()
     scores = (terms.passage_rows @ terms.question_rows[:, :, None])[:, :, 0]
     torch.testing.assert_close(scores.log_softmax(1), terms.prior_logp.log_softmax(1))
+
+
+def trained(objective: str, k: int, questions: int, **settings: int) -> tuple[dict[str, Tensor], Run]:
+    """What learns and what is remembered after two epochs, the index encoded anew after every step. Nothing is clipped
+    of what questions say of a passage's lines, for a batch's questions say it together."""
+    rag, refreshed = system(), []
+    refresh = rag.refresh
+    rag.refresh = lambda: refreshed.append(refresh())
+    rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:questions]]
+    run = rag.fit(rows, objective=objective, k=k, epochs=2, refresh_every=1, gate_clip=0.0, progress=False, **settings)
+    assert len(refreshed) == run.steps - 1
+    values = rag.model.state_dict().items()
+    return {name: value.detach().clone() for name, value in values if value.is_floating_point()}, run
+
+
+@pytest.mark.parametrize(("objective", "k", "questions"), [("marginal", 8, 8), ("rag_sequence", 3, 7)])
+def test_training_accumulates_to_the_step_of_one_batch(objective: str, k: int, questions: int) -> None:
+    """2 × 4 is 1 × 8, to the weights after two epochs, and so is what is logged; of seven the last batch has one, which
+    weighs as one question does. Rates and refreshes go by steps."""
+    expected, once = trained(objective, k, questions, batch_size=8)
+    got, run = trained(objective, k, questions, batch_size=2, accumulate=4)
+    assert run.steps == once.steps == len(run.history) == 2
+    assert [row["index_age"] for row in run.history] == [0, 0]
+    start = system().model.state_dict()
+    assert sum(bool((expected[name] - start[name]).abs().max() > 1e-5) for name in expected) > 20
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-6, msg=lambda t, n=name: f"{n}: {t}")
+    for a, b in zip(once.history, run.history, strict=True):
+        alike = [name for name in a if name not in ("distinct", "staleness")]  # of a batch
+        assert {name: b[name] for name in alike} == pytest.approx({name: a[name] for name in alike}, rel=1e-5, abs=1e-6)
+
+
+def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left() -> None:
+    """Three questions by one, two to a step: the second step has one, and follows all of its gradient."""
+    _, whole = trained("marginal", 8, 3, batch_size=2)
+    _, run = trained("marginal", 8, 3, batch_size=1, accumulate=2)
+    assert run.steps == whole.steps == 4
+    for a, b in zip(whole.history, run.history, strict=True):
+        assert b["gradient_generator"] == pytest.approx(a["gradient_generator"], rel=1e-5)
