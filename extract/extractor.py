@@ -209,6 +209,12 @@ class Extractor(nn.Module):
             return torch.where(logits > 0, 0.0, CLOSED) + (soft - soft.detach())
         return soft
 
+    def taken(self, cut: Float[Tensor, " units"]) -> Bool[Tensor, " units"]:
+        """The gaps that are cut in hard mode; a fixed chunker cuts where its chunks end."""
+        if self.config.chunk is not None:
+            return torch.zeros_like(cut, dtype=torch.bool)
+        return torch.sigmoid(cut) > self.config.cut_threshold
+
     def explored(self, log_w: Float[Tensor, " units"], generator: torch.Generator | None) -> Float[Tensor, " units"]:
         """While learning, each line turned down by a random e⁰ … e^−explore, where there is a generator to draw from.
 
