@@ -16,7 +16,7 @@ from typing import Any
 
 from e2erag.extract.document import Box, ReadError
 from e2erag.extract.readers import pdfium_calls as calls
-from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, GUTTER, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
 
@@ -25,6 +25,7 @@ LOCK = threading.RLock()
 PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
 SEGMENTS = 200  # of one path
 FORM_DEPTH = 12
+UPRIGHT = 0.8  # share of a page's letters that stand one way
 OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
 WORD = 60  # characters from an accent to its letter at most
 
@@ -75,9 +76,16 @@ class PdfiumFile:
         """What page `number` (from 1) shows."""
         with LOCK:
             page = self.file[number - 1]
+            turn = page.get_rotation()
             try:
-                return _Reading(page).shown()
+                shown = _Reading(page).shown()
+                upright = _turn(shown.runs, turn)
+                if upright is not None:
+                    page.set_rotation(upright)
+                    shown = _Reading(page, turn).shown()
+                return shown
             finally:
+                page.set_rotation(turn)
                 page.close()
 
     def picture(self, number: int, dpi: float) -> Any:
@@ -93,10 +101,11 @@ class PdfiumFile:
 class _Reading:
     """One page being read."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, turn: int | None = None) -> None:
+        """`turn` is how the page is displayed, where that isn't what PDFium is told."""
         box = pdfium.FS_RECTF()
         pdfium.FPDF_GetPageBoundingBox(page.raw, box)
-        turn = 90 * pdfium.FPDFPage_GetRotation(page.raw)
+        turn = page.get_rotation() if turn is None else turn
         self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
         self.page = page
         self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
@@ -190,7 +199,7 @@ class _Reading:
             return False
         left, high, right, low = span
         gap, em = left - self.end[0], self.em
-        if high != self.high or low != self.low or not -BACK * em < gap <= (CELL if between else 0.05) * em:
+        if high != self.high or low != self.low or not -BACK * em < gap <= (GUTTER if between else 0.05) * em:
             return False
         self.parts.append(" " + text[start:stop] if between else text[start:stop])
         self.owner, self.end = last, (right, self.end[1])
@@ -233,7 +242,7 @@ class _Reading:
             return
         dx, dy = x - self.end[0], y - self.end[1]
         gap, off = dx * self.ux + dy * self.uy, abs(dy * self.ux - dx * self.uy)
-        level = off <= 0.05 * self.em and -BACK * self.em < gap <= CELL * self.em
+        level = off <= 0.05 * self.em and -BACK * self.em < gap <= GUTTER * self.em
         if not (self.parts and level and self.now == self.begun):
             self.flush()
             self.begun, self.begin, gap = self.now, (x, y), 0.0
@@ -445,6 +454,19 @@ class _Reading:
                 points.append(points[0])
         if len(points) > 1:
             yield points
+
+
+def _turn(runs: list[Run], turn: int) -> int | None:
+    """The rotation at which a page of rotation `turn` would show its text upright, where that is another one.
+
+    PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
+    letters = [0] * 4
+    for run in runs:
+        letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
+    most = max(range(4), key=letters.__getitem__)
+    if most == 0 or letters[most] < UPRIGHT * sum(letters):
+        return None
+    return (turn + 90 * most) % 360
 
 
 def _turned(glyphs: list[tuple[float, float, str]], space: float) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
-from e2erag.extract.readers.lines import CELL, SPACE, Run
+from e2erag.extract.readers.lines import GUTTER, SPACE, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
 PypdfFont: Any = None
@@ -368,7 +368,7 @@ class Walk:
                 continue
             before, after = self.margins(font, text)
             after += self.char * spread
-            if parts and gap + before > CELL * abs(em):
+            if parts and gap + before > GUTTER * abs(em):
                 self.emit(trm, "".join(parts), start, pen, font)
                 parts, start = [], pen + gap + before
             elif not parts:

@@ -1,10 +1,12 @@
 """PDFs made for the tests of the PDF reader: drawn with reportlab, or written instruction by instruction."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pypdf import PdfWriter
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NumberObject
+from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
 NTSB = sorted((Path(__file__).parents[3] / "examples" / "ntsb").glob("*.pdf"))
@@ -76,6 +78,44 @@ def two_columns(page: Canvas) -> None:
         page.drawString(320, 720 - 12 * row, right)
 
 
+def narrow_gutter(page: Canvas) -> None:
+    """Line by line across a gutter of one em between lines set flush on both sides."""
+    wide = 216.0
+    for row, pair in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        for column, line in enumerate(pair):
+            text = page.beginText(50 + (wide + 10) * column, 720 - 12 * row)
+            text.setFont("Times-Roman", 10)
+            text.setWordSpace((wide - stringWidth(line, "Times-Roman", 10)) / line.count(" "))
+            text.textOut(line)
+            page.drawText(text)
+
+
+def few_lines(page: Canvas) -> None:
+    """Four lines across a gutter, between a heading and a line as wide as the page."""
+    page.setFont("Times-Roman", 10)
+    page.drawString(50, 750, "Abstract and summary")
+    for row, (left, right) in enumerate(zip(PROSE[:4], PROSE[4:], strict=True)):
+        page.drawString(50, 720 - 12 * row, left)
+        page.drawString(320, 720 - 12 * row, right)
+    page.drawString(50, 650, " ".join(PROSE[:2]))
+
+
+def staggered(page: Canvas) -> None:
+    """Two columns half a line apart, drawn from top to bottom."""
+    page.setFont("Times-Roman", 10)
+    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        page.drawString(50, 720 - 12 * row, left)
+        page.drawString(300, 714 - 12 * row, right)
+
+
+def capitals(page: Canvas) -> None:
+    """Line by line across a gutter, all of it in capitals."""
+    page.setFont("Times-Roman", 8)
+    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        page.drawString(50, 720 - 10 * row, left.upper())
+        page.drawString(320, 720 - 10 * row, right.upper())
+
+
 def ruled_table(page: Canvas) -> None:
     """Three columns and four rows with a grid of lines, and a thin filled bar above it."""
     page.setFont("Helvetica", 9)
@@ -97,6 +137,26 @@ def rotated(page: Canvas) -> None:
     page.line(0, -10, 200, -10)
     page.restoreState()
     page.drawString(100, 700, "along the edge")
+
+
+def unturned(page: Canvas, angle: int) -> None:
+    """Text as it is set without it on a page that is turned: on its side or its head, a row of cells last."""
+    page.setPageRotation(angle)
+    page.setFont("Times-Roman", 10)
+    for row, line in enumerate(PROSE):
+        page.drawString(50, 500 - 12 * row, line)
+    for x, cell in ((50, "left cell"), (300, "right cell"), (450, "1,204")):
+        page.drawString(x, 300, cell)
+
+
+def sideways(page: Canvas) -> None:
+    """The same up along a page that isn't turned, its number upright."""
+    page.saveState()
+    page.translate(500, 50)
+    page.rotate(90)
+    unturned(page, 0)
+    page.restoreState()
+    page.drawString(300, 20, "17")
 
 
 def raised(page: Canvas) -> None:
@@ -133,8 +193,16 @@ def forms(page: Canvas) -> None:
 
 DRAWN = {
     "two_columns": two_columns,
+    "narrow_gutter": narrow_gutter,
+    "few_lines": few_lines,
+    "staggered": staggered,
+    "capitals": capitals,
     "ruled_table": ruled_table,
     "rotated": rotated,
+    "unturned 90": partial(unturned, angle=90),
+    "unturned 180": partial(unturned, angle=180),
+    "unturned 270": partial(unturned, angle=270),
+    "sideways": sideways,
     "raised": raised,
     "forms": forms,
 }

@@ -69,6 +69,47 @@ def test_columns_drawn_line_by_line_are_read_one_after_the_other(tmp_path: Path,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("narrow_gutter", [*PROSE, *reversed(PROSE)]),
+        ("few_lines", ["Abstract and summary", *PROSE, " ".join(PROSE[:2])]),
+        ("staggered", [*PROSE, *reversed(PROSE)]),
+        ("capitals", [line.upper() for line in [*PROSE, *reversed(PROSE)]]),
+    ],
+)
+def test_columns_that_are_hard_to_tell(tmp_path: Path, engine: str, name: str, lines: list[str]) -> None:
+    """A gutter of an em, four lines, lines at other heights on both sides, capitals: the left column comes first."""
+    assert [unit.text for unit in read_pdf(canvas(tmp_path, DRAWN[name]), engine)] == lines
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize(
+    ("count", "left", "right"),
+    [
+        (4, PROSE, ("Paid in full", "Not paid at all so far", "Paid in two rates", "Paid in the year after")),
+        (8, PROSE, ("NAME OF A TOWN", "ANOTHER TOWN WITH A LONG NAME", "AN ISLE", "THE LAST OF THE TOWNS") * 2),
+        (8, ("Of the Town", "Of an Isle") * 4, PROSE),
+    ],
+)
+def test_rows_that_look_like_columns_stay_rows(
+    tmp_path: Path, engine: str, step: int, count: int, left: tuple[str, ...], right: tuple[str, ...]
+) -> None:
+    """Few or many, side by side or one lower than the other: cells that are no sentences are drawn row by row."""
+
+    def draw(page: Canvas) -> None:
+        page.setFont("Times-Roman", 10)
+        for row in range(count):
+            page.drawString(50, 720 - 12 * row, left[row])
+            page.drawString(300, 720 - step - 12 * row, right[row])
+
+    found = [unit.text for unit in read_pdf(canvas(tmp_path, draw), engine)]
+    rows = list(zip(left[:count], right, strict=False))
+    assert found == ([cell for row in rows for cell in row] if step else [" ".join(row) for row in rows])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("right", ["1,204", "Paid in the Year:", "A Name of Four Words"])
 def test_rows_of_a_table_stay_rows(tmp_path: Path, engine: str, right: str) -> None:
     """However long the text on the left is: numbers, labels and titles are no prose."""
