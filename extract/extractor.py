@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, propose
+from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, distinct, propose
 from e2erag.extract.document import Document
-from e2erag.extract.features import LAYOUT_FEATURES
+from e2erag.extract.features import LAYOUT_FEATURES, layout_features
 from e2erag.extract.network import PageEncoder, with_neighbours
 
 GateMode = Literal["soft", "sample", "hard"]
@@ -127,9 +127,9 @@ class Extractor(nn.Module):
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """`extractor(document)` is `extractor.propose(document)`; with tensors it is `forward`, as in any module."""
+        """`extractor(document)` is `extractor.passages(document)`; with tensors it is `forward`, as in any module."""
         if inputs and isinstance(inputs[0], Document):
-            return self.propose(*inputs, **named)
+            return self.passages(*inputs, **named)
         return super().__call__(*inputs, **named)
 
     @contextmanager
@@ -149,7 +149,7 @@ class Extractor(nn.Module):
     def forward(
         self,
         layout: Float[Tensor, "units features"],
-        text: Float[Tensor, "units text_dim"],
+        text: Float[Tensor, "units text_dim"] | None,
         page: Int[Tensor, " units"],
     ) -> Extraction:
         """Gate logits and scores per line; a line sees the lines of its own page.
@@ -165,17 +165,23 @@ class Extractor(nn.Module):
 
         Args:
             layout: `layout_features` of the documents, one after the other.
-            text: a text feature per line, at any scale (it is normalised here).
+            text: a text feature per line, at any scale (it is normalised here). None where it isn't known: then the
+                network is left out, gates are what is linear in layout, and scores are all the same.
             page: a number that changes wherever a page ends, so that no line sees across.
         """
         alone = self.training and len(layout) < 2  # one line has no spread
         layout = layout if alone else self.layout_norm(layout)
-        h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
-        h = self.page(h, page)
-        seen = torch.cat([h if alone else self.norm(h), with_neighbours(layout, page)], 1)
+        if text is None:
+            h = seen = layout.new_zeros(len(layout), self.config.hidden)  # what it is on average, once normalised
+        else:
+            h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
+            h = self.page(h, page)
+            seen = h if alone else self.norm(h)
+        seen = torch.cat([seen, with_neighbours(layout, page)], 1)
         gates = F.linear(seen, self.gates.weight * self.reach[:, None], self.gates.bias)
         retrieve, read, carry, common = gates.unbind(-1)
-        out = Extraction(retrieve + common, read + common, carry, *self.scores(h).unbind(-1))
+        scores = self.scores(h) if text is not None else layout.new_tensor([self.config.cut_logit, 0.0, 0.0, 0.0])
+        out = Extraction(retrieve + common, read + common, carry, *scores.expand(len(layout), 4).unbind(-1))
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
         return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))
@@ -255,6 +261,46 @@ class Extractor(nn.Module):
         inside = (whole[stop] - whole[start + 1]) / (stop - start - 1).clamp_min(1)
         mean = (scores[reading, stop] - scores[reading, start]) / (stop - start)
         return edge[start] + edge[stop] + (inside + mean).to(edge.dtype)
+
+    @torch.no_grad()
+    def judge(self, document: Document, text: Float[Tensor, "units text_dim"] | None = None) -> Extraction:
+        """What it says of each line of a document once it is trained; `text` is as in `passages`."""
+        weight = self.gates.weight
+        page = torch.tensor([unit.page for unit in document], dtype=torch.long)
+        training, layout = self.training, torch.from_numpy(layout_features(document))
+        self.eval()
+        try:
+            out: Extraction = self(layout.to(weight), None if text is None else text.to(weight), page.to(weight.device))
+            return out
+        finally:
+            self.train(training)
+
+    def passages(
+        self,
+        document: Document,
+        text: Float[Tensor, "units text_dim"] | None = None,
+        tokens: Int[np.ndarray, "*readings units"] | None = None,
+    ) -> list[Passage]:
+        """The candidate passages of a document by hard gates and cuts, as an index of it alone would hold them.
+
+        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. Its
+        text is that of all its lines: which of them are dropped, and which carried ones do travel, `judge` and
+        `log_gates(…, "hard")` say. Untrained, every line is kept and nothing is cut.
+
+        Args:
+            text: a feature per line, of the kind that it was trained with. In a `RAG` that is the retriever's own:
+                `encoder.line_features(encoder.lines(document.texts))`, `encoder` its `passage` tower. Without it only
+                the part of the gates that is linear in layout counts, and nothing is cut (see `forward`).
+            tokens: as in `propose`.
+        """
+        if not len(document):
+            return []
+        said = self.judge(document, text)
+        finding, reading = (self.log_gates(logits, "hard").cpu().numpy() == 0 for logits in (said.retrieve, said.read))
+        found = self.propose(document, self.taken(said.cut).cpu().numpy(), tokens, finding)
+        own = [range(passage.start, passage.stop) for passage in found]
+        left = [[tuple(i for i in lines if open_[i]) for open_ in (finding, reading)] for lines in own]
+        return [passage for passage, kept in zip(found, distinct(found, left), strict=True) if kept]
 
     def propose(
         self,

@@ -148,3 +148,24 @@ def test_the_order_of_documents_does_not_matter() -> None:
     assert seen[0].keys() == seen[1].keys()
     for key, vector in seen[0].items():
         torch.testing.assert_close(vector, seen[1][key], atol=1e-5, rtol=1e-5)
+
+
+def test_an_extractor_by_itself_proposes_what_a_system_indexes() -> None:
+    """With the retriever's text features and token counts: the same passages as in hard mode, gates shut, gaps cut."""
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(2, 4), max_tokens=30))
+    extractor, encoder = rag.model.extractor, rag.model.retriever.passage
+    torch.manual_seed(3)
+    for head in (extractor.gates, extractor.scores):
+        nn.init.normal_(head.weight)
+    nn.init.constant_(extractor.scores.bias, 4.0)
+    documents = [table_document(), OTHER, tiny_document([["weight 9", "Maker", "who ?"] * 4, ["seats 2"] * 3], "c.pdf")]
+    rag.index(documents)
+    said = rag.model.gates(rag.corpus, "hard")
+    assert (said.retrieve[: len(rag.corpus)] < 0).any()
+    assert extractor.taken(said.extraction.cut).any()
+    tokens, found = rag.corpus.retriever_lines.sizes[rag.corpus.text_of], []
+    for first, document in zip(rag.corpus.first_line, documents, strict=False):
+        text = encoder.line_features(encoder.lines(document.texts))
+        found += extractor(document, text, tokens[:, first : first + len(document)])
+    assert found == rag.corpus.passages
+    assert found != [passage for document in documents for passage in extractor(document)]

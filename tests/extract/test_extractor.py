@@ -221,6 +221,26 @@ def test_called_with_a_document_it_proposes_passages() -> None:
     assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
 
 
+def test_without_text_features_gates_are_what_is_linear_in_layout() -> None:
+    """A trained one called with a document alone: by hand from its weights, and nothing is cut; it stays as it was."""
+    extractor = trained().train()
+    document = tiny_document([["Page 1 of 2", "the pilot", "Seats 4"], ["Page 2 of 2", "engine", "9"]])
+    said = extractor.judge(document)
+    layout = torch.from_numpy(layout_features(document)) / (1 + 1e-2) ** 0.5  # figures of no step: mean 0, spread 1
+    seen = network.with_neighbours(layout, torch.tensor([1, 1, 1, 2, 2, 2]))
+    gates = seen @ extractor.gates.weight[:, CONFIG.hidden :].T * extractor.reach + extractor.gates.bias
+    torch.testing.assert_close(said.retrieve, (gates[:, 0] + gates[:, 3]).detach())
+    assert not extractor.taken(said.cut).any()
+    kept = said.retrieve > 0
+    assert kept.any()
+    assert not kept.all()
+    assert {i for z in extractor(document) for i in range(z.start, z.stop)} >= set(kept.nonzero()[:, 0].tolist())
+    assert all(kept[z.start : z.stop].any() for z in extractor(document))
+    assert extractor.training
+    assert extractor.norm.running_mean.abs().max() == 0  # no step
+    assert extractor(tiny_document([[]])) == []
+
+
 def test_a_line_sees_the_layout_of_its_two_neighbours_and_of_no_other_page() -> None:
     """By hand for lines of two pages; and through the gates of an extractor without attention among lines."""
     features = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
