@@ -203,7 +203,7 @@ class Extractor(nn.Module):
         if self.config.chunk is not None:
             return torch.zeros_like(logits)
         if mode == "hard":
-            return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
+            return self._thresholded(logits)
         if mode == "sample":
             # Drawn on the CPU, so that a seed means the same on every device.
             noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype).clamp(1e-6, 1 - 1e-6)
@@ -212,8 +212,11 @@ class Extractor(nn.Module):
         soft = (F.logsigmoid(logits / self.temperature) - opening).clamp_min(CLOSED)
         soft = soft - soft.detach().clamp_min(0.0)
         if mode == "sample" and self.config.straight_through:
-            return torch.where(logits > 0, 0.0, CLOSED) + (soft - soft.detach())
+            return self._thresholded(logits) + (soft - soft.detach())
         return soft
+
+    def _thresholded(self, logits: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+        return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
 
     def taken(self, cut: Float[Tensor, " units"]) -> Bool[Tensor, " units"]:
         """The gaps that are cut in hard mode; a fixed chunker cuts where its chunks end."""

@@ -148,6 +148,18 @@ def test_straight_through_is_hard_forward_and_has_a_slope() -> None:
     assert (logits.grad != 0).all()
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+def test_straight_through_opens_what_hard_mode_keeps(threshold: float) -> None:
+    """The same noise added by hand, and the line drawn where `threshold` says, at every temperature."""
+    extractor = Extractor(ExtractorConfig(text_dim=8, straight_through=True, threshold=threshold))
+    logits = torch.linspace(-4, 4, 400)
+    noise = torch.logit(torch.rand(400, generator=torch.Generator().manual_seed(1)).clamp(1e-6, 1 - 1e-6))
+    for temperature in (1.0, 0.3):
+        extractor.temperature.fill_(temperature)
+        gates = extractor.log_gates(logits, "sample", torch.Generator().manual_seed(1))
+        torch.testing.assert_close(gates, extractor.log_gates(logits + noise, "hard"))
+
+
 def test_no_line_sees_across_a_page() -> None:
     """What stands on page 2 changes nothing on page 1, nor the cut score at the page's edge."""
     extractor = trained()
