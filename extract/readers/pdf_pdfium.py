@@ -9,13 +9,14 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from itertools import groupby, pairwise, repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from e2erag.extract.document import Box, ReadError
 from e2erag.extract.readers import pdfium_calls as calls
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
 from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, GUTTER, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
@@ -30,10 +31,6 @@ OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
 WORD = 60  # characters from an accent to its letter at most
 
 _WORD = re.compile(r"[^\s\0]+")
-_RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
-_RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
-_LEFTWARDS = re.compile(f"[{_RTL}](?:[^a-zA-Z]*[{_RTL}])?")
-_RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and numbers from the left
 _ACCENT = re.compile(f"[{''.join(ACCENTS)}]")
 _LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
 
@@ -142,9 +139,9 @@ class _Reading:
             self.owners = [*map(calls.text_object, repeat(self.handle), range(len(text)))]
             if not text.isascii():
                 text = self.accented(text)
-            turned = _RIGHT_TO_LEFT.search(text)
+            leftwards = RIGHT_TO_LEFT.search(text)
             for line in _LINE.finditer(text):
-                if turned and _RIGHT_TO_LEFT.search(line[0]):
+                if leftwards and RIGHT_TO_LEFT.search(line[0]):
                     self.leftwards(text, *line.span())
                 else:
                     self.words(text, *line.span())
@@ -335,7 +332,9 @@ class _Reading:
         """Adds a line with right-to-left words as one run, in the order in which it is read.
 
         PDFium turns such words round, which is wrong for files that draw them in that order: the glyphs' places tell.
+        It also turns letters round that are one glyph.
         """
+        chars = list(text[begin:end])
         glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
         place, steps = (0.0, 0.0), 0
         for i in range(begin, end):
@@ -348,9 +347,14 @@ class _Reading:
                 self.begun, place = self.now, (x, y)
             along = [(px - place[0]) * self.ux + (py - place[1]) * self.uy for px, py in ((x, y), (end_x, end_y))]
             if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, two letters
-                glyphs[-1] = glyphs[-1][0], glyphs[-1][1], glyphs[-1][2] + text[i]
+                start, stop, letters = glyphs[-1]
+                back = bool(RIGHT_TO_LEFT.match(text[i]))
+                letters = text[i] + letters if back else letters + text[i]
+                glyphs[-1] = start, stop, letters
+                if back:
+                    chars[i + 1 - begin - len(letters) : i + 1 - begin] = letters
                 continue
-            if glyphs and _RIGHT_TO_LEFT.match(text[i]) and _RIGHT_TO_LEFT.match(text[i - 1]):
+            if glyphs and RIGHT_TO_LEFT.match(text[i]) and RIGHT_TO_LEFT.match(text[i - 1]):
                 steps += 1 if along[0] > glyphs[-1][0] else -1
             glyphs.append((along[0], along[1], text[i]))
         if not glyphs:
@@ -358,7 +362,7 @@ class _Reading:
         low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
         self.begin = place[0] + low * self.ux, place[1] + low * self.uy
         self.end = place[0] + high * self.ux, place[1] + high * self.uy
-        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else _turned(glyphs, SPACE * self.em))
+        self.parts.append("".join(chars).replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
         self.flush()
 
     def flush(self) -> None:
@@ -467,18 +471,6 @@ def _turn(runs: list[Run], turn: int) -> int | None:
     if most == 0 or letters[most] < UPRIGHT * sum(letters):
         return None
     return (turn + 90 * most) % 360
-
-
-def _turned(glyphs: list[tuple[float, float, str]], space: float) -> str:
-    """A line of placed glyphs in the order in which it is read."""
-    placed = sorted(glyphs)
-    pieces = [placed[0][2][::-1]]
-    for (_, last, _), (first, _, chars) in pairwise(placed):
-        pieces.append(" " * (first - last > space) + chars[::-1])  # letters of one glyph will be turned once more
-    line = "".join(pieces)
-    if 2 * len(_RIGHT_TO_LEFT.findall(line)) < sum(map(str.isalpha, line)):  # a few such words in a line from the left
-        return _LEFTWARDS.sub(lambda words: words[0][::-1], line)
-    return _RIGHTWARDS.sub(lambda words: words[0][::-1], line[::-1])
 
 
 def _character(code: int) -> str:

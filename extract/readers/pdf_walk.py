@@ -16,6 +16,7 @@ from typing import Any
 from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT
 from e2erag.extract.readers.lines import GUTTER, SPACE, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
@@ -67,6 +68,10 @@ class Font:
                 self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
         self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
         self.texts.update(_encoded(resource))
+        # A glyph for several letters (lam and alif) has them as they are read, and a string as it stands on the page.
+        leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
+        self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
+        self.texts.update({code: text[::-1] for code, text in leftwards.items() if not self.phrases})
         if self.texts.get(0) == "\0" and "CMSY" in font.name:  # pypdf reads what TeX's font file says, but not of 0
             self.texts[0] = "−"
         self.widths = _Widths(font.character_widths, self.scale)
@@ -178,6 +183,7 @@ class Walk:
         self.budget = PAGE_BYTES
         self.runs: list[Run] = []
         self.pictures, self.mute = 0.0, 0
+        self.phrases = False  # whether a font's glyphs stand for whole phrases
         self.path: list[list[Point]] = []  # subpaths that are not painted yet, in user space
         self.pen = 1.0  # w
         self.stack: list[tuple[Any, ...]] = []  # what q saved
@@ -348,6 +354,7 @@ class Walk:
         if font is None:
             self.mute += 1
             return
+        self.phrases |= font.phrases
         em = self.size * font.height
         trm = times(self.tm, self.ctm)
         parts: list[str] = []

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
 from pypdf import PdfWriter
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NumberObject
-from reportlab.pdfbase.pdfmetrics import stringWidth
+from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
 NTSB = sorted((Path(__file__).parents[3] / "examples" / "ntsb").glob("*.pdf"))
@@ -35,6 +37,8 @@ def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, 
     """A PDF with these content streams as pages, a font /F (Helvetica), and form XObjects by name."""
     writer = PdfWriter()
     font = font or dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
+    if "/ToUnicode" in font:
+        font[NameObject("/ToUnicode")] = writer._add_object(font["/ToUnicode"])
     resources = dictionary(Font=dictionary(F=font), XObject=dictionary())
     for name, content in forms.items():
         form = stream(content)
@@ -55,6 +59,16 @@ def with_ligatures() -> DictionaryObject:
     encoding = dictionary(Type=NameObject("/Encoding"), BaseEncoding=NameObject("/WinAnsiEncoding"), Differences=names)
     kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
     return dictionary(**kind, Encoding=encoding)
+
+
+def with_codes(**codes: str) -> DictionaryObject:
+    """Helvetica in which these codes stand for these characters."""
+    pairs = "\n".join(f"<{ord(code):02x}> <{text.encode('utf-16-be').hex()}>" for code, text in codes.items())
+    head = "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def\n"
+    ranges = "1 begincodespacerange <00> <ff> endcodespacerange\n"
+    cmap = f"{head}{ranges}{len(codes)} beginbfchar\n{pairs}\nendbfchar\nendcmap end end"
+    kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
+    return dictionary(**kind, Encoding=NameObject("/WinAnsiEncoding"), ToUnicode=stream(cmap.encode()))
 
 
 PROSE = (
@@ -189,6 +203,43 @@ def forms(page: Canvas) -> None:
     page.translate(20, 300)
     page.doForm("outer")
     page.drawString(30, 30, "after it")
+
+
+HEBREW = "דוח על תאונה 1234 בשדה"
+
+
+def set_in_hebrew() -> None:
+    """A font with such letters, or the test is skipped."""
+    matplotlib = pytest.importorskip("matplotlib")
+    registerFont(TTFont("DejaVu", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")))
+
+
+def as_it_stands(page: Canvas) -> None:
+    """The line as a string from the left: words and letters turned round, the number not."""
+    page.setFont("DejaVu", 12)
+    page.drawString(100, 700, HEBREW[::-1].replace("4321", "1234"))
+
+
+def as_it_is_read(page: Canvas) -> None:
+    """A glyph after the other from the right, as some word processors do; the number in one piece."""
+    page.setFont("DejaVu", 12)
+    x = 300.0
+    for piece in [*HEBREW.split("1234")[0], "1234", *HEBREW.split("1234")[1]]:
+        x -= stringWidth(piece, "DejaVu", 12)
+        page.drawString(x, 700, piece)
+
+
+def among_others(page: Canvas) -> None:
+    """Such a word in a line from the left, between lines without any, and lines of such words one below the other."""
+    page.setFont("DejaVu", 12)
+    page.drawString(100, 740, "A report of 2019, in full")
+    page.drawString(100, 720, f"called {HEBREW[:3][::-1]} there, of 17 pages")
+    for row in range(3):
+        page.drawString(100, 700 - 20 * row, HEBREW[::-1].replace("4321", "1234"))
+    page.drawString(100, 620, "and a line after it")
+
+
+LEFTWARDS = {"as it stands": as_it_stands, "as it is read": as_it_is_read, "among others": among_others}
 
 
 DRAWN = {

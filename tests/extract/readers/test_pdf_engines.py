@@ -5,7 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pdf_fixtures import DRAWN, HEIGHT, NTSB, PROSE, canvas, with_ligatures, written
+from pdf_fixtures import (
+    DRAWN,
+    HEBREW,
+    HEIGHT,
+    LEFTWARDS,
+    NTSB,
+    PROSE,
+    canvas,
+    set_in_hebrew,
+    with_codes,
+    with_ligatures,
+    written,
+)
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, ReadError, read
@@ -49,6 +61,27 @@ def test_engines_agree_on_real_files(path: Path) -> None:
 def test_engines_agree_on_drawn_pages(tmp_path: Path, draw: Callable[[Canvas], None]) -> None:
     """Columns, a table with ruling lines, a rotated page, raised text, forms."""
     assert len(assert_same(canvas(tmp_path, draw)))
+
+
+@pytest.mark.parametrize("draw", LEFTWARDS.values(), ids=LEFTWARDS)
+def test_engines_agree_on_right_to_left_words(tmp_path: Path, draw: Callable[[Canvas], None]) -> None:
+    """Drawn from either end, alone or among lines from the left; read as they are spoken."""
+    set_in_hebrew()
+    texts = [unit.text for unit in assert_same(canvas(tmp_path, draw))]
+    if draw is LEFTWARDS["among others"]:
+        first, second, *several, last = texts
+        assert first == "A report of 2019, in full"
+        assert second == f"called {HEBREW[:3]} there, of 17 pages"
+        assert last == "and a line after it"
+        assert several == [HEBREW] * 3
+    else:
+        assert texts == [HEBREW]
+
+
+def test_engines_agree_on_a_glyph_for_two_letters_from_right_to_left(tmp_path: Path) -> None:
+    """Lam and alif in one glyph, at the left end of a word: its letters are as they are read."""
+    path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (AB) Tj ET", font=with_codes(A="\u0644\u0627", B="\u0628"))
+    assert [unit.text for unit in assert_same(path)] == ["\u0628\u0644\u0627"]
 
 
 def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
