@@ -149,7 +149,7 @@ class Extractor(nn.Module):
     def forward(
         self,
         layout: Float[Tensor, "units features"],
-        text: Float[Tensor, "units text_dim"] | None,
+        text: Float[Tensor, "units text_dim"],
         page: Int[Tensor, " units"],
     ) -> Extraction:
         """Gate logits and scores per line; a line sees the lines of its own page.
@@ -165,23 +165,17 @@ class Extractor(nn.Module):
 
         Args:
             layout: `layout_features` of the documents, one after the other.
-            text: a text feature per line, at any scale (it is normalised here). None where it isn't known: then the
-                network is left out, gates are what is linear in layout, and scores are all the same.
+            text: a text feature per line, at any scale (it is normalised here).
             page: a number that changes wherever a page ends, so that no line sees across.
         """
         alone = self.training and len(layout) < 2  # one line has no spread
         layout = layout if alone else self.layout_norm(layout)
-        if text is None:
-            h = seen = layout.new_zeros(len(layout), self.config.hidden)  # what it is on average, once normalised
-        else:
-            h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
-            h = self.page(h, page)
-            seen = h if alone else self.norm(h)
-        seen = torch.cat([seen, with_neighbours(layout, page)], 1)
+        h = F.gelu(self.text(F.layer_norm(text, text.shape[-1:])) + self.layout(layout))
+        h = self.page(h, page)
+        seen = torch.cat([h if alone else self.norm(h), with_neighbours(layout, page)], 1)
         gates = F.linear(seen, self.gates.weight * self.reach[:, None], self.gates.bias)
         retrieve, read, carry, common = gates.unbind(-1)
-        scores = self.scores(h) if text is not None else layout.new_tensor([self.config.cut_logit, 0.0, 0.0, 0.0])
-        out = Extraction(retrieve + common, read + common, carry, *scores.expand(len(layout), 4).unbind(-1))
+        out = Extraction(retrieve + common, read + common, carry, *self.scores(h).unbind(-1))
         # Where a page begins the text is cut already: a constant there, so no document depends on its neighbour.
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
         return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))
@@ -267,13 +261,14 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def judge(self, document: Document, text: Float[Tensor, "units text_dim"] | None = None) -> Extraction:
-        """What it says of each line of a document once it is trained; `text` is as in `passages`."""
-        weight = self.gates.weight
+        """What it says of each line of a document; `text` is as in `passages`."""
+        weight, training = self.gates.weight, self.training
         page = torch.tensor([unit.page for unit in document], dtype=torch.long)
-        training, layout = self.training, torch.from_numpy(layout_features(document))
+        layout = torch.from_numpy(layout_features(document)).to(weight)
+        text = layout.new_zeros(len(layout), self.config.text_dim) if text is None else text.to(weight)
         self.eval()
         try:
-            out: Extraction = self(layout.to(weight), None if text is None else text.to(weight), page.to(weight.device))
+            out: Extraction = self(layout, text, page.to(weight.device))
             return out
         finally:
             self.train(training)
@@ -292,8 +287,8 @@ class Extractor(nn.Module):
 
         Args:
             text: a feature per line, of the kind that it was trained with. In a `RAG` that is the retriever's own:
-                `encoder.line_features(encoder.lines(document.texts))`, `encoder` its `passage` tower. Without it only
-                the part of the gates that is linear in layout counts, and nothing is cut (see `forward`).
+                `encoder.line_features(encoder.lines(document.texts))`, `encoder` its `passage` tower. Without it lines
+                are judged by layout alone: they are ranked much as with it, but few come under the threshold.
             tokens: as in `propose`.
         """
         if not len(document):
