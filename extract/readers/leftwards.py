@@ -34,7 +34,8 @@ def in_reading_order(runs: Sequence[Run]) -> list[Run]:
 
 def _beside(runs: Sequence[Run], at: int) -> tuple[int, list[Glyph]]:
     """Where the runs end that stand on the baseline of run `at` with no gap as wide as a cell's; and what they show."""
-    first, glyphs, low, high = runs[at], [], 0.0, 0.0
+    first, low, high = runs[at], 0.0, 0.0
+    glyphs: list[Glyph] = []
     for n, run in enumerate(runs[at:], at):
         if run.text.isspace():  # the gap tells
             continue
