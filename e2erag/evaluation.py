@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -134,7 +134,8 @@ def evaluate(
     corpus, _ = rag._ready()
     if not (both and rag.indexer.parts(corpus)):
         return own
-    index, other = rag.config.index, cast(GateMode, "soft" if own.mode == "hard" else "hard")
+    index = rag.config.index
+    other: GateMode = "soft" if own.mode == "hard" else "hard"
     kind = "exact" if index.folder is None or index.kind == "milvus" else index.kind
     with rag.in_mode(other, kind, learns=False):
         return replace(own, other=_measured(rag, rows, citations))
