@@ -12,15 +12,25 @@ RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
 _LEFTWARDS = re.compile(f"[{_RTL}](?:[^a-zA-Z]*[{_RTL}])?")
 _RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and numbers from the left
 
+_MARKS = "\ufffe\ufeff"  # around letters of one glyph; `lines.clean` drops them
+_ONE = re.compile(f"{_MARKS[1]}([^{_MARKS}]*){_MARKS[0]}")  # in a string turned round
+
 Glyph = tuple[float, float, str]
 """Where it starts and ends along the baseline, and its characters in the order in which they are read."""
+
+
+def one_glyph(letters: str) -> str:
+    """Letters that one glyph shows, marked so that they are not turned round with the others."""
+    return _MARKS[0] + letters + _MARKS[1]
 
 
 def in_reading_order(runs: Sequence[Run]) -> list[Run]:
     """Runs as they were drawn, where what stands side by side with a right-to-left word is one, as it is read.
 
-    The characters of each run that is given stand from left to right."""
-    if not any(RIGHT_TO_LEFT.search(run.text) for run in runs):
+    The characters of each run that is given stand from left to right. A page with one that ends left of its beginning
+    is drawn as it is read (by word processors), and its runs stay as they are."""
+    those = [run for run in runs if RIGHT_TO_LEFT.search(run.text)]
+    if not those or any((run.end_x - run.x) * run.ux + (run.end_y - run.y) * run.uy < 0 for run in those):
         return list(runs)
     out: list[Run] = []
     at = 0
@@ -41,12 +51,13 @@ def _beside(runs: Sequence[Run], at: int) -> tuple[int, list[Glyph]]:
             continue
         start, above = _along(first, run.x, run.y)
         end, _ = _along(first, run.end_x, run.end_y)
+        letters = _ONE.sub(lambda letters: letters[1][::-1], run.text[::-1])
         near = any(-BACK * first.em < gap <= CELL * first.em for gap in (start - high, low - end))
         level = first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
         if glyphs and not (near and level):
             return n, glyphs
         low, high = (min(low, start), max(high, end)) if glyphs else (start, end)
-        glyphs.append((start, end, run.text[::-1]))
+        glyphs.append((start, end, letters))
     return len(runs), glyphs
 
 

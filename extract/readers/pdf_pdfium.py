@@ -332,9 +332,7 @@ class _Reading:
         """Adds a line with right-to-left words as one run, in the order in which it is read.
 
         PDFium turns such words round, which is wrong for files that draw them in that order: the glyphs' places tell.
-        It also turns letters round that are one glyph.
         """
-        chars = list(text[begin:end])
         glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
         place, steps = (0.0, 0.0), 0
         for i in range(begin, end):
@@ -347,12 +345,7 @@ class _Reading:
                 self.begun, place = self.now, (x, y)
             along = [(px - place[0]) * self.ux + (py - place[1]) * self.uy for px, py in ((x, y), (end_x, end_y))]
             if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, two letters
-                start, stop, letters = glyphs[-1]
-                back = bool(RIGHT_TO_LEFT.match(text[i]))
-                letters = text[i] + letters if back else letters + text[i]
-                glyphs[-1] = start, stop, letters
-                if back:
-                    chars[i + 1 - begin - len(letters) : i + 1 - begin] = letters
+                glyphs[-1] = glyphs[-1][0], glyphs[-1][1], glyphs[-1][2] + text[i]
                 continue
             if glyphs and RIGHT_TO_LEFT.match(text[i]) and RIGHT_TO_LEFT.match(text[i - 1]):
                 steps += 1 if along[0] > glyphs[-1][0] else -1
@@ -362,7 +355,7 @@ class _Reading:
         low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
         self.begin = place[0] + low * self.ux, place[1] + low * self.uy
         self.end = place[0] + high * self.ux, place[1] + high * self.uy
-        self.parts.append("".join(chars).replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
+        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
         self.flush()
 
     def flush(self) -> None:

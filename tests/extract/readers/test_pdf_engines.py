@@ -14,7 +14,6 @@ from pdf_fixtures import (
     PROSE,
     canvas,
     set_in_hebrew,
-    with_codes,
     with_ligatures,
     written,
 )
@@ -76,12 +75,6 @@ def test_engines_agree_on_right_to_left_words(tmp_path: Path, draw: Callable[[Ca
         assert several == [HEBREW] * 3
     else:
         assert texts == [HEBREW]
-
-
-def test_engines_agree_on_a_glyph_for_two_letters_from_right_to_left(tmp_path: Path) -> None:
-    """Lam and alif in one glyph, at the left end of a word: its letters are as they are read."""
-    path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (AB) Tj ET", font=with_codes(A="\u0644\u0627", B="\u0628"))
-    assert [unit.text for unit in assert_same(path)] == ["\u0628\u0644\u0627"]
 
 
 def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
