@@ -7,7 +7,7 @@ sentences that go on from line to line.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -53,17 +53,20 @@ def unwoven(lines: Sequence[Line]) -> list[Line]:
 
 def _columns(lines: Sequence[Line], at: int) -> tuple[Halves, int]:
     """Two columns of prose from line `at` on; else none, and how many lines are no such columns."""
-    first, rows = lines[at], 1
+    first = lines[at]
     if first.runs[0].ux < 0.99 or len(lines) - at < FEW:  # set along another direction
         return [], 1
+    letters = [0, *accumulate(len(run.text) for run in first.runs)]
     for k in _gaps(first):
+        wide = first.starts[:1] == [k]
+        if not wide and min(letters[k], letters[-1] - letters[k]) < LETTERS / 2:
+            continue
         band = _band(lines, at, k)
         if _is_prose(band):
-            return band.halves, rows
-        if first.starts[:1] == [k] and len(band.halves) >= LINES:
-            rows = len(band.halves)  # a table, if it is that long
-    halves = _staggered(lines, at) if rows == 1 else []
-    return halves, rows
+            return band.halves, 1
+        if wide and len(band.halves) >= LINES:  # a table, if it is that long
+            return [], len(band.halves)
+    return _staggered(lines, at), 1
 
 
 def _gaps(line: Line) -> Iterator[int]:
@@ -135,7 +138,9 @@ def _staggered(lines: Sequence[Line], at: int) -> Halves:
     """Columns of prose whose lines stand at other heights, drawn from top to bottom: one side and the other in turn.
 
     Nothing where there are none."""
-    left, right = sorted(lines[at : at + 2], key=lambda line: line.runs[0].x)
+    left, right = lines[at], lines[at + 1]
+    if left.runs[0].x > right.runs[0].x:
+        left, right = right, left
     gutter = left.runs[-1].end_x, right.runs[0].x
     if gutter[1] - gutter[0] < 0.5 * left.runs[0].size:
         return []
