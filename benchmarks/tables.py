@@ -80,7 +80,7 @@ def score(document: Document, printed: list[Printed], into: Counter) -> None:
                 into[f"{name} both"] += (want & have).total()
                 into[f"{name} sum"] += want.total() + have.total()
             if right and best is not None:
-                into["headers right"] += best.header == 1
+                into["headers right"] += best.header == gold.header
                 into["rows right"] += len(best.rows) == len(gold.rows)
                 assert len(as_rows(best)) == len(as_sentences(best)) == best.stop - best.start
 
@@ -115,8 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for style in STYLES:
             counts: Counter = Counter()
-            for seed, (_, rows) in enumerate(named):
-                data, printed = render(rows, prose(seed), style, seed)
+            for seed, table in enumerate(named):
+                data, printed = render(table.rows, prose(seed), style, seed, table.header)
                 file = Path(folder) / "table.pdf"
                 file.write_bytes(data)
                 score(read(file), printed, counts)

@@ -3,12 +3,12 @@
 e2erag demo | extract | index | add | delete | fit | ask | evaluate
 """
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,6 @@ from jsonargparse import auto_cli
 from e2erag.artefact import check_folder, write_file
 from e2erag.config import RAGConfig
 from e2erag.demo import demo
-from e2erag.evaluation import METRICS
 from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, read_report
 from e2erag.generator import GeneratorConfig
@@ -152,7 +151,7 @@ def delete(system: str, files: str | list[str]) -> None:
 def _changed(system: str) -> Iterator[RAG]:
     """A saved system, saved again in its place when all is done."""
     check_folder(Path(system), hashes=False)
-    kind = RAGConfig.from_json(json.loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
+    kind = RAGConfig.from_json(loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
     if kind.kind == "exact":
         rag = RAG.from_pretrained(system)
         yield rag
@@ -223,21 +222,25 @@ def ask(system: str, question: str) -> None:
         print(f"  {citation}")
 
 
-def evaluate(system: str, questions: str, files: str | list[str] | None = None) -> None:
-    """Recall of the gold page, exact match and F1 over a question file.
+def evaluate(
+    system: str, questions: str, files: str | list[str] | None = None, json: str | None = None, both: bool = True
+) -> None:
+    """Recall of the gold page, exact match and F1 over a question file, with soft and hard gates side by side.
 
     Args:
         system: a saved system.
         questions: a jsonl file with `question`, `answers`, and `file` and `page` where known.
         files: what to index first; else what the system has indexed.
+        json: a file for the figures.
+        both: whether to index and ask in the other gate mode too, where that makes a difference.
     """
     rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
         rag.index(files)
-    result = evaluate_system(rag, Path(questions))
-    for metric in METRICS:
-        low, high = result.interval(metric)
-        print(f"{metric:12} {result[metric]:8.3f}   95 % [{low:.3f}, {high:.3f}]")
+    result = evaluate_system(rag, Path(questions), both=both)
+    print(result)
+    if json is not None:
+        write_file(Path(json), dumps(result.to_json(), indent=2) + "\n")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from e2erag.extract import (
     Extractor,
     LineTokens,
     Passage,
+    distinct,
     layout_features,
     passage_at,
     table_texts,
@@ -165,15 +166,8 @@ class Corpus:
         self._candidates(passages, spans, overlap)
 
     def drop_repeated(self, left: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-        """Drop candidates of which nothing is left, and those left with the same lines in the same reading.
-
-        Args:
-            left: per candidate, the numbers of its own lines that are left for finding it and for reading it. One
-                of which nothing is left to find is gone, whatever there is to read.
-        """
-        keys = [(*lines, passage.reading) for lines, passage in zip(left, self.passages, strict=True)]
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        keep = [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
+        """Drop the candidates that aren't `distinct` once lines are dropped."""
+        keep = distinct(self.passages, left)
         passages = [passage for passage, kept in zip(self.passages, keep, strict=True) if kept]
         self._candidates(passages, self.spans.spans[torch.tensor(keep, dtype=torch.bool)], self.spans.overlap)
 

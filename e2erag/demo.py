@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from e2erag.answering import Answer
@@ -46,14 +45,9 @@ def demo(folder: str = "runs/demo", examples: str | None = None, epochs: int = 3
     say(f"{run.steps} steps in {run.seconds:.0f} s; metrics in {run.folder}/metrics.csv")
 
     say("after: the same test questions over all reports, gates soft and hard")
-    hard = rag.config
-    rag.config = replace(hard, mode="soft")
-    rag.index(reports)
-    soft_after = evaluate(rag, test)
-    rag.config = hard
     rag.index(reports)
     after = evaluate(rag, test)
-    print(table(before, soft_after, after), flush=True)
+    print(table(before, after.soft, after.hard), flush=True)
 
     asked = [test[i] for i in (len(test) // 8, len(test) // 2, 7 * len(test) // 8)]
     answers = rag.ask_many([question.question for question in asked])

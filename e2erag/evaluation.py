@@ -1,7 +1,7 @@
 """How well a system finds and answers: recall of the gold page, exact match and F1 by SQuAD's rules."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torchmetrics.functional.text import squad
 
 from e2erag.answering import Answer
 from e2erag.corpus import is_called
-from e2erag.extract import Passage
+from e2erag.extract import GateMode, Passage
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 
@@ -24,22 +24,86 @@ class Evaluation:
 
     recall@k: the page with the answer (the question's `file` and `page`) among the k best passages' own lines.
     tokens read: of passages, per answer.
+
+    Attributes:
+        mode: of the gates.
+        other: the same questions with the gates in the other mode; None where it was left out or makes no difference.
     """
 
     questions: tuple[Question, ...]
     answers: tuple[Answer, ...]
     scores: Float[np.ndarray, "questions metrics"]
+    mode: GateMode = "hard"
+    other: "Evaluation | None" = None
 
     def __getitem__(self, metric: str) -> float:
         """Mean over the questions for which the metric is known; NaN where that is none."""
-        column = self.scores[:, METRICS.index(metric)]
-        known = column[~np.isnan(column)]
-        return float(known.mean()) if len(known) else float("nan")
+        return _mean(self._known(self.scores, metric))
 
     def interval(self, metric: str, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval of the mean over questions."""
-        column = self.scores[:, METRICS.index(metric)]
-        return bootstrap(column[~np.isnan(column)], samples, seed)
+        return bootstrap(self._known(self.scores, metric), samples, seed)
+
+    @property
+    def soft(self) -> "Evaluation":
+        """With gates that turn lines down; this where the modes don't differ."""
+        return self.other if self.other is not None and self.mode == "hard" else self
+
+    @property
+    def hard(self) -> "Evaluation":
+        """With gates that drop lines; this where the modes don't differ."""
+        return self.other if self.other is not None and self.mode == "soft" else self
+
+    def gap(self, metric: str) -> float:
+        """Soft − hard: what a threshold on the gates changes, mean over the questions."""
+        return _mean(self._known(self.soft.scores - self.hard.scores, metric))
+
+    def gap_interval(self, metric: str, samples: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval of the gap, question by question."""
+        return bootstrap(self._known(self.soft.scores - self.hard.scores, metric), samples, seed)
+
+    def _known(self, scores: Float[np.ndarray, "questions metrics"], metric: str) -> Float[np.ndarray, " known"]:
+        column = scores[:, METRICS.index(metric)]
+        return column[~np.isnan(column)]
+
+    def __str__(self) -> str:
+        """A line per metric with its 95 % interval: soft, hard and soft − hard, or what is common to both modes."""
+        columns = {"": self} if self.other is None else {"soft": self.soft, "hard": self.hard}
+        rows = [["", *columns, *(["soft − hard"] if self.other else [])]] if self.other else []
+        for metric in METRICS:
+            cells = [_cell(each[metric], each.interval(metric)) for each in columns.values()]
+            gap = [_cell(self.gap(metric), self.gap_interval(metric), "+")] if self.other else []
+            rows.append([metric, *cells, *gap])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Means and intervals per metric, soft, hard and their gap; null where a metric isn't known."""
+        both = {"soft": self.soft, "hard": self.hard}
+        return {
+            "questions": len(self.questions),
+            "mode": self.mode,
+            "modes_differ": self.other is not None,
+            "metrics": {
+                metric: {name: _row(each[metric], each.interval(metric)) for name, each in both.items()}
+                | {"gap": _row(self.gap(metric), self.gap_interval(metric))}
+                for metric in METRICS
+            },
+        }
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _cell(mean: float, interval: tuple[float, float], sign: str = "") -> str:
+    return f"{mean:{sign}.3f} [{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
+
+
+def _row(mean: float, interval: tuple[float, float]) -> dict[str, Any]:
+    """NaN is no JSON."""
+    known = not np.isnan(mean)
+    return {"mean": mean if known else None, "interval": list(interval) if known else None}
 
 
 def bootstrap(values: Float[np.ndarray, " n"], samples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -52,15 +116,39 @@ def bootstrap(values: Float[np.ndarray, " n"], samples: int = 2000, seed: int = 
 
 
 def evaluate(
-    rag: RAG, questions: str | Path | Iterable[Question | Mapping[str, Any]], citations: bool = False
+    rag: RAG,
+    questions: str | Path | Iterable[Question | Mapping[str, Any]],
+    citations: bool = False,
+    both: bool = True,
 ) -> Evaluation:
-    """Ask every question and compare; `citations=True` also cites, at a reader pass per answer."""
+    """Ask every question and compare.
+
+    Args:
+        citations: whether to cite too, at a reader pass per answer.
+        both: whether to ask with the gates in the other mode as well, where that makes a difference. Its index is made
+            beside the system's from the same lines and tokens, in memory or in the folder `.aside` of the one it has,
+            and is gone afterwards. (An index that is searched from the folder it was saved in, or by Milvus, is held
+            against an exact one.)
+    """
     rows = read_questions(questions)
+    own = _measured(rag, rows, citations)
+    corpus, _ = rag._ready()
+    if not (both and rag.indexer.parts(corpus)):
+        return own
+    index = rag.config.index
+    other: GateMode = "soft" if own.mode == "hard" else "hard"
+    kind = "exact" if index.folder is None or index.kind == "milvus" else index.kind
+    with rag.in_mode(other, kind, learns=False):
+        return replace(own, other=_measured(rag, rows, citations))
+
+
+def _measured(rag: RAG, rows: Sequence[Question], citations: bool) -> Evaluation:
+    """In the mode that the system is in."""
     texts = [row.question for row in rows]
     answers = rag.ask_many(texts, citations)
     found = [[rag.passage(i) for i in ids if i >= 0] for ids in rag.search(texts, k=5).ids.tolist()]
     scores = [_score(*one) for one in zip(rows, answers, found, strict=True)]
-    return Evaluation(tuple(rows), tuple(answers), np.asarray(scores))
+    return Evaluation(tuple(rows), tuple(answers), np.asarray(scores), rag.config.mode)
 
 
 def on_gold_page(row: Question, passage: Passage) -> bool:

@@ -83,10 +83,16 @@ class Indexer:
             corpus.propose(extractor, overlap)
             return
         gates = self.model.gates(corpus, "hard")
-        cuts = torch.sigmoid(gates.extraction.cut) > extractor.config.cut_threshold
-        kept = gates.retrieve[: len(corpus)] == 0
+        cuts, kept = extractor.taken(gates.extraction.cut), gates.retrieve[: len(corpus)] == 0
         corpus.propose(extractor, overlap, cuts.cpu().numpy(), kept.cpu().numpy())
         corpus.drop_repeated([_kept(corpus, gates, i) for i in range(len(corpus.passages))])
+
+    @torch.no_grad()
+    def parts(self, corpus: Corpus) -> bool:
+        """Whether the gate mode makes a difference here: a line is turned down or shut, or a gap is cut."""
+        soft, hard = (self.model.gates(corpus, mode) for mode in ("soft", "hard"))
+        turned = any(bool((gates.retrieve != 0).any() | (gates.read != 0).any()) for gates in (soft, hard))
+        return turned or bool(self.model.extractor.taken(hard.extraction.cut).any())
 
     @torch.no_grad()
     def encode(

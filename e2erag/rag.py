@@ -423,15 +423,17 @@ class RAG:
     # ---------------------------------------------------------------------------------------------- learning
 
     @contextmanager
-    def in_mode(self, mode: GateMode, kind: str = "exact") -> Iterator[None]:
+    def in_mode(self, mode: GateMode, kind: str = "exact", learns: bool = True) -> Iterator[None]:
         """The same corpus indexed in another gate mode and searched by an index of this kind, in the same dtype: in
         memory, or in a folder `.aside` in the one in which rows lie. Afterwards it is indexed as it was before. What
-        fits already isn't encoded.
+        fits already isn't encoded. `learns=False`: no weight changes inside, so the index needn't be one that can be
+        made again.
 
         An exception inside puts the old index back as it was."""
         corpus, index = self._ready()
         before, told, sums = self.config, self._aside, self.indexer.lines.store
-        before.index.check_place()  # what can't be made again afterwards is refused now
+        if learns:
+            before.index.check_place()  # what can't be made again afterwards is refused now
         inside = replace(before, mode=mode, index=before.index.aside(kind))
 
         def restore() -> None:

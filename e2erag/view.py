@@ -68,7 +68,7 @@ def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageV
         for name in ("read", "retrieve", "carry")
     }
     hard = [extractor.log_gates(getattr(out, name)[here], "hard").cpu().numpy() == 0 for name in ("read", "retrieve")]
-    cut = torch.sigmoid(out.cut[here]).cpu().numpy()
+    cut, taken = torch.sigmoid(out.cut[here]).cpu().numpy(), extractor.taken(out.cut[here]).cpu().numpy()
     prior = rag.model.log_prior(corpus, every)
     table = corpus.spans.spans
     on = (table[:, 1] >= here.start) & (table[:, 2] <= here.stop) & (table[:, 3] == 0)
@@ -76,6 +76,4 @@ def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageV
         (int(row[1]) - first, int(row[2]) - first, float(prior[i]))
         for i, row in zip(on.nonzero()[:, 0].tolist(), table[on], strict=True)
     ]
-    return PageView(
-        document, sheet, gates, cut, np.logical_or(*hard), cut > extractor.config.cut_threshold, spans
-    )  # fmt: skip
+    return PageView(document, sheet, gates, cut, np.logical_or(*hard), taken, spans)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Kind,
         Passage,
         Reading,
+        distinct,
         identity,
         passage_at,
         propose,
@@ -44,6 +45,7 @@ __all__ = [
     "Report",
     "Stream",
     "Unit",
+    "distinct",
     "identity",
     "layout_features",
     "passage_at",
@@ -56,7 +58,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "candidates": tuple("KINDS READINGS Kind Passage Reading identity passage_at propose table_texts".split()),
+    "candidates": tuple("KINDS READINGS Kind Passage Reading distinct identity passage_at propose table_texts".split()),
     "extractor": ("CLOSED", "Extraction", "Extractor", "ExtractorConfig", "GateMode"),
     "features": ("LAYOUT_FEATURES", "layout_features"),
     "tokens": ("LineTokens",),

@@ -151,6 +151,18 @@ def passage_at(document: Document, start: int, stop: int, reading: int, identity
     return Passage(document, start, stop, carried, READINGS[reading])
 
 
+def distinct(passages: Sequence[Passage], left: Sequence[Sequence[tuple[int, ...]]]) -> list[bool]:
+    """Which passages stay once lines are dropped: of those left with the same lines in one reading the first, and none
+    of which nothing is left to find, whatever there is to read.
+
+    Args:
+        left: per passage, the numbers of its own lines that are left for finding it and for reading it.
+    """
+    keys = [(*lines, passage.reading) for lines, passage in zip(left, passages, strict=True)]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    return [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
+
+
 def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:
     """The ordinary fixed chunker: whole lines up to `size` tokens, over page ends, `overlap` tokens in common."""
     if size < 1 or not 0 <= overlap < size:

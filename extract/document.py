@@ -73,7 +73,8 @@ class Page:
         width, height: in points, as displayed.
         units: its lines.
         rules: ruling lines and the edges of ruled boxes, as thin boxes in points (tables, separators).
-        unread: why the page has no lines although it may hold text ("is a scan: …"), with the way out; else empty.
+        unread: why the page has no lines although it may hold text ("is a scan: …"), or lacks those of a picture that
+            covers it, with the way out; else empty.
     """
 
     number: int

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, propose
+from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, distinct, propose
 from e2erag.extract.document import Document
-from e2erag.extract.features import LAYOUT_FEATURES
+from e2erag.extract.features import LAYOUT_FEATURES, layout_features
 from e2erag.extract.network import PageEncoder, with_neighbours
 
 GateMode = Literal["soft", "sample", "hard"]
@@ -127,9 +127,9 @@ class Extractor(nn.Module):
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """`extractor(document)` is `extractor.propose(document)`; with tensors it is `forward`, as in any module."""
+        """`extractor(document)` is `extractor.passages(document)`; with tensors it is `forward`, as in any module."""
         if inputs and isinstance(inputs[0], Document):
-            return self.propose(*inputs, **named)
+            return self.passages(*inputs, **named)
         return super().__call__(*inputs, **named)
 
     @contextmanager
@@ -197,7 +197,7 @@ class Extractor(nn.Module):
         if self.config.chunk is not None:
             return torch.zeros_like(logits)
         if mode == "hard":
-            return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
+            return self._thresholded(logits)
         if mode == "sample":
             # Drawn on the CPU, so that a seed means the same on every device.
             noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype).clamp(1e-6, 1 - 1e-6)
@@ -206,8 +206,17 @@ class Extractor(nn.Module):
         soft = (F.logsigmoid(logits / self.temperature) - opening).clamp_min(CLOSED)
         soft = soft - soft.detach().clamp_min(0.0)
         if mode == "sample" and self.config.straight_through:
-            return torch.where(logits > 0, 0.0, CLOSED) + (soft - soft.detach())
+            return self._thresholded(logits) + (soft - soft.detach())
         return soft
+
+    def _thresholded(self, logits: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+        return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
+
+    def taken(self, cut: Float[Tensor, " units"]) -> Bool[Tensor, " units"]:
+        """The gaps that are cut in hard mode; a fixed chunker cuts where its chunks end."""
+        if self.config.chunk is not None:
+            return torch.zeros_like(cut, dtype=torch.bool)
+        return torch.sigmoid(cut) > self.config.cut_threshold
 
     def explored(self, log_w: Float[Tensor, " units"], generator: torch.Generator | None) -> Float[Tensor, " units"]:
         """While learning, each line turned down by a random e⁰ … e^−explore, where there is a generator to draw from.
@@ -249,6 +258,47 @@ class Extractor(nn.Module):
         inside = (whole[stop] - whole[start + 1]) / (stop - start - 1).clamp_min(1)
         mean = (scores[reading, stop] - scores[reading, start]) / (stop - start)
         return edge[start] + edge[stop] + (inside + mean).to(edge.dtype)
+
+    @torch.no_grad()
+    def judge(self, document: Document, text: Float[Tensor, "units text_dim"] | None = None) -> Extraction:
+        """What it says of each line of a document; `text` is as in `passages`."""
+        weight, training = self.gates.weight, self.training
+        page = torch.tensor([unit.page for unit in document], dtype=torch.long)
+        layout = torch.from_numpy(layout_features(document)).to(weight)
+        text = layout.new_zeros(len(layout), self.config.text_dim) if text is None else text.to(weight)
+        self.eval()
+        try:
+            out: Extraction = self(layout, text, page.to(weight.device))
+            return out
+        finally:
+            self.train(training)
+
+    def passages(
+        self,
+        document: Document,
+        text: Float[Tensor, "units text_dim"] | None = None,
+        tokens: Int[np.ndarray, "*readings units"] | None = None,
+    ) -> list[Passage]:
+        """The candidate passages of a document by hard gates and cuts, as an index of it alone would hold them.
+
+        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. Its
+        text is that of all its lines: which of them are dropped, and which carried ones do travel, `judge` and
+        `log_gates(…, "hard")` say. Untrained, every line is kept and nothing is cut.
+
+        Args:
+            text: a feature per line, of the kind that it was trained with. In a `RAG` that is the retriever's own:
+                `encoder.line_features(encoder.lines(document.texts))`, `encoder` its `passage` tower. Without it lines
+                are judged by layout alone: they are ranked much as with it, but few come under the threshold.
+            tokens: as in `propose`.
+        """
+        if not len(document):
+            return []
+        said = self.judge(document, text)
+        finding, reading = (self.log_gates(logits, "hard").cpu().numpy() == 0 for logits in (said.retrieve, said.read))
+        found = self.propose(document, self.taken(said.cut).cpu().numpy(), tokens, finding)
+        own = [range(passage.start, passage.stop) for passage in found]
+        left = [[tuple(i for i in lines if open_[i]) for open_ in (finding, reading)] for lines in own]
+        return [passage for passage, kept in zip(found, distinct(found, left), strict=True) if kept]
 
     def propose(
         self,

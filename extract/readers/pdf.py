@@ -19,9 +19,11 @@ from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
-READER_VERSION = 3  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+READER_VERSION = 4  # of what this package makes of an engine's runs; goes up when the lines of a file may change
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
+COVERED = 0.5  # … and so is one with next to no text (a number stamped on it, a running head) where they cover this
+STAMP = 200  # letters and digits; a page of print has some thousands
 DPI = 200.0
 PIXELS = 40e6  # of a page's picture at most; a larger sheet is rendered coarser
 
@@ -71,7 +73,8 @@ def read_pdf(path: str | Path, engine: str | None = None) -> Document:
 
     `engine` None is "pypdfium2" where it is installed, else "pypdf"; then a file that PDFium can't open is tried with
     pypdf too. Text that is drawn invisibly (an OCR layer under a scan) counts as text. A page that can't be read has
-    no units and says why in `unread`; scans among them are recognised where the extra `ocr` is installed.
+    no units and says why in `unread`; scans among them are recognised where the extra `ocr` is installed. So are pages
+    that are mostly picture, with hardly any text of their own beside it, which they keep.
 
     Raises:
         ReadError: the file is missing, empty, no PDF, damaged, needs a password, or has no text on any page.
@@ -122,10 +125,34 @@ def _page(file: _File, number: int, data: bytes) -> Page:
     if not units and not unread and (shown.pictures >= SCAN or mute):
         kind = _SCAN if shown.pictures >= SCAN else _MUTE
         units, unread = _recognised(number, shown, data, kind)
+    elif units and shown.pictures >= COVERED and _letters(units) < STAMP:
+        found, why = _recognised(number, shown, data, _STAMPED)
+        units, unread = _beside(units, found), "" if _NOTHING in why else why
     return Page(number, shown.width, shown.height, units, shown.rules, unread)
 
 
+def _letters(units: tuple[Unit, ...]) -> int:
+    return sum(c.isalnum() for unit in units for c in unit.text)
+
+
+def _beside(units: tuple[Unit, ...], found: tuple[Unit, ...]) -> tuple[Unit, ...]:
+    """A page's own lines and, between those above them and the others, the ones that OCR found elsewhere on it."""
+
+    def own(unit: Unit) -> bool:
+        x, y = (unit.box.x0 + unit.box.x1) / 2, (unit.box.y0 + unit.box.y1) / 2
+        return any(box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 for box in boxes)
+
+    boxes = [unit.box for unit in units]
+    new = [unit for unit in found if not own(unit)]
+    top = min((unit.box.y0 for unit in new), default=0.0)
+    above = [unit for unit in units if unit.box.y0 < top]
+    kept = [*above, *new, *(unit for unit in units if unit.box.y0 >= top)]
+    return tuple(unit._replace(line=n) for n, unit in enumerate(kept, start=1))
+
+
 _SCAN = "is a scan: no text layer"
+_STAMPED = "is mostly a picture, with hardly any text beside it"
+_NOTHING = "OCR found no line on it"
 _MUTE = "shows glyphs of which its fonts don't say what characters they are"
 
 
@@ -134,7 +161,7 @@ def _dpi(shown: Shown) -> float:
 
 
 def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tuple[Unit, ...], str]:
-    """The lines that OCR finds on a page without text, or why there are none."""
+    """The lines that OCR finds on a page, or why there are none."""
     ocr = _ocr()
     if ocr is None:
         return (), f"{kind}; to have it recognised, pip install 'e2erag[ocr]'"
@@ -147,7 +174,7 @@ def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tupl
         raise
     except Exception as error:
         return (), f"{kind}, and OCR failed on it ({short(error)})"
-    return units, "" if units else f"{kind}, and OCR found no line on it"
+    return units, "" if units else f"{kind}, and {_NOTHING}"
 
 
 def _ocr() -> Any:

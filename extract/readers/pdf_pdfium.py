@@ -9,14 +9,15 @@ import math
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from itertools import groupby, pairwise, repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from e2erag.extract.document import Box, ReadError
 from e2erag.extract.readers import pdfium_calls as calls
-from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, GUTTER, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
 
@@ -25,14 +26,11 @@ LOCK = threading.RLock()
 PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
 SEGMENTS = 200  # of one path
 FORM_DEPTH = 12
+UPRIGHT = 0.8  # share of a page's letters that stand one way
 OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
 WORD = 60  # characters from an accent to its letter at most
 
 _WORD = re.compile(r"[^\s\0]+")
-_RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
-_RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
-_LEFTWARDS = re.compile(f"[{_RTL}](?:[^a-zA-Z]*[{_RTL}])?")
-_RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and numbers from the left
 _ACCENT = re.compile(f"[{''.join(ACCENTS)}]")
 _LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
 
@@ -75,9 +73,16 @@ class PdfiumFile:
         """What page `number` (from 1) shows."""
         with LOCK:
             page = self.file[number - 1]
+            turn = page.get_rotation()
             try:
-                return _Reading(page).shown()
+                shown = _Reading(page).shown()
+                upright = _turn(shown.runs, turn)
+                if upright is not None:
+                    page.set_rotation(upright)
+                    shown = _Reading(page, turn).shown()
+                return shown
             finally:
+                page.set_rotation(turn)
                 page.close()
 
     def picture(self, number: int, dpi: float) -> Any:
@@ -93,10 +98,11 @@ class PdfiumFile:
 class _Reading:
     """One page being read."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, turn: int | None = None) -> None:
+        """`turn` is how the page is displayed, where that isn't what PDFium is told."""
         box = pdfium.FS_RECTF()
         pdfium.FPDF_GetPageBoundingBox(page.raw, box)
-        turn = 90 * pdfium.FPDFPage_GetRotation(page.raw)
+        turn = page.get_rotation() if turn is None else turn
         self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
         self.page = page
         self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
@@ -133,9 +139,9 @@ class _Reading:
             self.owners = [*map(calls.text_object, repeat(self.handle), range(len(text)))]
             if not text.isascii():
                 text = self.accented(text)
-            turned = _RIGHT_TO_LEFT.search(text)
+            leftwards = RIGHT_TO_LEFT.search(text)
             for line in _LINE.finditer(text):
-                if turned and _RIGHT_TO_LEFT.search(line[0]):
+                if leftwards and RIGHT_TO_LEFT.search(line[0]):
                     self.leftwards(text, *line.span())
                 else:
                     self.words(text, *line.span())
@@ -190,7 +196,7 @@ class _Reading:
             return False
         left, high, right, low = span
         gap, em = left - self.end[0], self.em
-        if high != self.high or low != self.low or not -BACK * em < gap <= (CELL if between else 0.05) * em:
+        if high != self.high or low != self.low or not -BACK * em < gap <= (GUTTER if between else 0.05) * em:
             return False
         self.parts.append(" " + text[start:stop] if between else text[start:stop])
         self.owner, self.end = last, (right, self.end[1])
@@ -233,7 +239,7 @@ class _Reading:
             return
         dx, dy = x - self.end[0], y - self.end[1]
         gap, off = dx * self.ux + dy * self.uy, abs(dy * self.ux - dx * self.uy)
-        level = off <= 0.05 * self.em and -BACK * self.em < gap <= CELL * self.em
+        level = off <= 0.05 * self.em and -BACK * self.em < gap <= GUTTER * self.em
         if not (self.parts and level and self.now == self.begun):
             self.flush()
             self.begun, self.begin, gap = self.now, (x, y), 0.0
@@ -341,7 +347,7 @@ class _Reading:
             if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, two letters
                 glyphs[-1] = glyphs[-1][0], glyphs[-1][1], glyphs[-1][2] + text[i]
                 continue
-            if glyphs and _RIGHT_TO_LEFT.match(text[i]) and _RIGHT_TO_LEFT.match(text[i - 1]):
+            if glyphs and RIGHT_TO_LEFT.match(text[i]) and RIGHT_TO_LEFT.match(text[i - 1]):
                 steps += 1 if along[0] > glyphs[-1][0] else -1
             glyphs.append((along[0], along[1], text[i]))
         if not glyphs:
@@ -349,7 +355,7 @@ class _Reading:
         low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
         self.begin = place[0] + low * self.ux, place[1] + low * self.uy
         self.end = place[0] + high * self.ux, place[1] + high * self.uy
-        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else _turned(glyphs, SPACE * self.em))
+        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
         self.flush()
 
     def flush(self) -> None:
@@ -447,16 +453,17 @@ class _Reading:
             yield points
 
 
-def _turned(glyphs: list[tuple[float, float, str]], space: float) -> str:
-    """A line of placed glyphs in the order in which it is read."""
-    placed = sorted(glyphs)
-    pieces = [placed[0][2][::-1]]
-    for (_, last, _), (first, _, chars) in pairwise(placed):
-        pieces.append(" " * (first - last > space) + chars[::-1])  # letters of one glyph will be turned once more
-    line = "".join(pieces)
-    if 2 * len(_RIGHT_TO_LEFT.findall(line)) < sum(map(str.isalpha, line)):  # a few such words in a line from the left
-        return _LEFTWARDS.sub(lambda words: words[0][::-1], line)
-    return _RIGHTWARDS.sub(lambda words: words[0][::-1], line[::-1])
+def _turn(runs: list[Run], turn: int) -> int | None:
+    """The rotation at which a page of rotation `turn` would show its text upright, where that is another one.
+
+    PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
+    letters = [0] * 4
+    for run in runs:
+        letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
+    most = max(range(4), key=letters.__getitem__)
+    if most == 0 or letters[most] < UPRIGHT * sum(letters):
+        return None
+    return (turn + 90 * most) % 360
 
 
 def _character(code: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import pypdf
 
 from e2erag.extract.document import ReadError
+from e2erag.extract.readers.leftwards import in_reading_order
 from e2erag.extract.readers.lines import Face, Run
 from e2erag.extract.readers.pdf_walk import Font, PageTooLarge, Walk, usable
 from e2erag.extract.readers.shown import Matrix, Rules, Shown, frame, short, times
@@ -81,7 +82,8 @@ class PypdfFile:
             except Exception as error:
                 return Shown(width, height, [], failed=f"can't be parsed ({short(error)}): {_FAST}, or export it again")
         pictures = walk.pictures / (width * height or 1.0)
-        return Shown(width, height, walk.runs, walk.rules.merged(), pictures, walk.mute)
+        runs = walk.runs if walk.phrases else in_reading_order(walk.runs)
+        return Shown(width, height, runs, walk.rules.merged(), pictures, walk.mute)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from typing import Any
 from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
-from e2erag.extract.readers.lines import CELL, SPACE, Run
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
+from e2erag.extract.readers.lines import CELL, GUTTER, SPACE, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
 PypdfFont: Any = None
@@ -67,6 +68,10 @@ class Font:
                 self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
         self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
         self.texts.update(_encoded(resource))
+        # A glyph for several letters (lam and alif).
+        leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
+        self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
+        self.texts.update({code: one_glyph(text) for code, text in leftwards.items()})
         if self.texts.get(0) == "\0" and "CMSY" in font.name:  # pypdf reads what TeX's font file says, but not of 0
             self.texts[0] = "−"
         self.widths = _Widths(font.character_widths, self.scale)
@@ -178,6 +183,7 @@ class Walk:
         self.budget = PAGE_BYTES
         self.runs: list[Run] = []
         self.pictures, self.mute = 0.0, 0
+        self.phrases = False  # whether a font's glyphs stand for whole phrases
         self.path: list[list[Point]] = []  # subpaths that are not painted yet, in user space
         self.pen = 1.0  # w
         self.stack: list[tuple[Any, ...]] = []  # what q saved
@@ -348,6 +354,7 @@ class Walk:
         if font is None:
             self.mute += 1
             return
+        self.phrases |= font.phrases
         em = self.size * font.height
         trm = times(self.tm, self.ctm)
         parts: list[str] = []
@@ -368,7 +375,7 @@ class Walk:
                 continue
             before, after = self.margins(font, text)
             after += self.char * spread
-            if parts and gap + before > CELL * abs(em):
+            if parts and gap + before > (CELL if RIGHT_TO_LEFT.search(text) else GUTTER) * abs(em):
                 self.emit(trm, "".join(parts), start, pen, font)
                 parts, start = [], pen + gap + before
             elif not parts:

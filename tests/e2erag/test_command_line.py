@@ -113,6 +113,34 @@ def test_documents_come_and_go_in_a_saved_system(
     )
 
 
+@pytest.mark.parametrize(("good", "broken", "code"), [(2, 0, 0), (2, 1, 3), (0, 1, 1)])
+def test_extracts_exit_code_says_whether_a_folder_was_read(
+    good: int,
+    broken: int,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All of it, a part, or nothing; what was read is written, and each broken file named with its reason."""
+    (tmp_path / "in").mkdir()
+    for n in range(good):
+        (tmp_path / "in" / f"{n}.txt").write_text(f"the pilot of {n}")
+    for n in range(broken):
+        (tmp_path / "in" / f"b{n}.pdf").write_bytes(b"%PDF-1.7\n")
+    monkeypatch.setattr(sys, "argv", ["e2erag", "extract", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    ended = 0
+    try:
+        main()
+    except SystemExit as error:
+        ended = error.code
+    assert ended == code
+    told = capsys.readouterr().out
+    assert f"failed   | {broken} file{'s' * (broken != 1)}\n" in told
+    assert all(f"b{n}.pdf | is damaged or cut off" in told for n in range(broken))
+    assert len(list(tmp_path.glob("out/*.md"))) == good
+
+
 @pytest.mark.parametrize("settings", [FitConfig, GeneratorConfig, IndexConfig, RAGConfig, RetrieverConfig])
 def test_every_flag_says_what_it_is(settings: type) -> None:
     """`--help` takes its texts from the docstring, one for each name; names that share a text would have none."""

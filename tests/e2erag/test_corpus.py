@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from e2erag.config import RAGConfig
@@ -148,3 +150,47 @@ def test_the_order_of_documents_does_not_matter() -> None:
     assert seen[0].keys() == seen[1].keys()
     for key, vector in seen[0].items():
         torch.testing.assert_close(vector, seen[1][key], atol=1e-5, rtol=1e-5)
+
+
+def test_an_extractor_by_itself_proposes_what_a_system_indexes() -> None:
+    """With the retriever's text features and token counts: the same passages as in hard mode, gates shut, gaps cut."""
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(2, 4), max_tokens=30))
+    extractor, encoder = rag.model.extractor, rag.model.retriever.passage
+    torch.manual_seed(3)
+    for head in (extractor.gates, extractor.scores):
+        nn.init.normal_(head.weight)
+    nn.init.constant_(extractor.scores.bias, 4.0)
+    documents = [table_document(), OTHER, tiny_document([["weight 9", "Maker", "who ?"] * 4, ["seats 2"] * 3], "c.pdf")]
+    rag.index(documents)
+    said = rag.model.gates(rag.corpus, "hard")
+    assert (said.retrieve[: len(rag.corpus)] < 0).any()
+    assert extractor.taken(said.extraction.cut).any()
+    tokens, found = rag.corpus.retriever_lines.sizes[rag.corpus.text_of], []
+    for first, document in zip(rag.corpus.first_line, documents, strict=False):
+        text = encoder.line_features(encoder.lines(document.texts))
+        found += extractor(document, text, tokens[:, first : first + len(document)])
+    assert found == rag.corpus.passages
+    assert found != [passage for document in documents for passage in extractor(document)]
+
+
+@given(order=st.permutations(range(4)))
+@settings(max_examples=6, deadline=None)
+def test_the_order_of_documents_changes_nothing_of_what_is_proposed_and_found(order: list[int]) -> None:
+    """Gates shut, gaps cut, a file twice under two names: the passages of each document and what questions find."""
+    pages = [["weight 9", "Maker lycoming", "who ?"] * 3, ["seats 2", "the pilot was 48"] * 3]
+    documents = [table_document(), OTHER, tiny_document(pages, "c.pdf"), tiny_document(pages[1:], "d.pdf")]
+    found = []
+    for some in (documents, [documents[i] for i in order]):
+        rag = tiny_rag(seed=1)
+        torch.manual_seed(3)
+        for head in (rag.model.extractor.gates, rag.model.extractor.scores):
+            nn.init.normal_(head.weight)
+        nn.init.constant_(rag.model.extractor.scores.bias, 4.0)
+        rag.index(some)
+        ids = rag.search(["who was the pilot ?", "engine maker ?"], k=3).ids
+        hits = [[(z.document.file, z.start, z.stop, z.reading) for z in map(rag.passage, row)] for row in ids.tolist()]
+        of = {each.file: [z for z in rag.corpus.passages if z.document is each] for each in some}
+        assert rag.corpus.passages == [z for each in some for z in of[each.file]]
+        found.append((of, hits))
+    assert found[0] == found[1]
+    assert sum(map(len, found[0][0].values())) > 0

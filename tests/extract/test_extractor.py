@@ -148,6 +148,18 @@ def test_straight_through_is_hard_forward_and_has_a_slope() -> None:
     assert (logits.grad != 0).all()
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
+def test_straight_through_opens_what_hard_mode_keeps(threshold: float) -> None:
+    """The same noise added by hand, and the line drawn where `threshold` says, at every temperature."""
+    extractor = Extractor(ExtractorConfig(text_dim=8, straight_through=True, threshold=threshold))
+    logits = torch.linspace(-4, 4, 400)
+    noise = torch.logit(torch.rand(400, generator=torch.Generator().manual_seed(1)).clamp(1e-6, 1 - 1e-6))
+    for temperature in (1.0, 0.3):
+        extractor.temperature.fill_(temperature)
+        gates = extractor.log_gates(logits, "sample", torch.Generator().manual_seed(1))
+        torch.testing.assert_close(gates, extractor.log_gates(logits + noise, "hard"))
+
+
 def test_no_line_sees_across_a_page() -> None:
     """What stands on page 2 changes nothing on page 1, nor the cut score at the page's edge."""
     extractor = trained()
@@ -219,6 +231,26 @@ def test_called_with_a_document_it_proposes_passages() -> None:
     """The short form of `propose`, beside the module's own call."""
     document = tiny_document([["the pilot", "seats 4", "engine"]])
     assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
+
+
+def test_a_document_alone_is_judged_by_its_layout() -> None:
+    """As with text features of nothing, by hard gates and the figures of the last step; the extractor stays as it was.
+    Untrained heads would keep all."""
+    extractor = trained().train()
+    torch.nn.init.zeros_(extractor.gates.bias)
+    document = tiny_document([["Page 1 of 2", "the pilot", "Seats 4"], ["Page 2 of 2", "engine", "9"]])
+    said = extractor.judge(document)
+    assert extractor.training
+    assert extractor.norm.running_mean.abs().max() == 0  # no step was taken
+    pages = torch.tensor([1, 1, 1, 2, 2, 2])
+    expected = extractor.eval()(torch.from_numpy(layout_features(document)), torch.zeros(6, 8), pages)
+    torch.testing.assert_close(torch.stack(said), torch.stack(expected))
+    kept = said.retrieve > 0
+    assert 0 < kept.sum() < 6
+    passages = extractor(document)
+    assert {i for z in passages for i in range(z.start, z.stop)} >= set(kept.nonzero()[:, 0].tolist())
+    assert all(kept[z.start : z.stop].any() for z in passages)
+    assert extractor(tiny_document([[]])) == []
 
 
 def test_a_line_sees_the_layout_of_its_two_neighbours_and_of_no_other_page() -> None:

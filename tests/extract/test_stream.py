@@ -1,8 +1,10 @@
 """Reading many files: in their order, in processes with limits, with a report."""
 
 import gc
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -336,3 +338,28 @@ def test_report_counts_while_files_come(folder: Path) -> None:
         seen = [(found.report.read, len(found.report.failed)) for _ in found]
     assert seen == [(1, 0), (1, 1), (2, 1)]
     assert found.report.seconds > 0
+
+
+class Terminal(io.StringIO):
+    """What a bar is drawn on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("progress", "kind"), [(True, Terminal), (False, Terminal), (True, io.StringIO)])
+def test_a_terminal_shows_how_far_it_is(
+    folder: Path, progress: bool, kind: type[io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of all, pages a second and failures; nothing where that isn't wanted, or is written to a file."""
+    screen = kind()
+    monkeypatch.setattr(sys, "stderr", screen)
+    report = read_report(folder, workers=0, progress=progress)
+    last = screen.getvalue().split("\r")[-1].strip()
+    if not (progress and kind is Terminal):
+        assert last == ""
+        return
+    assert last.startswith("read: 100%")
+    assert " 12/12 " in last
+    assert len(report.failed) == 2
+    assert re.search(r"pages/s=[\d.,]+.*failed=2", last)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from e2erag import RAG, RAGConfig
+from e2erag.extract import CLOSED, ExtractorConfig
+from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
@@ -182,6 +184,50 @@ def test_gates_grow_colder_over_a_run(rag: RAG) -> None:
     """The gates' temperature stays for half of the run and falls towards the second value from there."""
     quick(rag, epochs=4, gate_temperature=(1.0, 0.2))  # eight steps, of which the last is at 7/8
     assert rag.model.extractor.temperature.item() == pytest.approx(1.0 - 0.8 * 0.75)
+
+
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_gates_learn_from_answers_through_either_estimator(
+    straight_through: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise on gates, soft or hard going forward: slopes of answers alone move them in every step, colder from the
+    second half on. Straight through, lines are read whole or not at all while learning, as they are afterwards."""
+    rag = tiny_rag(
+        extractor=ExtractorConfig(
+            text_dim=32, hidden=16, sizes=(2, 4), identity_lines=1, straight_through=straight_through
+        )
+    )
+    rag.index([tiny_document([["the pilot was 85", "seats 4", "page 1"], ["engine continental", "page 2"]])])
+    terms, read, warmth = rag.terms, [], []
+
+    def noted(*given: object, **named: object) -> Terms:
+        out = terms(*given, **named)
+        read.append(out.gates.read.detach())
+        warmth.append(float(rag.model.extractor.temperature))
+        return out
+
+    monkeypatch.setattr(rag, "terms", noted)
+    before = [p.detach().clone() for p in rag.model.extractor.gates.parameters()]
+    run = quick(
+        rag, epochs=4, gates="sample", gate_weight=0.0, token_price=0.0, lr_extractor=0.3, gate_clip=0.0,
+        freeze=("retriever", "generator"),
+    )  # fmt: skip
+    assert all(row["gradient_extractor"] > 0 for row in run.history)
+    for parameter, old in zip(rag.model.extractor.gates.parameters(), before, strict=True):
+        assert (parameter[:2] != old[:2]).any()
+    assert warmth[:4] == [1.0] * 4
+    assert warmth[4:] == sorted(warmth[4:], reverse=True)
+    assert warmth[-1] < 0.6
+    whole = torch.cat(read)
+    between = (whole < 0) & (whole > CLOSED)
+    assert bool(between.any()) == (not straight_through)
+    assert (whole.round() == CLOSED).any() or not straight_through
+    # As it answers: what the threshold says of the logits, without noise.
+    gates = rag.model.gates(rag.corpus, "hard")
+    assert rag.config.mode == "hard"
+    assert torch.equal(gates.read[: len(rag.corpus)] == 0, gates.extraction.read > 0)
+    kept = gates.retrieve[: len(rag.corpus)] == 0
+    assert all(kept[z.start : z.stop].any() for z in rag.corpus.passages)
 
 
 def test_a_run_leaves_the_extractor_as_it_is_used(rag: RAG) -> None:

@@ -1,6 +1,7 @@
 """Role labels open and shut gates before any answer is seen."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from e2erag.rag import RAG
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import warm_start
-from e2erag.train.warm_start import RoleError
+from e2erag.train.warm_start import ROLES, RoleError
 
 
 @pytest.fixture
@@ -65,3 +66,17 @@ def test_a_missing_file_is_told(rag: RAG) -> None:
     """With what such a file holds."""
     with pytest.raises(RoleError, match="no such file; a label file is jsonl"):
         warm_start(rag, "nothing.jsonl")
+
+
+def test_the_document_says_what_a_label_is(rag: RAG) -> None:
+    """Its rows are taken, for a file of that name, and each role stands on the side on which lines of it start."""
+    text = (Path(__file__).parents[2] / "docs" / "role_labels.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
+    rows = [json.loads(line) | {"file": rag.corpus.documents[0].name} for line in block.splitlines()]
+    assert warm_start(rag, [row | {"line": 1} for row in rows], steps=1)
+    assert [set(row) - {"file", "page", "role"} for row in rows] == [{"line"}, {"box"}]
+    sides = re.search(r"start kept where their role is (.*?), and turned\s+down (.*?)\.\s+Lines", text, re.DOTALL)
+    assert sides is not None
+    kept, down = (" ".join(side.split()) for side in sides.groups())
+    for role, keep in ROLES.items():
+        assert (role in kept, role in down) == (keep, not keep), role

@@ -1,10 +1,14 @@
 """PDFs made for the tests of the PDF reader: drawn with reportlab, or written instruction by instruction."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pytest
 from pypdf import PdfWriter
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NumberObject
+from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
 NTSB = sorted((Path(__file__).parents[3] / "examples" / "ntsb").glob("*.pdf"))
@@ -33,6 +37,8 @@ def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, 
     """A PDF with these content streams as pages, a font /F (Helvetica), and form XObjects by name."""
     writer = PdfWriter()
     font = font or dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
+    if "/ToUnicode" in font:
+        font[NameObject("/ToUnicode")] = writer._add_object(font["/ToUnicode"])
     resources = dictionary(Font=dictionary(F=font), XObject=dictionary())
     for name, content in forms.items():
         form = stream(content)
@@ -53,6 +59,16 @@ def with_ligatures() -> DictionaryObject:
     encoding = dictionary(Type=NameObject("/Encoding"), BaseEncoding=NameObject("/WinAnsiEncoding"), Differences=names)
     kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
     return dictionary(**kind, Encoding=encoding)
+
+
+def with_codes(**codes: str) -> DictionaryObject:
+    """Helvetica in which these codes stand for these characters."""
+    pairs = "\n".join(f"<{ord(code):02x}> <{text.encode('utf-16-be').hex()}>" for code, text in codes.items())
+    head = "/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /X def /CMapType 2 def\n"
+    ranges = "1 begincodespacerange <00> <ff> endcodespacerange\n"
+    cmap = f"{head}{ranges}{len(codes)} beginbfchar\n{pairs}\nendbfchar\nendcmap end end"
+    kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
+    return dictionary(**kind, Encoding=NameObject("/WinAnsiEncoding"), ToUnicode=stream(cmap.encode()))
 
 
 PROSE = (
@@ -76,6 +92,44 @@ def two_columns(page: Canvas) -> None:
         page.drawString(320, 720 - 12 * row, right)
 
 
+def narrow_gutter(page: Canvas) -> None:
+    """Line by line across a gutter of one em between lines set flush on both sides."""
+    wide = 216.0
+    for row, pair in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        for column, line in enumerate(pair):
+            text = page.beginText(50 + (wide + 10) * column, 720 - 12 * row)
+            text.setFont("Times-Roman", 10)
+            text.setWordSpace((wide - stringWidth(line, "Times-Roman", 10)) / line.count(" "))
+            text.textOut(line)
+            page.drawText(text)
+
+
+def few_lines(page: Canvas) -> None:
+    """Four lines across a gutter, between a heading and a line as wide as the page."""
+    page.setFont("Times-Roman", 10)
+    page.drawString(50, 750, "Abstract and summary")
+    for row, (left, right) in enumerate(zip(PROSE[:4], PROSE[4:], strict=True)):
+        page.drawString(50, 720 - 12 * row, left)
+        page.drawString(320, 720 - 12 * row, right)
+    page.drawString(50, 650, " ".join(PROSE[:2]))
+
+
+def staggered(page: Canvas) -> None:
+    """Two columns half a line apart, drawn from top to bottom."""
+    page.setFont("Times-Roman", 10)
+    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        page.drawString(50, 720 - 12 * row, left)
+        page.drawString(300, 714 - 12 * row, right)
+
+
+def capitals(page: Canvas) -> None:
+    """Line by line across a gutter, all of it in capitals."""
+    page.setFont("Times-Roman", 8)
+    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
+        page.drawString(50, 720 - 10 * row, left.upper())
+        page.drawString(320, 720 - 10 * row, right.upper())
+
+
 def ruled_table(page: Canvas) -> None:
     """Three columns and four rows with a grid of lines, and a thin filled bar above it."""
     page.setFont("Helvetica", 9)
@@ -97,6 +151,26 @@ def rotated(page: Canvas) -> None:
     page.line(0, -10, 200, -10)
     page.restoreState()
     page.drawString(100, 700, "along the edge")
+
+
+def unturned(page: Canvas, angle: int) -> None:
+    """Text as it is set without it on a page that is turned: on its side or its head, a row of cells last."""
+    page.setPageRotation(angle)
+    page.setFont("Times-Roman", 10)
+    for row, line in enumerate(PROSE):
+        page.drawString(50, 500 - 12 * row, line)
+    for x, cell in ((50, "left cell"), (300, "right cell"), (450, "1,204")):
+        page.drawString(x, 300, cell)
+
+
+def sideways(page: Canvas) -> None:
+    """The same up along a page that isn't turned, its number upright."""
+    page.saveState()
+    page.translate(500, 50)
+    page.rotate(90)
+    unturned(page, 0)
+    page.restoreState()
+    page.drawString(300, 20, "17")
 
 
 def raised(page: Canvas) -> None:
@@ -131,10 +205,55 @@ def forms(page: Canvas) -> None:
     page.drawString(30, 30, "after it")
 
 
+HEBREW = "דוח על תאונה 1234 בשדה"
+
+
+def set_in_hebrew() -> None:
+    """A font with such letters, or the test is skipped."""
+    matplotlib = pytest.importorskip("matplotlib")
+    registerFont(TTFont("DejaVu", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")))
+
+
+def as_it_stands(page: Canvas) -> None:
+    """The line as a string from the left: words and letters turned round, the number not."""
+    page.setFont("DejaVu", 12)
+    page.drawString(100, 700, HEBREW[::-1].replace("4321", "1234"))
+
+
+def as_it_is_read(page: Canvas) -> None:
+    """A glyph after the other from the right, as some word processors do; the number in one piece."""
+    page.setFont("DejaVu", 12)
+    x = 300.0
+    for piece in [*HEBREW.split("1234")[0], "1234", *HEBREW.split("1234")[1]]:
+        x -= stringWidth(piece, "DejaVu", 12)
+        page.drawString(x, 700, piece)
+
+
+def among_others(page: Canvas) -> None:
+    """Such a word in a line from the left, between lines without any, and lines of such words one below the other."""
+    page.setFont("DejaVu", 12)
+    page.drawString(100, 740, "A report of 2019, in full")
+    page.drawString(100, 720, f"called {HEBREW[:3][::-1]} there, of 17 pages")
+    for row in range(3):
+        page.drawString(100, 700 - 20 * row, HEBREW[::-1].replace("4321", "1234"))
+    page.drawString(100, 620, "and a line after it")
+
+
+LEFTWARDS = {"as it stands": as_it_stands, "as it is read": as_it_is_read, "among others": among_others}
+
+
 DRAWN = {
     "two_columns": two_columns,
+    "narrow_gutter": narrow_gutter,
+    "few_lines": few_lines,
+    "staggered": staggered,
+    "capitals": capitals,
     "ruled_table": ruled_table,
     "rotated": rotated,
+    "unturned 90": partial(unturned, angle=90),
+    "unturned 180": partial(unturned, angle=180),
+    "unturned 270": partial(unturned, angle=270),
+    "sideways": sideways,
     "raised": raised,
     "forms": forms,
 }

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
+from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import ReadError, read
 from e2erag.extract.readers import ocr
+from e2erag.extract.readers.pdf import read_pdf
 from e2erag.extract.readers.pieces import Piece, in_order
 
 real = pytest.mark.skipif(not ocr.available(), reason="the extra 'ocr' is not installed: pip install 'e2erag[ocr]'")
@@ -59,6 +61,25 @@ def test_a_drawn_page_is_recognised() -> None:
         assert y - 3 < unit.box.y0 < unit.box.y1 < y + 18
     for unit in units[6:]:
         assert [round((cell.x0 - 20) / 130) for cell in unit.cells] == [0, 1, 2]
+
+
+@real
+@pytest.mark.parametrize("engine", ["pypdf", "pypdfium2"])
+def test_a_scan_with_a_number_stamped_on_it_is_recognised(tmp_path: Path, engine: str) -> None:
+    """Below what is recognised stands the number, as it is in the file and not a second time."""
+    page_of_columns().save(tmp_path / "page.png")
+    sheet = Canvas(str(tmp_path / "stamped.pdf"), pagesize=(480, 200))
+    sheet.drawImage(str(tmp_path / "page.png"), 0, 0, 480, 200)
+    sheet.setFont("Helvetica", 11)
+    sheet.drawString(380, 8, "SMITH-000123")
+    sheet.save()
+    document = read_pdf(tmp_path / "stamped.pdf", engine)
+    *found, stamp = document
+    assert stamp.text == "SMITH-000123"
+    assert stamp.confidence == 1.0
+    assert [unit.text for unit in found][:3] == LEFT
+    assert not any("SMITH" in unit.text for unit in found)
+    assert not document.unread
 
 
 @real

@@ -5,10 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pdf_fixtures import DRAWN, HEIGHT, NTSB, PROSE, canvas, with_ligatures, written
+from pdf_fixtures import (
+    DRAWN,
+    HEBREW,
+    HEIGHT,
+    LEFTWARDS,
+    NTSB,
+    PROSE,
+    canvas,
+    set_in_hebrew,
+    with_ligatures,
+    written,
+)
 from reportlab.pdfgen.canvas import Canvas
 
-from e2erag.extract import Document, ReadError, read
+from e2erag.extract import Box, Document, ReadError, read
 from e2erag.extract.readers import pdf
 from e2erag.extract.readers.pdf import READER_VERSION, read_pdf
 
@@ -51,6 +62,21 @@ def test_engines_agree_on_drawn_pages(tmp_path: Path, draw: Callable[[Canvas], N
     assert len(assert_same(canvas(tmp_path, draw)))
 
 
+@pytest.mark.parametrize("draw", LEFTWARDS.values(), ids=LEFTWARDS)
+def test_engines_agree_on_right_to_left_words(tmp_path: Path, draw: Callable[[Canvas], None]) -> None:
+    """Drawn from either end, alone or among lines from the left; read as they are spoken."""
+    set_in_hebrew()
+    texts = [unit.text for unit in assert_same(canvas(tmp_path, draw))]
+    if draw is LEFTWARDS["among others"]:
+        first, second, *several, last = texts
+        assert first == "A report of 2019, in full"
+        assert second == f"called {HEBREW[:3]} there, of 17 pages"
+        assert last == "and a line after it"
+        assert several == [HEBREW] * 3
+    else:
+        assert texts == [HEBREW]
+
+
 def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
     """Glyphs fi and fl are two letters each."""
     path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (of\\001ce \\002ight) Tj ET", font=with_ligatures())
@@ -66,6 +92,47 @@ def test_columns_drawn_line_by_line_are_read_one_after_the_other(tmp_path: Path,
     assert [unit.text for unit in rest] == [*PROSE, *reversed(PROSE)]
     assert not any(unit.cells for unit in document)
     assert {unit.box.x0 for unit in rest[: len(PROSE)]} == {50.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("narrow_gutter", [*PROSE, *reversed(PROSE)]),
+        ("few_lines", ["Abstract and summary", *PROSE, " ".join(PROSE[:2])]),
+        ("staggered", [*PROSE, *reversed(PROSE)]),
+        ("capitals", [line.upper() for line in [*PROSE, *reversed(PROSE)]]),
+    ],
+)
+def test_columns_that_are_hard_to_tell(tmp_path: Path, engine: str, name: str, lines: list[str]) -> None:
+    """A gutter of an em, four lines, lines at other heights on both sides, capitals: the left column comes first."""
+    assert [unit.text for unit in read_pdf(canvas(tmp_path, DRAWN[name]), engine)] == lines
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("step", [0, 6])
+@pytest.mark.parametrize(
+    ("count", "left", "right"),
+    [
+        (4, PROSE, ("Paid in full", "Not paid at all so far", "Paid in two rates", "Paid in the year after")),
+        (8, PROSE, ("NAME OF A TOWN", "ANOTHER TOWN WITH A LONG NAME", "AN ISLE", "THE LAST OF THE TOWNS") * 2),
+        (8, ("Of the Town", "Of an Isle") * 4, PROSE),
+    ],
+)
+def test_rows_that_look_like_columns_stay_rows(
+    tmp_path: Path, engine: str, step: int, count: int, left: tuple[str, ...], right: tuple[str, ...]
+) -> None:
+    """Few or many, side by side or one lower than the other: cells that are no sentences are drawn row by row."""
+
+    def draw(page: Canvas) -> None:
+        page.setFont("Times-Roman", 10)
+        for row in range(count):
+            page.drawString(50, 720 - 12 * row, left[row])
+            page.drawString(300, 720 - step - 12 * row, right[row])
+
+    found = [unit.text for unit in read_pdf(canvas(tmp_path, draw), engine)]
+    rows = list(zip(left[:count], right, strict=False))
+    assert found == ([cell for row in rows for cell in row] if step else [" ".join(row) for row in rows])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -163,6 +230,48 @@ def test_scans_are_recognised_where_ocr_is_installed(
     document = read_pdf(path, engine)
     assert [(unit.text, unit.page) for unit in document] == [("one", 1), ("seen", 2), ("one", 4)]
     assert document.unread == {3: "is a scan: no text layer, and OCR failed on it (RuntimeError: no model)"}
+
+
+STAMP = b"BT /F 9 Tf 400 9 Td (SMITH 000123 downloaded on 1 May 2020) Tj ET"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stamp_makes_no_text_layer_of_a_scan(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named with the way out, and its line kept. Not so for a picture beside text, a small one, or a page of text."""
+    monkeypatch.setattr(pdf, "_ocr", lambda: None)
+    row = b"BT /F 9 Tf 9 %d Td (a line of a page that has a picture behind all that is printed on it) Tj ET "
+    text = b"".join(row % (700 - 12 * n) for n in range(5))
+    pages = IMAGE % (600, 800) + STAMP, IMAGE % (600, 800) + text, IMAGE % (300, 300) + STAMP, STAMP
+    document = read_pdf(written(tmp_path, *pages), engine)
+    way = "to have it recognised, pip install 'e2erag[ocr]'"
+    assert document.unread == {1: f"is mostly a picture, with hardly any text beside it; {way}"}
+    assert [len(page.units) for page in document.pages] == [1, 5, 1, 1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_ocr_finds_stands_beside_the_stamp(tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stamp as it was set, once, below the lines found; where OCR finds no more it is a picture, and no failure."""
+    path = written(tmp_path, IMAGE % (600, 800) + STAMP, IMAGE % (600, 800) + STAMP)
+    monkeypatch.setattr(pdf, "_ocr", lambda: None)
+    stamp, _ = read_pdf(path, engine)
+
+    class Ocr:
+        @staticmethod
+        def recognise(image: object, page: int, width: float, height: float) -> tuple[object, ...]:
+            own = stamp._replace(text="5M1TH", page=page, confidence=0.6)
+            found = [stamp._replace(text=f"line {n}", page=page, box=Box(50, 12 * n, 99, 12 * n + 9)) for n in (1, 2)]
+            return (*found, own) if page == 1 else (own,)
+
+    monkeypatch.setattr(pdf, "_ocr", lambda: Ocr)
+    document = read_pdf(path, engine)
+    assert [[unit.text for unit in page.units] for page in document.pages] == [
+        ["line 1", "line 2", stamp.text], [stamp.text]
+    ]  # fmt: skip
+    assert [unit.line for unit in document.pages[0].units] == [1, 2, 3]
+    assert not document.unread
+    monkeypatch.setattr(Ocr, "recognise", lambda *given: ())
+    assert [unit.text for unit in read_pdf(path, engine)] == [stamp.text] * 2
+    assert not read_pdf(path, engine).unread
 
 
 # The engine

@@ -3,44 +3,20 @@
 from pathlib import Path
 
 import pytest
-from pdf_fixtures import NTSB, canvas, dictionary, written
+from pdf_fixtures import HEBREW, NTSB, as_it_is_read, as_it_stands, canvas, dictionary, set_in_hebrew, written
 from pypdf.generic import ArrayObject, NameObject, NumberObject
-from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
-from reportlab.pdfbase.ttfonts import TTFont
+from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import ReadError
 from e2erag.extract.readers import pdf
 from e2erag.extract.readers.pdf import read_pdf
 
-HEBREW = "דוח על תאונה 1234 בשדה"
-
-
-@pytest.fixture(scope="module")
-def font() -> str:
-    matplotlib = pytest.importorskip("matplotlib")
-    registerFont(TTFont("DejaVu", str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")))
-    return "DejaVu"
-
-
-def as_it_stands(page: Canvas) -> None:
-    """The line as a string from the left: words and letters turned round, the number not."""
-    page.setFont("DejaVu", 12)
-    page.drawString(100, 700, HEBREW[::-1].replace("4321", "1234"))
-
-
-def as_it_is_read(page: Canvas) -> None:
-    """A glyph after the other from the right, as some word processors do; the number in one piece."""
-    page.setFont("DejaVu", 12)
-    x = 300.0
-    for piece in [*HEBREW.split("1234")[0], "1234", *HEBREW.split("1234")[1]]:
-        x -= stringWidth(piece, "DejaVu", 12)
-        page.drawString(x, 700, piece)
-
 
 @pytest.mark.parametrize("draw", [as_it_stands, as_it_is_read])
-def test_right_to_left_words_come_as_they_are_read(tmp_path: Path, font: str, draw: object) -> None:
+def test_right_to_left_words_come_as_they_are_read(tmp_path: Path, draw: object) -> None:
     """Whatever the order in which they were drawn; the box holds the line."""
+    set_in_hebrew()
     (unit,) = read_pdf(canvas(tmp_path, draw), "pypdfium2")
     assert unit.text == HEBREW
     assert abs(unit.box.x1 - unit.box.x0 - stringWidth(HEBREW, "DejaVu", 12)) < 1

@@ -1,0 +1,87 @@
+"""Lines with words from right to left, in the order in which they are read."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from e2erag.extract.readers.lines import BACK, CELL, SPACE, Run
+
+_RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
+RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
+_LEFTWARDS = re.compile(f"[{_RTL}](?:[^a-zA-Z]*[{_RTL}])?")
+_RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and numbers from the left
+
+_MARKS = "\ufffe\ufeff"  # around letters of one glyph; `lines.clean` drops them
+_ONE = re.compile(f"{_MARKS[1]}([^{_MARKS}]*){_MARKS[0]}")  # in a string turned round
+
+Glyph = tuple[float, float, str]
+"""Where it starts and ends along the baseline, and its characters in the order in which they are read."""
+
+
+def one_glyph(letters: str) -> str:
+    """Letters that one glyph shows, marked so that they are not turned round with the others."""
+    return _MARKS[0] + letters + _MARKS[1]
+
+
+def in_reading_order(runs: Sequence[Run]) -> list[Run]:
+    """Runs as they were drawn, where what stands side by side with a right-to-left word is one, as it is read.
+
+    The characters of each run that is given stand from left to right. A page with one that ends left of its beginning
+    is drawn as it is read (by word processors), and its runs stay as they are."""
+    those = [run for run in runs if RIGHT_TO_LEFT.search(run.text)]
+    if not those or any((run.end_x - run.x) * run.ux + (run.end_y - run.y) * run.uy < 0 for run in those):
+        return list(runs)
+    out: list[Run] = []
+    at = 0
+    while at < len(runs):
+        stop, glyphs = _beside(runs, at)
+        here = runs[at:stop]
+        out += [_one(here, glyphs)] if any(RIGHT_TO_LEFT.search(run.text) for run in here) else here
+        at = stop
+    return out
+
+
+def _beside(runs: Sequence[Run], at: int) -> tuple[int, list[Glyph]]:
+    """Where the runs end that stand on the baseline of run `at` with no gap as wide as a cell's; and what they show."""
+    first, low, high = runs[at], 0.0, 0.0
+    glyphs: list[Glyph] = []
+    for n, run in enumerate(runs[at:], at):
+        if run.text.isspace():  # the gap tells
+            continue
+        start, above = _along(first, run.x, run.y)
+        end, _ = _along(first, run.end_x, run.end_y)
+        letters = _ONE.sub(lambda letters: letters[1][::-1], run.text[::-1])
+        near = any(-BACK * first.em < gap <= CELL * first.em for gap in (start - high, low - end))
+        level = first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
+        if glyphs and not (near and level):
+            return n, glyphs
+        low, high = (min(low, start), max(high, end)) if glyphs else (start, end)
+        glyphs.append((start, end, letters))
+    return len(runs), glyphs
+
+
+def _along(first: Run, x: float, y: float) -> tuple[float, float]:
+    """How far a point is along and across a run's baseline from where it starts."""
+    dx, dy = x - first.x, y - first.y
+    return dx * first.ux + dy * first.uy, dy * first.ux - dx * first.uy
+
+
+def _one(runs: Sequence[Run], glyphs: list[Glyph]) -> Run:
+    """All of them as one run, which keeps the looks of the first."""
+    first = next(run for run in runs if not run.text.isspace())
+    low, high = min(start for start, _, _ in glyphs), max(end for _, end, _ in glyphs)
+    (x, y), (end_x, end_y) = ((first.x + far * first.ux, first.y + far * first.uy) for far in (low, high))
+    return replace(first, text=turned(glyphs, SPACE * first.em), x=x, y=y, end_x=end_x, end_y=end_y)
+
+
+def turned(glyphs: Sequence[Glyph], space: float) -> str:
+    """A line of placed glyphs in the order in which it is read."""
+    placed = sorted(glyphs)
+    pieces = [placed[0][2][::-1]]
+    for (_, last, _), (first, _, chars) in pairwise(placed):
+        pieces.append(" " * (first - last > space) + chars[::-1])  # letters of one glyph will be turned once more
+    line = "".join(pieces)
+    if 2 * len(RIGHT_TO_LEFT.findall(line)) < sum(map(str.isalpha, line)):  # a few such words in a line from the left
+        return _LEFTWARDS.sub(lambda words: words[0][::-1], line)
+    return _RIGHTWARDS.sub(lambda words: words[0][::-1], line[::-1])
