@@ -15,6 +15,8 @@ _RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and
 _MARKS = "\ufffe\ufeff"  # around letters of one glyph; `lines.clean` drops them
 _ONE = re.compile(f"{_MARKS[1]}([^{_MARKS}]*){_MARKS[0]}")  # in a string turned round
 
+_MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
+
 Glyph = tuple[float, float, str]
 """Where it starts and ends along the baseline, and its characters in the order in which they are read."""
 
@@ -83,5 +85,10 @@ def turned(glyphs: Sequence[Glyph], space: float) -> str:
         pieces.append(" " * (first - last > space) + chars[::-1])  # letters of one glyph will be turned once more
     line = "".join(pieces)
     if 2 * len(RIGHT_TO_LEFT.findall(line)) < sum(map(str.isalpha, line)):  # a few such words in a line from the left
-        return _LEFTWARDS.sub(lambda words: words[0][::-1], line)
-    return _RIGHTWARDS.sub(lambda words: words[0][::-1], line[::-1])
+        return _LEFTWARDS.sub(lambda words: _back(words[0]), line)
+    return _RIGHTWARDS.sub(lambda words: _back(words[0]), _back(line))
+
+
+def _back(text: str) -> str:
+    """Read from the other end, where a bracket that opens is one that closes."""
+    return text[::-1].translate(_MIRRORED)

@@ -15,11 +15,9 @@ from e2erag.extract.document import Box, Cell, Unit
 # All in ems: in units of the font size.
 SPACE = 0.13  # a wider gap between glyphs is a space; kerning stays below 0.1, TeX's thin space is 0.17
 CELL = 1.6  # a wider gap begins a new cell
-GUTTER = 0.7  # a wider gap ends a run, for it may part two columns; spaces of justified text mostly stay below
 BACK = 0.6  # how far a run may step back on its own line (kerning, accents set over a letter)
 RAISED = 0.45  # how far a baseline may be off on one line (sub- and superscripts)
 
-AGAIN = 8  # how many runs back one may be drawn again
 RECENT = 4  # how many lines back a run may go on: a table cell of so many lines may stand before the row's next cell
 
 # NFKC opens ligatures (ﬁ), but it would also put spaces into words (´ becomes a space and a combining accent)
@@ -98,12 +96,10 @@ class Line:
         return gap if gap > -BACK else None
 
     def repeats(self, run: Run) -> bool:
-        """Whether `run` is one of the last runs drawn again, a little aside: how some programs make bold."""
-        near = 0.1 * run.size
-        return any(
-            last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
-            for last in self.runs[-AGAIN:]
-        )
+        """Whether `run` is the last run drawn again, a little aside: how some programs make bold."""
+        last = self.runs[-1]
+        near = 0.1 * last.size
+        return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
 
     def add(self, run: Run, gap: float, blank: bool) -> None:
         if gap > CELL:

@@ -140,7 +140,8 @@ def _beside(units: tuple[Unit, ...], found: tuple[Unit, ...]) -> tuple[Unit, ...
 
     def own(unit: Unit) -> bool:
         x, y = (unit.box.x0 + unit.box.x1) / 2, (unit.box.y0 + unit.box.y1) / 2
-        return any(box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 for box in boxes)
+        high = 2 * (unit.box.y1 - unit.box.y0)  # what is set aslant has a box over half the page
+        return any(box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1 and box.y1 - box.y0 <= high for box in boxes)
 
     boxes = [unit.box for unit in units]
     new = [unit for unit in found if not own(unit)]

@@ -17,7 +17,7 @@ from typing import Any
 from e2erag.extract.document import Box, ReadError
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
-from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, GUTTER, SPACE, Face, Run
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
 
@@ -196,7 +196,7 @@ class _Reading:
             return False
         left, high, right, low = span
         gap, em = left - self.end[0], self.em
-        if high != self.high or low != self.low or not -BACK * em < gap <= (GUTTER if between else 0.05) * em:
+        if high != self.high or low != self.low or not -BACK * em < gap <= (CELL if between else 0.05) * em:
             return False
         self.parts.append(" " + text[start:stop] if between else text[start:stop])
         self.owner, self.end = last, (right, self.end[1])
@@ -239,7 +239,7 @@ class _Reading:
             return
         dx, dy = x - self.end[0], y - self.end[1]
         gap, off = dx * self.ux + dy * self.uy, abs(dy * self.ux - dx * self.uy)
-        level = off <= 0.05 * self.em and -BACK * self.em < gap <= GUTTER * self.em
+        level = off <= 0.05 * self.em and -BACK * self.em < gap <= CELL * self.em
         if not (self.parts and level and self.now == self.begun):
             self.flush()
             self.begun, self.begin, gap = self.now, (x, y), 0.0

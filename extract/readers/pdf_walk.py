@@ -17,7 +17,7 @@ from pypdf import PdfReader
 from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
-from e2erag.extract.readers.lines import CELL, GUTTER, SPACE, Run
+from e2erag.extract.readers.lines import CELL, SPACE, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
 PypdfFont: Any = None
@@ -375,7 +375,7 @@ class Walk:
                 continue
             before, after = self.margins(font, text)
             after += self.char * spread
-            if parts and gap + before > (CELL if RIGHT_TO_LEFT.search(text) else GUTTER) * abs(em):
+            if parts and gap + before > CELL * abs(em):
                 self.emit(trm, "".join(parts), start, pen, font)
                 parts, start = [], pen + gap + before
             elif not parts:

@@ -92,44 +92,6 @@ def two_columns(page: Canvas) -> None:
         page.drawString(320, 720 - 12 * row, right)
 
 
-def narrow_gutter(page: Canvas) -> None:
-    """Line by line across a gutter of one em between lines set flush on both sides."""
-    wide = 216.0
-    for row, pair in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
-        for column, line in enumerate(pair):
-            text = page.beginText(50 + (wide + 10) * column, 720 - 12 * row)
-            text.setFont("Times-Roman", 10)
-            text.setWordSpace((wide - stringWidth(line, "Times-Roman", 10)) / line.count(" "))
-            text.textOut(line)
-            page.drawText(text)
-
-
-def few_lines(page: Canvas) -> None:
-    """Four lines across a gutter, between a heading and a line as wide as the page."""
-    page.setFont("Times-Roman", 10)
-    page.drawString(50, 750, "Abstract and summary")
-    for row, (left, right) in enumerate(zip(PROSE[:4], PROSE[4:], strict=True)):
-        page.drawString(50, 720 - 12 * row, left)
-        page.drawString(320, 720 - 12 * row, right)
-    page.drawString(50, 650, " ".join(PROSE[:2]))
-
-
-def staggered(page: Canvas) -> None:
-    """Two columns half a line apart, drawn from top to bottom."""
-    page.setFont("Times-Roman", 10)
-    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
-        page.drawString(50, 720 - 12 * row, left)
-        page.drawString(300, 714 - 12 * row, right)
-
-
-def capitals(page: Canvas) -> None:
-    """Line by line across a gutter, all of it in capitals."""
-    page.setFont("Times-Roman", 8)
-    for row, (left, right) in enumerate(zip(PROSE, reversed(PROSE), strict=True)):
-        page.drawString(50, 720 - 10 * row, left.upper())
-        page.drawString(320, 720 - 10 * row, right.upper())
-
-
 def ruled_table(page: Canvas) -> None:
     """Three columns and four rows with a grid of lines, and a thin filled bar above it."""
     page.setFont("Helvetica", 9)
@@ -244,10 +206,6 @@ LEFTWARDS = {"as it stands": as_it_stands, "as it is read": as_it_is_read, "amon
 
 DRAWN = {
     "two_columns": two_columns,
-    "narrow_gutter": narrow_gutter,
-    "few_lines": few_lines,
-    "staggered": staggered,
-    "capitals": capitals,
     "ruled_table": ruled_table,
     "rotated": rotated,
     "unturned 90": partial(unturned, angle=90),

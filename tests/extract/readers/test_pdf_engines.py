@@ -95,18 +95,15 @@ def test_columns_drawn_line_by_line_are_read_one_after_the_other(tmp_path: Path,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(
-    ("name", "lines"),
-    [
-        ("narrow_gutter", [*PROSE, *reversed(PROSE)]),
-        ("few_lines", ["Abstract and summary", *PROSE, " ".join(PROSE[:2])]),
-        ("staggered", [*PROSE, *reversed(PROSE)]),
-        ("capitals", [line.upper() for line in [*PROSE, *reversed(PROSE)]]),
-    ],
-)
-def test_columns_that_are_hard_to_tell(tmp_path: Path, engine: str, name: str, lines: list[str]) -> None:
-    """A gutter of an em, four lines, lines at other heights on both sides, capitals: the left column comes first."""
-    assert [unit.text for unit in read_pdf(canvas(tmp_path, DRAWN[name]), engine)] == lines
+def test_brackets_open_where_a_line_is_read_from(tmp_path: Path, engine: str) -> None:
+    """A year in brackets after a right-to-left word stands left of it; its brackets look as in any line."""
+    set_in_hebrew()
+
+    def draw(page: Canvas) -> None:
+        page.setFont("DejaVu", 12)
+        page.drawString(100, 700, f"(2019) {HEBREW[:3][::-1]}")
+
+    assert [unit.text for unit in read_pdf(canvas(tmp_path, draw), engine)] == [f"{HEBREW[:3]} (2019)"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -269,6 +266,9 @@ def test_what_ocr_finds_stands_beside_the_stamp(tmp_path: Path, engine: str, mon
     ]  # fmt: skip
     assert [unit.line for unit in document.pages[0].units] == [1, 2, 3]
     assert not document.unread
+    aslant = stamp._replace(box=Box(50, 50, 550, 750))
+    found = tuple(Ocr.recognise(None, 1, 600, 800))
+    assert [unit.text for unit in pdf._beside((aslant,), found)] == ["line 1", "line 2", "5M1TH", stamp.text]
     monkeypatch.setattr(Ocr, "recognise", lambda *given: ())
     assert [unit.text for unit in read_pdf(path, engine)] == [stamp.text] * 2
     assert not read_pdf(path, engine).unread
