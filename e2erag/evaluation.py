@@ -1,5 +1,6 @@
 """How well a system finds and answers: recall of the gold page, exact match and F1 by SQuAD's rules."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torchmetrics.functional.text import squad
 from e2erag.answering import Answer
 from e2erag.corpus import is_called
 from e2erag.extract import GateMode, Passage
+from e2erag.indexing import NothingLeft
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 
@@ -27,6 +29,7 @@ class Evaluation:
 
     Attributes:
         mode: of the gates.
+        search: kind of the index that was searched, as in `IndexConfig`.
         other: the same questions with the gates in the other mode; None where it was left out or makes no difference.
     """
 
@@ -34,6 +37,7 @@ class Evaluation:
     answers: tuple[Answer, ...]
     scores: Float[np.ndarray, "questions metrics"]
     mode: GateMode = "hard"
+    search: str = "exact"
     other: "Evaluation | None" = None
 
     def __getitem__(self, metric: str) -> float:
@@ -75,7 +79,10 @@ class Evaluation:
             gap = [_cell(self.gap(metric), self.gap_interval(metric), "+")] if self.other else []
             rows.append([metric, *cells, *gap])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        if self.soft.search != self.hard.search:
+            lines.append(f"searched: soft by {self.soft.search}, hard by {self.hard.search}, which the gap holds too")
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Means and intervals per metric, soft, hard and their gap; null where a metric isn't known."""
@@ -84,6 +91,7 @@ class Evaluation:
             "questions": len(self.questions),
             "mode": self.mode,
             "modes_differ": self.other is not None,
+            "search": {name: each.search for name, each in both.items()},
             "metrics": {
                 metric: {name: _row(each[metric], each.interval(metric)) for name, each in both.items()}
                 | {"gap": _row(self.gap(metric), self.gap_interval(metric))}
@@ -124,11 +132,11 @@ def evaluate(
     """Ask every question and compare.
 
     Args:
-        citations: whether to cite too, at a reader pass per answer.
+        citations: whether to cite too, in the system's own mode, at a reader pass per answer.
         both: whether to ask with the gates in the other mode as well, where that makes a difference. Its index is made
             beside the system's from the same lines and tokens, in memory or in the folder `.aside` of the one it has,
             and is gone afterwards. (An index that is searched from the folder it was saved in, or by Milvus, is held
-            against an exact one.)
+            against an exact one, and `search` says so.) Where hard gates leave nothing, that is warned of.
     """
     rows = read_questions(questions)
     own = _measured(rag, rows, citations)
@@ -138,8 +146,12 @@ def evaluate(
     index = rag.config.index
     other: GateMode = "soft" if own.mode == "hard" else "hard"
     kind = "exact" if index.folder is None or index.kind == "milvus" else index.kind
-    with rag.in_mode(other, kind, learns=False):
-        return replace(own, other=_measured(rag, rows, citations))
+    try:
+        with rag.in_mode(other, kind, learns=False):
+            return replace(own, other=_measured(rag, rows, False))
+    except NothingLeft as error:
+        warnings.warn(f"only {own.mode} gates are measured, for the others leave nothing: {error}", stacklevel=2)
+        return own
 
 
 def _measured(rag: RAG, rows: Sequence[Question], citations: bool) -> Evaluation:
@@ -148,7 +160,7 @@ def _measured(rag: RAG, rows: Sequence[Question], citations: bool) -> Evaluation
     answers = rag.ask_many(texts, citations)
     found = [[rag.passage(i) for i in ids if i >= 0] for ids in rag.search(texts, k=5).ids.tolist()]
     scores = [_score(*one) for one in zip(rows, answers, found, strict=True)]
-    return Evaluation(tuple(rows), tuple(answers), np.asarray(scores), rag.config.mode)
+    return Evaluation(tuple(rows), tuple(answers), np.asarray(scores), rag.config.mode, rag.config.index.kind)
 
 
 def on_gold_page(row: Question, passage: Passage) -> bool:

@@ -47,6 +47,10 @@ RowsOf = Callable[[Int[Tensor, " passages"]], Float[Tensor, "rows row"]]
 logger = logging.getLogger(__name__)
 
 
+class NothingLeft(RuntimeError):
+    """Hard gates shut every line of the corpus."""
+
+
 class Pooled(NamedTuple):
     """How rows are pooled from sums over lines.
 
@@ -104,7 +108,7 @@ class Indexer:
             old: an index made with the same weights and settings; what it holds isn't encoded again.
             tell: whether what it will take is told first."""
         if mode == "hard" and not corpus.passages:
-            raise RuntimeError(
+            raise NothingLeft(
                 "every line's retrieval gate is shut, so hard mode has nothing to index: train with a higher "
                 'gate_weight or keep_rate, or set RAGConfig(mode="soft")'
             )

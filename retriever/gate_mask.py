@@ -23,7 +23,7 @@ def gate_mask(
         mask: false on padding.
         causal: whether a token sees only itself and those before it.
     """
-    closed = torch.finfo(log_gates.dtype).min
+    closed = torch.finfo(torch.bfloat16).min  # finite in either precision: a row that sees nothing isn't NaN
     full = torch.where(mask, log_gates, closed)[:, None, None, :]
     window = _window(transformer.config)
     at = torch.arange(mask.shape[1], device=mask.device)

@@ -22,13 +22,16 @@ class CollapseGuard(L.Callback):
     def __init__(self, stop: bool) -> None:
         self.stop = stop
         self.streak: Counter[str] = Counter()
+        self.alike = 0.0  # `distinct` of the present step, if all questions of each batch find the same
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.alike += module.weight / len(batch)
         if not module.stepped:
             return
+        alike, self.alike = self.alike, 0.0
         passages = len(module.rag.corpus.passages)
         choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
-        seen = symptoms(module.history[-1], len(batch), choice, untaught(module.weights))
+        seen = symptoms(module.history[-1], 1 / alike, choice, untaught(module.weights))
         self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
         for symptom, steps in self.streak.items():
             if steps == self.PATIENCE:
@@ -37,10 +40,13 @@ class CollapseGuard(L.Callback):
                 trainer.should_stop = trainer.should_stop or self.stop
 
 
-def symptoms(row: dict[str, float], questions: int, choice: bool = True, unmoved: Collection[str] = ()) -> list[str]:
+def symptoms(
+    row: dict[str, float], questions: int | float, choice: bool = True, unmoved: Collection[str] = ()
+) -> list[str]:
     """What a step's figures say is wrong, and what to do about it.
 
     Args:
+        questions: of a batch; the harmonic mean of a step's.
         choice: whether the corpus has so many passages that questions can find different ones.
         unmoved: stages that no gradient is meant to reach."""
     found = []

@@ -50,13 +50,15 @@ def chunks(memory: int, stages: Sequence[Stage], beside: float = 0.0) -> list[Ch
 
     Raises:
         ValueError: not even one row at a time fits."""
-    budgets = [max(min(int(SHARE * memory / (UNDER_WAY * s.bytes)), s.most), s.longest) for s in stages]
+    room = min(SHARE * memory, memory - beside)
+    budgets = [max(min(int(room / (UNDER_WAY * s.bytes)), s.most), s.longest) for s in stages]
     work = max(UNDER_WAY * s.bytes * budget for s, budget in zip(stages, budgets, strict=True))
     if work + beside > memory:
         need = max(UNDER_WAY * s.bytes * s.longest for s in stages) + beside
         raise ValueError(
-            f"memory_budget holds at least the graph of one row and its gradients, {need / 1e6:,.1f} MB here, got "
-            f"{memory / 1e6:,.1f}: raise it, lower GeneratorConfig's max_tokens, or take a smaller batch_size"
+            f"memory_budget holds at least the graph of one row and its gradients, {_size(need)} here, got "
+            f"{_size(memory)}: raise it, lower GeneratorConfig's max_tokens or ExtractorConfig's, or take a smaller "
+            "batch_size"
         )
     rest, held = memory - work - beside, [0] * len(stages)
     left = sorted(range(len(stages)), key=lambda i: stages[i].step)
@@ -64,6 +66,10 @@ def chunks(memory: int, stages: Sequence[Stage], beside: float = 0.0) -> list[Ch
         held[i] = min(stages[i].step, int(rest / sum(stages[j].bytes for j in left[place:])))
         rest -= held[i] * stages[i].bytes
     return [Chunks(*each) for each in zip(budgets, held, strict=True)]
+
+
+def _size(number: int | float) -> str:
+    return f"{number / 1e6:,.1f} MB" if number >= 1e6 else f"{number:,.0f} bytes"
 
 
 @contextmanager
@@ -100,8 +106,9 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     ends = torch.from_numpy(corpus.retriever_lines.offsets)
     start, stop = corpus.spans.spans[:, 1], corpus.spans.spans[:, 2]
     ids = (ends[stop] - ends[start]).topk(min(k, passages)).indices.sort().values
-    longest = max(questions, key=lambda q: len(q.question) + max(map(len, q.answers)))
+    longest = max(questions, key=lambda q: len(q.question) + len(q.answers[0]))  # training reads the first answer
     asked, answers = [longest.question], [longest.answers[0]]
+    posed = [max((q.question for q in questions), key=len)]
     gates = model.gates(corpus, "soft", lines=pages_of(corpus, ids))
     flat, found = torch.zeros(passages, device=model.device), ids[None]
     encoder, generator = model.retriever.passage, model.generator
@@ -122,7 +129,7 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     held, encoder.held_tokens = encoder.held_tokens, 2**62
     try:
         encoded = _saved(model, lambda: model.encode(corpus, ids, gates, flat, "soft"))
-        question = _saved(model, lambda: model.retriever.encode_questions(asked))
+        question = _saved(model, lambda: model.retriever.encode_questions(posed))
     finally:
         encoder.held_tokens = held
     tokens, read_tokens = [size + special for size in sizes], [row.size for row in rows]

@@ -38,8 +38,10 @@ class TrainModule(L.LightningModule):
         self.rag, self.config, self.steps = rag, config, max(steps, 1)
         self.model = rag.model
         self.history: list[dict[str, float]] = []  # a row per step
-        self.stepped = False  # whether the last batch was its step's last
+        self.weight = 1.0  # share of the last batch among its step's questions
+        self.stepped = False  # whether that was its step's last
         self._row: dict[str, float] = {}  # of a step some of whose batches are still to come
+        self._seen = 0.0  # share of the step that this row is of
         self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
         self.weights = weights_of(config.objective)
@@ -53,9 +55,10 @@ class TrainModule(L.LightningModule):
     def training_step(self, batch: list[Question], number: int) -> Tensor:
         c = self.config
         share, tail = negligible(self.weights, c.negligible, self.options)
+        self.weight, self.stepped = self._of_its_step(number, len(batch))
         terms = self.rag.terms(
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
-            slope_limit=c.gate_clip / len(batch),  # the loss is a mean over questions
+            slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
             judged=c.judged, tail=tail, gold="contrastive" in self.weights,
         )  # fmt: skip
         if "contrastive" in self.weights:
@@ -69,9 +72,7 @@ class TrainModule(L.LightningModule):
             )
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
-        weight, self.stepped = self._of_its_step(number, len(batch))
         self._note(
-            weight,
             loss=loss,
             **parts,
             divergence=divergence,
@@ -82,7 +83,7 @@ class TrainModule(L.LightningModule):
             **self.beside,
         )
         total = loss + self.config.gate_weight * divergence + self.config.token_price * terms.tokens_kept
-        return weight * c.accumulate * total  # Lightning divides by `accumulate`, however many there are
+        return self.weight * c.accumulate * total  # Lightning divides by `accumulate`, however many there are
 
     def _of_its_step(self, number: int, questions: int) -> tuple[float, bool]:
         """A batch's share of the questions of its step, and whether it is the last there; `number` is the epoch's."""
@@ -96,18 +97,20 @@ class TrainModule(L.LightningModule):
         step = min(c.accumulate * c.batch_size, epoch - begin)
         return questions / step, number * c.batch_size + questions == begin + step
 
-    def _note(self, weight: float, **values: Tensor | float) -> None:
+    def _note(self, **values: Tensor | float) -> None:
         """Means over the ranks, and over the batches of a step by weight; in `history`, and logged, when it is whole.
 
         Raises:
             RuntimeError: a loss that isn't a number, on every rank, so that none waits for another."""
         row = average(_numbers(values))
-        self._row = {name: self._row.get(name, 0.0) + weight * value for name, value in row.items()}
+        self._row = {name: self._row.get(name, 0.0) + self.weight * value for name, value in row.items()}
+        self._seen += self.weight
         diverged = not math.isfinite(row["loss"])
         if self.stepped or diverged:
-            self.history.append(self._row)
-            self.log_dict(self._row, batch_size=self.config.batch_size)
-            self._row = {}
+            mean = {name: value / self._seen for name, value in self._row.items()} if diverged else self._row
+            self.history.append(mean)
+            self.log_dict(mean, batch_size=self.config.batch_size)
+            self._row, self._seen = {}, 0.0
         if diverged:
             raise RuntimeError(f"the loss is {row['loss']} at step {self.global_step}: lower the learning rates")
 

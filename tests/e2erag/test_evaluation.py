@@ -54,6 +54,30 @@ def test_both_modes_are_what_each_gives_by_itself(mode: str) -> None:
     assert low <= result.gap("tokens read") <= high
 
 
+def test_gates_that_hard_mode_shuts_altogether_are_told_and_soft_ones_measured() -> None:
+    """The figures of the system's own mode aren't lost."""
+    rag = gated("soft")
+    with torch.no_grad():
+        rag.model.extractor.gates.weight.zero_()
+        rag.model.extractor.gates.bias[:2] = -1.0
+    rag.refresh()
+    with pytest.warns(UserWarning, match="only soft gates are measured, for the others leave nothing: every line's"):
+        result = evaluate(rag, ASKED)
+    assert (result.mode, result.other) == ("soft", None)
+    assert rag.config.mode == "soft"
+
+
+def test_another_kind_of_search_is_told(tmp_path: Path) -> None:
+    """A saved system that faiss searches from memory has its other mode's index searched exactly."""
+    rag = gated()
+    assert "searched" not in str(evaluate(rag, ASKED))
+    rag.save_pretrained(tmp_path / "system")
+    index = IndexConfig("milvus", str(tmp_path / "index"))
+    result = evaluate(RAG.from_pretrained(tmp_path / "system", index=index), ASKED)
+    assert str(result).endswith("searched: soft by exact, hard by milvus, which the gap holds too")
+    assert result.to_json()["search"] == {"soft": "exact", "hard": "milvus"}
+
+
 @pytest.mark.parametrize("fixed", [True, False])
 def test_where_nothing_gates_the_corpus_is_encoded_once(fixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new system and the fixed chunker are alike in both modes: one column, no gap, no second index."""

@@ -4,7 +4,9 @@ import math
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,11 @@ from e2erag.extract import Extraction, Extractor, ExtractorConfig
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.train.callbacks import symptoms
+from e2erag.train import FitConfig
+from e2erag.train.callbacks import CollapseGuard, symptoms
 from e2erag.train.dashboard import running_mean
 from e2erag.train.health import answer_found, figures, health
+from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
 
 HEALTHY = {
@@ -140,6 +144,35 @@ def test_a_collapse_is_counted_by_steps_not_by_batches() -> None:
     frozen = {"freeze": ("extractor", "retriever"), "progress": False}
     with pytest.warns(UserWarning, match="step 10: for 10 steps, nearly every line is dropped for reading"):
         rag.fit(ROWS, epochs=12, batch_size=1, accumulate=2, k=2, **frozen)
+
+
+@pytest.mark.parametrize(("alike", "warned"), [(True, True), (False, False)])
+def test_questions_that_find_the_same_are_told_from_a_short_last_batch(alike: bool, warned: bool) -> None:
+    """A step of 32 questions and one of 2: if all find the same `distinct` is 1/32 and 1/2, by their shares .06, which
+    one of the short batch alone is far below; what all but that find apart is no collapse."""
+    guard, row = CollapseGuard(False), dict.fromkeys(("entropy", "utility", "gate_retrieve", "gate_read"), 1.0)
+    parts = [(32, 1 / 32 if alike else 0.25), (2, 0.5)]
+    row["distinct"] = sum(questions / 34 * share for questions, share in parts)
+    rag = SimpleNamespace(corpus=SimpleNamespace(passages=range(1000)))
+    module = SimpleNamespace(rag=rag, config=SimpleNamespace(k=1), weights={"marginal": 1.0}, history=[row])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(guard.PATIENCE):
+            for questions, _ in parts:
+                module.weight, module.stepped = questions / 34, questions == 2
+                guard.on_train_batch_end(L.Trainer(logger=False), module, None, [None] * questions, 0)
+    assert [("found the same passages" in str(each.message)) for each in told] == [True] * warned
+
+
+def test_the_figures_of_a_step_that_diverged_are_means_of_what_was_seen(rag: RAG) -> None:
+    """The second of eight batches is no number: the gates are told as they stand, not as a quarter of that."""
+    module = TrainModule(rag, FitConfig(accumulate=8), 1)
+    module.log_dict = lambda *_, **__: None
+    module.weight = 1 / 8
+    module._note(loss=1.0, gate_read=0.8)
+    with pytest.raises(RuntimeError, match="the loss is nan at step 0"):
+        module._note(loss=math.nan, gate_read=0.8)
+    assert module.history[-1]["gate_read"] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("objective", ["marginal", "pdist", "lsr", "loop", "contrastive", "reader"])

@@ -192,6 +192,16 @@ def test_training_accumulates_to_the_step_of_one_batch(objective: str, k: int, q
         assert {name: b[name] for name in alike} == pytest.approx({name: a[name] for name in alike}, rel=1e-5, abs=1e-6)
 
 
+def test_a_questions_slope_is_bounded_alike_however_a_step_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gate_clip` over the questions of a step, of which a batch holds a part."""
+    limits, rag = [], system()
+    terms = rag.terms
+    monkeypatch.setattr(rag, "terms", lambda *a, slope_limit, **n: limits.append(slope_limit) or terms(*a, **n))
+    rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:7]]
+    rag.fit(rows, epochs=1, k=4, gate_clip=0.5, batch_size=2, accumulate=4, progress=False)
+    assert limits == pytest.approx([0.5 / 7] * 4)
+
+
 def test_the_last_step_of_an_epoch_is_the_mean_of_what_is_left() -> None:
     """Three questions by one, two to a step: the second step has one, and follows all of its gradient."""
     _, whole = trained("marginal", 8, 3, batch_size=2)
