@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import serving
 from hypothesis import settings
 
 from e2erag.rag import RAG
@@ -54,3 +55,21 @@ def rag() -> RAG:
     system = tiny_rag()
     system.index([tiny_document(PAGES, "a.pdf"), tiny_document(OTHER, "b.pdf")])
     return system
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.system(f"mount -t tmpfs -o size=1m tmpfs {disk} 2>/dev/null"):
+        pytest.skip("only root can mount a small disk")
+    yield disk
+    os.system(f"umount -l {disk}")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Milvus in another process, reached as a cluster is."""
+    with serving(tmp_path_factory.mktemp("server"))() as uri:
+        yield uri
