@@ -68,10 +68,10 @@ def as_stored(parts: Sequence[Rows], dtype: torch.dtype) -> Iterator[Rows]:
         data = rows.to("cpu", dtype).contiguous()
         if not (finite := torch.isfinite(data)).all():
             bad = int((~finite).any(1).nonzero()[0])
-            what = "NaN or infinity: did training diverge?"
+            why = ": did training diverge?"
             if torch.isfinite(rows[bad]).all():
-                what = f"{float(rows[bad].abs().max()):.3g}, which it can't hold: store float32"
+                why = f" there, of {float(rows[bad].abs().max()):.3g}, which it can't hold: store float32"
             name = str(dtype).removeprefix("torch.")
-            raise ValueError(f"rows must be finite in {name}; passage {start + bad} has {what}")
+            raise ValueError(f"rows must be finite in {name}; passage {start + bad} has NaN or infinity{why}")
         yield data
         start += len(data)
