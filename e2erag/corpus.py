@@ -134,6 +134,7 @@ class Corpus:
         """Take these in place of those before, and forget what was derived from those."""
         self.passages, self.spans = passages, Spans(spans, overlap)
         self._bm25: BM25 | None = None
+        self._called: dict[str, list[int]] | None = None
         self._sources: list[Source] | None = None
         self._entries: tuple[Lines, Lines] | None = None
 
@@ -209,9 +210,18 @@ class Corpus:
 
     def on_page(self, file: str, page: int) -> list[int]:
         """The passages with lines of their own on a page (from 1) of a file, named as in `is_called`."""
-        owners = [j for j, document in enumerate(self.documents) if is_called(document, file)]
-        ends = torch.searchsorted(self.spans.spans[:, 0].contiguous(), torch.tensor([[j, j + 1] for j in owners]))
-        return [i for begin, end in ends.tolist() for i in range(begin, end) if page in self.passages[i].pages]
+        if self._called is None:
+            self._called = {}
+            for number, document in enumerate(self.documents):
+                for name in {document.name, document.file}:
+                    self._called.setdefault(name, []).append(number)
+        spans, on = self.spans.spans, torch.zeros(len(self.passages), dtype=torch.bool)
+        for number in self._called.get(file, ()):
+            units, first = self.documents[number].units, int(self.first_line[number])
+            lines = [line for line, unit in enumerate(units, first) if unit.page == page]
+            if lines:
+                on |= (spans[:, 1] <= lines[-1]) & (spans[:, 2] > lines[0])
+        return on.nonzero()[:, 0].tolist()
 
     def with_one_of(
         self, wanted: Sequence[Sequence[int]], asked: Sequence[str], hits: Int[Tensor, "questions k"]

@@ -94,9 +94,10 @@ class Indexer:
     @torch.no_grad()
     def parts(self, corpus: Corpus) -> bool:
         """Whether the gate mode makes a difference here: a line is turned down or shut, or a gap is cut."""
-        soft, hard = (self.model.gates(corpus, mode) for mode in ("soft", "hard"))
-        turned = any(bool((gates.retrieve != 0).any() | (gates.read != 0).any()) for gates in (soft, hard))
-        return turned or bool(self.model.extractor.taken(hard.extraction.cut).any())
+        extractor, said = self.model.extractor, self.model.gates(corpus, "soft").extraction
+        modes: tuple[GateMode, ...] = ("soft", "hard")
+        gates = [extractor.log_gates(each, mode) for each in (said.retrieve, said.read, said.carry) for mode in modes]
+        return any(bool(log_w.any()) for log_w in (*gates, extractor.taken(said.cut)))
 
     @torch.no_grad()
     def encode(

@@ -59,6 +59,5 @@ def _window(config: Any) -> int | None:
     """How many tokens a model's windowed layers look at (to each side, where they look both ways); None: all."""
     if not getattr(config, "use_sliding_window", True):
         return None
-    half = getattr(config, "local_attention", None)
-    window: int | None = half // 2 if half else getattr(config, "sliding_window", None)
+    window: int | None = getattr(config, "sliding_window", None)
     return window

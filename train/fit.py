@@ -250,12 +250,13 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
     batches = loader(rows, config.batch_size, config.seed)
+    read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
         rag.in_mode("soft", kind),
         _frozen(rag.model, config.freeze),
-        within(rag, config.memory_budget, rows, config.batch_size, config.k + config.mined),
+        within(rag, config.memory_budget, rows, config.batch_size, read_each),
         learning,
         _quiet(),
     ):

@@ -107,7 +107,7 @@ class TrainModule(L.LightningModule):
         self._seen += self.weight
         diverged = not math.isfinite(row["loss"])
         if self.stepped or diverged:
-            mean = {name: value / self._seen for name, value in self._row.items()} if diverged else self._row
+            mean = {name: value / self._seen for name, value in self._row.items()}  # of a step that diverged a part
             self.history.append(mean)
             self.log_dict(mean, batch_size=self.config.batch_size)
             self._row, self._seen = {}, 0.0

@@ -126,8 +126,8 @@ def _page(file: _File, number: int, data: bytes) -> Page:
         kind = _SCAN if shown.pictures >= SCAN else _MUTE
         units, unread = _recognised(number, shown, data, kind)
     elif units and shown.pictures >= COVERED and _letters(units) < STAMP:
-        found, why = _recognised(number, shown, data, _STAMPED)
-        units, unread = _beside(units, found), "" if _NOTHING in why else why
+        found, unread = _recognised(number, shown, data, _STAMPED)
+        units = _beside(units, found)
     return Page(number, shown.width, shown.height, units, shown.rules, unread)
 
 
@@ -153,7 +153,6 @@ def _beside(units: tuple[Unit, ...], found: tuple[Unit, ...]) -> tuple[Unit, ...
 
 _SCAN = "is a scan: no text layer"
 _STAMPED = "is mostly a picture, with hardly any text beside it"
-_NOTHING = "OCR found no line on it"
 _MUTE = "shows glyphs of which its fonts don't say what characters they are"
 
 
@@ -175,7 +174,7 @@ def _recognised(number: int, shown: Shown, data: bytes, kind: str) -> tuple[tupl
         raise
     except Exception as error:
         return (), f"{kind}, and OCR failed on it ({short(error)})"
-    return units, "" if units else f"{kind}, and {_NOTHING}"
+    return units, "" if units or kind == _STAMPED else f"{kind}, and OCR found no line on it"
 
 
 def _ocr() -> Any:

@@ -75,14 +75,16 @@ class PdfiumFile:
             page = self.file[number - 1]
             turn = page.get_rotation()
             try:
-                shown = _Reading(page).shown()
+                shown = _Reading(page, turn).shown()
                 upright = _turn(shown.runs, turn)
-                if upright is not None:
-                    page.set_rotation(upright)
-                    shown = _Reading(page, turn).shown()
-                return shown
+                if upright == turn:
+                    return shown
+                page.set_rotation(upright)
+                try:
+                    return _Reading(page, turn).shown()
+                finally:
+                    page.set_rotation(turn)
             finally:
-                page.set_rotation(turn)
                 page.close()
 
     def picture(self, number: int, dpi: float) -> Any:
@@ -98,11 +100,10 @@ class PdfiumFile:
 class _Reading:
     """One page being read."""
 
-    def __init__(self, page: Any, turn: int | None = None) -> None:
-        """`turn` is how the page is displayed, where that isn't what PDFium is told."""
+    def __init__(self, page: Any, turn: int) -> None:
+        """`turn` is how the page is displayed, whatever PDFium is told."""
         box = pdfium.FS_RECTF()
         pdfium.FPDF_GetPageBoundingBox(page.raw, box)
-        turn = page.get_rotation() if turn is None else turn
         self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
         self.page = page
         self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
@@ -453,17 +454,15 @@ class _Reading:
             yield points
 
 
-def _turn(runs: list[Run], turn: int) -> int | None:
-    """The rotation at which a page of rotation `turn` would show its text upright, where that is another one.
+def _turn(runs: list[Run], turn: int) -> int:
+    """The rotation at which a page of rotation `turn` would show most of its text upright; else its own.
 
     PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
     letters = [0] * 4
     for run in runs:
         letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
     most = max(range(4), key=letters.__getitem__)
-    if most == 0 or letters[most] < UPRIGHT * sum(letters):
-        return None
-    return (turn + 90 * most) % 360
+    return (turn + 90 * most) % 360 if letters[most] >= UPRIGHT * sum(letters) else turn
 
 
 def _character(code: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sentence_transformers.base.modules import Dense
 
 from e2erag import RAG, RAGConfig
 from e2erag.artefact import MANIFEST, ManifestError, write_folder
@@ -81,6 +82,21 @@ def test_vectors_of_another_length_are_refused_and_mended(rag: RAG, tmp_path: Pa
     rag.refresh()
     assert rag.index_.vectors.shape[1] == 17
     assert rag.indexer.changed(rag.index_.manifest, rag.corpus, rag.config.mode) == []
+
+
+def test_rows_of_another_head_are_refused_and_mended(tmp_path: Path) -> None:
+    """The same weights with another activation behind them make other rows."""
+    rag = tiny_rag()
+    rag.model.retriever.passage.model.append(Dense(32, 32))
+    rag.index([tiny_document(LINES)])
+    before = rag.index_.vectors.clone()
+    rag.model.retriever.passage.head[-1].activation_function = torch.nn.Identity()
+    with pytest.raises(RuntimeError, match=r"and pooling changed since: call rag\.refresh\(\) and save again"):
+        rag.save_pretrained(tmp_path / "system")
+    rag.refresh()
+    assert (rag.index_.vectors - before).abs().max() > 1e-3
+    rag.save_pretrained(tmp_path / "system")
+    assert torch.equal(RAG.from_pretrained(tmp_path / "system").index_.vectors, rag.index_.vectors)
 
 
 def test_the_query_tower_alone_may_change() -> None:
