@@ -227,25 +227,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         RuntimeError: nothing is indexed, or the loss is not a number.
     """
     config = (config or FitConfig()).changed(**changes)
-    if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
-        raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
-    apart = [name for name in weights_of(config.objective) if name not in TOGETHER]
-    if rag.model.reading != "marginal" and apart:
-        raise ValueError(
-            f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
-            f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
-        )
+    kind = _checked(rag, config)
     rows = read_questions(questions)
     check_started(rag)
-    if ranks() > 1 and config.refresh_background:
-        raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
-    kind = rag.config.index.kind if config.search == "index" else "exact"
-    if kind == "milvus" or (ranks() > 1 and kind != "exact"):
-        why = "is for serving" if kind == "milvus" else "can't be shared by ranks"
-        raise ValueError(
-            f'search="index" trains over the system\'s own index, and one of kind {kind!r} {why}: leave it out, and '
-            "training searches every row"
-        )
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
@@ -294,6 +278,31 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
                 draw_run(module.history, folder / "report.png")  # of a run that failed above all
         seconds = perf_counter() - start
     return Run(trainer.global_step, seconds, module.history, folder)
+
+
+def _checked(rag: RAG, config: FitConfig) -> str:
+    """The kind of index that is trained over.
+
+    Raises:
+        ValueError: this system can't be trained so."""
+    if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
+        raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
+    apart = [name for name in weights_of(config.objective) if name not in TOGETHER]
+    if rag.model.reading != "marginal" and apart:
+        raise ValueError(
+            f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
+            f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
+        )
+    if ranks() > 1 and config.refresh_background:
+        raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
+    kind = rag.config.index.kind if config.search == "index" else "exact"
+    if kind == "milvus" or (ranks() > 1 and kind != "exact"):
+        why = "is for serving" if kind == "milvus" else "can't be shared by ranks"
+        raise ValueError(
+            f'search="index" trains over the system\'s own index, and one of kind {kind!r} {why}: leave it out, and '
+            "training searches every row"
+        )
+    return kind
 
 
 @contextmanager
