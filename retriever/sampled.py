@@ -77,8 +77,8 @@ class SampledIndex(StoredIndex):
     ) -> Float[Tensor, "questions k"]:
         """s_z of these rows as they are stored, with gradient into queries and prior; −∞ where an id is −1."""
         queries, prior = as_scored(queries, prior)
-        rows = self.vectors[ids.clamp_min(0)].to(queries)
-        scores = torch.einsum("qd,qkd->qk", queries, rows)
+        rows = self.vectors.index_select(0, ids.clamp_min(0).flatten()).unflatten(0, ids.shape)  # half of [ids]'s time
+        scores = torch.einsum("qd,qkd->qk", queries, rows.to(queries))
         if prior is not None:
             scores = scores + prior.expand(len(ids), -1).gather(1, ids.clamp_min(0).to(prior.device)).to(scores)
         return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
