@@ -1,0 +1,279 @@
+"""A process encodes the index while another one trains: what it gives, and what is left when it fails or is killed."""
+
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from e2erag import RAG, RAGConfig
+from e2erag.extract import ExtractorConfig
+from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig, StoreError
+from e2erag.testing import tiny_document, tiny_rag
+from e2erag.train import Run, background
+from e2erag.train.background import Background, Job
+
+ROWS = [
+    {"question": "how old was pilot 3 ?", "answers": ["23"]},
+    {"question": "engine of pilot 7 ?", "answers": ["lycoming"]},
+]
+
+
+def system(index: IndexConfig | None = None, **retriever: Any) -> RAG:
+    """Eighty passages of one line each."""
+    rag = tiny_rag(
+        retriever=RetrieverConfig(**retriever),
+        extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), identity_lines=0, kinds=()),
+        config=RAGConfig(k=2, mode="soft", precision="float32", index=index or IndexConfig()),
+    )
+    rag.index([tiny_document([[f"pilot {i} was {20 + i}", f"engine {i} seats 4"]], f"{i}.pdf") for i in range(40)])
+    return rag
+
+
+def run(rag: RAG, epochs: int, **changes: object) -> Run:
+    settings = {"batch_size": 2, "k": 4, "progress": False, "lr_retriever": 1e-3, "refresh_background": True}
+    return rag.fit(ROWS, epochs=epochs, **{**settings, **changes})
+
+
+def move(rag: RAG) -> None:
+    """Other weights, so that every vector moves."""
+    with torch.no_grad():
+        for p in rag.model.retriever.passage.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * p.std())
+
+
+@pytest.fixture(scope="module")
+def beside() -> Iterator[Background]:
+    """One whose process starts once, which takes some seconds."""
+    beside = Background()
+    yield beside
+    beside.stop()
+
+
+@pytest.fixture
+def shared(beside: Background, monkeypatch: pytest.MonkeyPatch) -> Background:
+    """The same for a run."""
+    monkeypatch.setattr("e2erag.train.refresh.Background", lambda device: beside)
+    monkeypatch.setattr(beside, "stop", lambda: None)
+    return beside
+
+
+def taken(rag: RAG, beside: Background) -> None:
+    """What was begun, once it is whole."""
+    assert beside.busy
+    beside._answer.exception(120)
+    assert beside.done
+    beside.take(rag)
+    assert not beside.busy
+
+
+def test_training_goes_on_and_the_index_is_exchanged_whole(shared: Background, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for before the second step and whole after the third: the fourth finds it, with the second's weights."""
+    rag = system()
+    futures: list[Future[Any]] = []
+    searched, vectors = [], []
+    submit, terms, every = ThreadPoolExecutor.submit, rag.terms, torch.arange(len(rag.corpus.passages))
+
+    def submitted(*args: Any) -> Any:
+        futures.append(submit(*args))
+        return futures[-1]
+
+    def step(*args: Any, **named: Any) -> Any:
+        searched.append(rag.index_)
+        if len(searched) == 2:
+            vectors.append(rag.indexer.rows(rag.corpus, every, "soft"))
+        if len(searched) == 3:
+            futures[0].result(120)
+        return terms(*args, **named)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
+    monkeypatch.setattr(rag, "terms", step)
+    # The extractor stays: it would judge lines by the word embeddings of the last refresh, the copy by its own.
+    history = run(rag, epochs=6, refresh_every=1, freeze=("extractor",)).history
+    assert searched[0] is searched[1] is searched[2]
+    assert (searched[2].vectors - vectors[0]).abs().max() > 1e-4
+    assert torch.allclose(searched[3].vectors, vectors[0], atol=1e-5)
+    assert [row["index_age"] for row in history][:4] == [0, 1, 2, 2]
+    assert history[3]["drift"] > 0
+    assert rag.drift(every).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("place", ["memory", "folder"])
+@pytest.mark.parametrize("gates", ["attend", "pool"])
+def test_a_copy_gives_what_a_refresh_at_once_would(
+    place: str, gates: str, beside: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the weights as they were when it began; the system answers from its old index until it takes the new one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rag, twin = (system(IndexConfig(folder=str(tmp_path / "own")) if each else None, gates=gates) for each in (0, 0))
+    if place == "folder":
+        rag = system(IndexConfig("Flat", str(tmp_path / "own")), gates=gates)
+    for each in (rag, twin):
+        move(each)
+    old = rag.index_.vectors.clone()
+    beside.start(rag)
+    assert torch.equal(rag.index_.vectors, old)
+    twin.refresh()
+    taken(rag, beside)
+    assert (rag.index_.vectors - old).abs().max() > 1e-3
+    torch.testing.assert_close(rag.index_.vectors, twin.index_.vectors, rtol=0, atol=1e-6)
+    assert rag.indexer.changed(rag.index_.manifest, rag.corpus, "soft") == []
+    assert [path.name for path in tmp_path.iterdir()] == (["own"] if place == "folder" else [])
+    if place == "folder":  # its structure came with it
+        monkeypatch.setattr(FaissIndex, "_build", None)
+        assert isinstance(rag.index_, FaissIndex)
+    assert rag.search(["pilot 3 ?"]).ids.tolist() == twin.search(["pilot 3 ?"]).ids.tolist()
+
+
+@pytest.mark.parametrize("retriever", [{}, {"lora": 2}, {"tied": False}, {"gates": "pool"}, {"bm25": 0.1}])
+def test_what_is_sent_arrives(retriever: dict[str, Any], tmp_path: Path) -> None:
+    """Every kind of retriever; without the reader and without BM25."""
+    rag = system(**retriever)
+    rag.search(["pilot 3 ?"])
+    sent, here = io.BytesIO(), rag.index_.vectors
+    where = IndexConfig(folder=str(tmp_path))
+    background._Sent(sent, pickle.HIGHEST_PROTOCOL).dump(Job(rag.model, rag.corpus, "soft", where, "cpu", 1))
+    job = background._Received(io.BytesIO(sent.getvalue())).load()
+    assert not list(job.model.generator.parameters())
+    assert job.corpus._bm25 is None
+    background._encode(job)
+    there = job.where.over(background.Store(tmp_path))
+    torch.testing.assert_close(there.vectors, here, rtol=0, atol=1e-6)
+    assert there.manifest == rag.index_.manifest
+
+
+def test_rows_pooled_from_sums_that_are_there_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The retriever stays, so lines needn't be encoded again: at once, and not in the background."""
+    rag = system(gates="pool")
+    monkeypatch.setattr(Background, "start", None)
+    history = run(rag, epochs=3, refresh_every=1, freeze=("retriever",)).history
+    assert [row["index_age"] for row in history] == [0, 0, 0]
+
+
+def test_an_error_ends_the_run_and_leaves_the_old_index(
+    shared: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised between two steps, as the process raised it and with where that was; the process goes on."""
+    rag = system()
+    index, terms = rag.index_, rag.terms
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(background.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "a file"))
+
+    def step(*args: Any, **named: Any) -> Any:
+        if shared.busy:
+            shared._answer.exception(120)
+        return terms(*args, **named)
+
+    monkeypatch.setattr(rag, "terms", step)
+    with pytest.raises(StoreError, match="lies in a file: name another") as raised:
+        run(rag, epochs=20, refresh_every=1)
+    assert "in _encode" in str(raised.value.__cause__)
+    assert rag.index_ is index
+    monkeypatch.undo()
+    shared.start(rag)
+    taken(rag, shared)
+    assert rag.index_ is not index
+
+
+def test_an_error_that_is_there_when_the_run_ends_is_told(
+    shared: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is worth knowing of, though nobody needs that index."""
+    rag = system()
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(background.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "a file"))
+    start = Background.start
+    monkeypatch.setattr(Background, "start", lambda self, rag: (start(self, rag), self._answer.exception(120)))
+    with pytest.raises(StoreError, match="lies in a file"):
+        run(rag, epochs=4, refresh_every="3-4:1")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_killed_refresh_changes_nothing(begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at its start, or once the new rows lie beside the old ones: the run ends, and says of what."""
+    rag = system(IndexConfig(folder=str(tmp_path)))
+    index, rows = rag.index_, rag.index_.vectors.clone()
+    start, killed_ones = Background.start, []
+
+    def killed(self: Background, rag: RAG) -> None:
+        start(self, rag)
+        killed_ones.append(self)
+        until = time.monotonic() + 120
+        while begun and not list(tmp_path.glob(".aside/rows-*")) and time.monotonic() < until:
+            time.sleep(0.001)
+        os.kill(self._process.pid, signal.SIGKILL)
+        self._answer.exception(60)
+
+    monkeypatch.setattr(Background, "start", killed)
+    with pytest.raises(RuntimeError, match=r"in the background ended \(SIGKILL.*the index is as it was"):
+        run(rag, epochs=20, refresh_every=1)
+    assert len(killed_ones) == 1
+    assert rag.index_ is index
+    assert torch.equal(rag.index_.vectors, rows)
+    assert not (tmp_path / ".aside").exists()
+    assert rag.search(["pilot 3 ?"]).ids.shape == (1, 2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_under_way_ends_with_the_run(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs that index any more: its process ends at once, and what it has written goes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rag = system()
+    threads, processes, popen, terms, steps = set(threading.enumerate()), [], subprocess.Popen, rag.terms, []
+
+    def begun(command: Any, **settings: Any) -> Any:
+        processes.append(popen(command, **settings))
+        return processes[-1]
+
+    def step(*args: Any, **named: Any) -> Any:
+        steps.append(1)
+        if fails and len(steps) == 4:
+            raise KeyError("a step's")
+        return terms(*args, **named)
+
+    monkeypatch.setattr(background.subprocess, "Popen", begun)
+    monkeypatch.setattr(rag, "terms", step)
+    if fails:
+        with pytest.raises(KeyError, match="a step's"):
+            run(rag, epochs=4, refresh_every="3-4:1")
+    else:
+        run(rag, epochs=4, refresh_every="3-4:1")
+    assert [process.poll() for process in processes] == [-signal.SIGKILL]
+    assert not list(tmp_path.iterdir())
+    assert not set(threading.enumerate()) - threads
+
+
+def test_a_process_whose_caller_was_killed_ends(tmp_path: Path) -> None:
+    """It sees that nobody waits, in whatever it does."""
+    script = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import os, threading, time\\n"
+        "from e2erag.train.background import _watch\\n"
+        "threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()\\n"
+        "print(os.getpid(), flush=True)\\n"
+        "time.sleep(600)'], stdout=subprocess.PIPE)\n"
+        "print(int(child.stdout.readline()), flush=True)\n"
+        "child.wait()\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    pid = int(caller.stdout.readline())
+    caller.kill()
+    caller.wait()
+    until = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        if "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1][:3]:
+            break  # it has ended; its new parent hasn't looked
+        time.sleep(0.1)
+    else:
+        assert not Path(f"/proc/{pid}").exists()
