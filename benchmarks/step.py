@@ -16,7 +16,8 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   (left out by --quick).
 - tokens_per_second: tokens, padding left out, of passages, questions and prompts that a step of ours with a Llama takes
   through encoder and reader; model_flops_utilisation: floating-point operations of its matrix products (forward and
-  backward, attention's too; torch's FlopCounterMode) per second, over those of one large product in the same precision;
+  backward, attention's whole squares and padding too; torch's FlopCounterMode) per second, over those of one large
+  product in the same precision;
   attention_share: of the time in torch's operations (on a GPU of its kernels) what the attention kernels take.
 
 With --device cuda those three alone are taken, in the precision that "auto" has there; that has not been run yet, on
@@ -45,6 +46,7 @@ import torch
 from rounds import interleaved, over, seconds
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -208,16 +210,19 @@ def finished(work: Callable[[], object], device: torch.device) -> None:
 def attention_share(seen: profile, device: torch.device) -> float:
     """Of the time of all operations, that in attention: forward, and backward of fused kernels. (Gates on an encoder's
     attention mask need its plain form, of which the way back can't be told from other products.)"""
-    kind = "device" if device.type == "cuda" else "cpu"
-    events = seen.key_averages()
+    kind, events = "device" if device.type == "cuda" else "cpu", seen.key_averages()
     names = [e for e in events if e.key.startswith("aten::_scaled_dot_product") and e.key.endswith("_backward")]
     names += [e for e in events if e.key == "aten::scaled_dot_product_attention"]
     inside = sum(getattr(e, f"{kind}_time_total") for e in names)
+    if kind == "device":  # a kernel is an event of its own, and counts for the operation that launched it once more
+        events = [e for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation]
     return float(inside / sum(getattr(e, f"self_{kind}_time_total") for e in events))
 
 
-def peak_flops(model: Joint, size: int = 2048) -> float:
-    """Operations per second of a product of two square matrices, in the precision in which the model computes."""
+def peak_flops(model: Joint) -> float:
+    """Operations per second of products of two square matrices, in the precision in which the model computes; large
+    enough that what a call costs doesn't show."""
+    size = 8192 if model.device.type == "cuda" else 2048
     a = torch.rand(size, size, device=model.device)
     with torch.no_grad(), model.autocast():
         dtype = (a[:8, :8] @ a[:8, :8]).dtype

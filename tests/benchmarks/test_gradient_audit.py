@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-from gradient_audit import Cost, Step, audit, reach, summary, synthetic, tails
+from gradient_audit import KS, STOCHASTIC, Cost, Step, audit, reach, run, summary, synthetic, tails, text
 
 from e2erag.train import OBJECTIVES, Options
 
@@ -40,3 +40,24 @@ def test_the_unread_passages_own_mean_is_the_best_guess() -> None:
     best = figures["the unread passages' own mean (not to be had)"]["relative_error_mean"]
     assert all(best <= row["relative_error_mean"] for name, row in figures.items() if "sampled" not in name)
     assert figures["1 sampled"]["variance"] > figures["4 sampled"]["variance"] > 0
+
+
+def test_a_run_has_what_is_named_for_it_and_is_put_into_words() -> None:
+    """Every objective but `reader`, by reach, pooled and by setting; where no question is in reach there is a dash."""
+    names = [name for name in OBJECTIVES if name != "reader"]
+    costs = {k: dict.fromkeys(names, Cost(float(k), 2.0)) for k in KS}
+    table = synthetic(400, 24)
+    far = table._replace(gold=(table.questions @ table.passages.T).argmin(1))
+    figures = run({"real": table, "synthetic": far}, costs)
+    assert sorted(figures) == sorted(names)
+    for name, rows in figures.items():
+        assert {"cosine", "relative_error", "cosine_mean", "relative_error_mean", "time_ratio"} <= rows[
+            "in_reach"
+        ].keys()
+        assert rows["in_reach"]["time_ratio"] == 8
+        assert (rows["in_reach"]["variance"] > 0) == (name in STOCHASTIC)
+        assert [s["k"] for s in rows["settings"]] == [4, 8, 16] * 4
+        assert all("in_reach" not in s for s in rows["settings"] if s["corpus"] == "synthetic")
+    said = text(figures)
+    assert all(said.count(f"| `{name}` |") == 4 for name in names)
+    assert "real, τ = 0.05, K = 4 (" in said
