@@ -36,7 +36,7 @@ class FitConfig:
     Attributes:
         objective: a name in `OBJECTIVES`, or several with weights: {"marginal": 1, "pdist": 0.5}.
         target_temperature: of the targets that some objectives have; see `Options`.
-        samples: draws per question of `rloo` and `gumbel`.
+        samples: draws per question of `rloo` and `gumbel`; for the latter fewer than k.
         per_token: divide an answer's log p by its length.
         epochs: passes over the questions.
         batch_size: questions read at a time (by each process).
@@ -162,6 +162,11 @@ class FitConfig:
             raise ValueError(
                 f"refresh_device={self.refresh_device!r} is where a refresh in the background computes: set "
                 "refresh_background too, or leave it out"
+            )
+        if "gumbel" in weights_of(self.objective) and self.samples >= self.k:
+            raise ValueError(
+                f"gumbel draws `samples` of the k passages read, fewer than all, and got samples={self.samples} of "
+                f"k={self.k}: lower samples, or read more"
             )
         if 0 < self.rerank < self.k:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")

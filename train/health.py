@@ -1,6 +1,7 @@
 """What shows that training is healthy, or that it collapses or starves: figures of one step."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int
@@ -16,7 +17,7 @@ from e2erag.train.objectives import TARGETS, Options, joint_logp
 FIGURES = {
     "loss": "the objective, nats per question",
     "answer_found": "questions whose answer stands in the K found",
-    "utility": "log p(y|x) − log p(y|x,∅), nats: what retrieval is worth",
+    "utility": "log p(y|x) − log p(y|x,∅), nats: what the K found are worth",
     "entropy": "entropy of p(z|x), K found and tail, nats",
     "posterior_entropy": "entropy of p(z|x,y), nats",
     "effective": "effective passages, exp of the entropy over the K",
@@ -55,8 +56,15 @@ def figures(history: Sequence[dict[str, float]]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def health(terms: Terms, extractor: Extractor) -> dict[str, Tensor | float]:
-    """Figures of one step, means over its questions (gates: over all lines); `FIGURES` says what each is."""
+def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | float]:
+    """Figures of one step, means over its questions (gates: over all lines); `FIGURES` says what each is.
+
+    Args:
+        k: passages that were found; behind them may stand some that were mined or named, which don't count."""
+    terms = replace(
+        terms, prior_logp=terms.prior_logp[:, :k], answer_logp=terms.answer_logp[:, :k], ids=terms.ids[:, :k],
+        token_logp=None, passage_rows=None, gold=None,
+    )  # fmt: skip
     prior = terms.prior_logp
     tail = log_tail(prior)[:, None]
     joint = joint_logp(terms)

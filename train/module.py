@@ -79,7 +79,7 @@ class TrainModule(L.LightningModule):
             tokens_kept=terms.tokens_kept,
             answer_found=answer_found(self.rag, batch, terms.ids[:, : c.k]),  # not what was mined or named
             **target_entropy(terms, self.weights, self.options),
-            **health(terms, self.model.extractor),
+            **health(terms, self.model.extractor, c.k),
             **self.beside,
         )
         total = loss + self.config.gate_weight * divergence + self.config.token_price * terms.tokens_kept

@@ -11,15 +11,19 @@ all of its questions. Those that renormalise over K have no Z. Length is normali
 objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
 `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss.
 
-Sources, named by author and year below:
+Sources, named by author and year below, with the section that has the formula (of code: the function):
+    Cappé et al. 2005, Inference in Hidden Markov Models
     Dempster et al. 1977, Maximum Likelihood from Incomplete Data via the EM Algorithm
     Guu et al. 2020, REALM: Retrieval-Augmented Language Model Pre-Training
     Izacard et al. 2022, Atlas: Few-shot Learning with Retrieval Augmented Language Models
+    Jang et al. 2017, Categorical Reparameterization with Gumbel-Softmax
     Karpukhin et al. 2020, Dense Passage Retrieval for Open-Domain Question Answering
-    Kool et al. 2019, Buy 4 REINFORCE Samples, Get a Baseline for Free!
+    Kool et al. 2019a, Buy 4 REINFORCE Samples, Get a Baseline for Free!
+    Kool et al. 2019b, Stochastic Beams and Where to Find Them: The Gumbel-Top-k Trick
     Lewis et al. 2020, Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks
     Sachan et al. 2021, End-to-End Training of Multi-Document Reader and Retriever for Open-Domain Question Answering
     Shi et al. 2023, REPLUG: Retrieval-Augmented Black-Box Language Models
+    Williams 1992, Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning
     Zamani & Bendersky 2024, Stochastic RAG: End-to-End Retrieval-Augmented Generation through Expected Utility
         Maximization
 """
@@ -45,7 +49,7 @@ class Options:
     Attributes:
         temperature: of the targets of `pdist`, `lsr` and `loop`, in nats per answer token. Atlas' default of .01 makes
             a target one-hot; the logged target entropy tells.
-        samples: passages drawn by `rloo` and `gumbel`.
+        samples: passages drawn by `rloo` and `gumbel`, of which the latter's are fewer than K.
         per_token: log p(y|x,·) is divided by T before anything else, and `rag_token`'s sum too; `emdr2_token` and the
             targets of `pdist`, `lsr` and `loop` are per token anyway. This changes posteriors, not only the scale
             (JSA-RAG does so): long answers count less.
@@ -68,16 +72,17 @@ Objective = Callable[[Evidence, Options], Float[Tensor, " questions"]]
 def marginal(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log[ Σ_{z∈K} p(z|x)·p(y|x,z) + (1 − P_K)·p(y|x,∅) ].
 
-    The unread passages are taken to explain the answer as well as no passage does. With that, the gradient is the
-    full corpus' own:  d/ds_z = p(z|x) − posterior(z).  Where the gold passage isn't among the K it is small rather
-    than wrong; the retriever then learns little from that question. Source: REALM's null document (Guu et al. 2020,
-    §3.4), given the mass of all that wasn't found. Known trouble: the closed book can misjudge the unread passages.
+    The unread passages are taken to explain the answer as well as no passage does; where they do, the gradient is the
+    full corpus' own:  d/ds_z = p(z|x) − posterior(z).  Source: REALM's sum over documents and its null document (Guu et
+    al. 2020, §3.1 and §3.4), given the mass of all that wasn't found. Known trouble: the closed book can misjudge the
+    unread passages, and where the gold one isn't among the K nothing read points to it: docs/gradient_audit.md.
     """
     return -joint_logp(e, o).logsumexp(1)
 
 
 def rag_sequence(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """−log Σ_{z∈K} p_K(z)·p(y|x,z)  (Lewis et al. 2020, RAG-Sequence).
+    """−log Σ_{z∈K} p_K(z)·p(y|x,z)  (Lewis et al. 2020, §2.1, RAG-Sequence; renormalised over K as in transformers'
+    `RagSequenceForGeneration.get_nll`).
 
     Known trouble: the gradient is loud and wrong where the gold passage isn't among the K, and biased where it is,
     because the mass outside K is taken to be zero. The closed book isn't used.
@@ -86,7 +91,8 @@ def rag_sequence(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]
 
 
 def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """−Σ_t log Σ_{z∈K} p_K(z)·p(y_t|x,z,y_<t)  (Lewis et al. 2020, RAG-Token; REALM's code).
+    """−Σ_t log Σ_{z∈K} p_K(z)·p(y_t|x,z,y_<t)  (Lewis et al. 2020, §2.1, RAG-Token; REALM's code, `model_fn`, takes
+    the mean over its masked tokens).
 
     Each token may come from another passage. Known trouble: as `rag_sequence`; and a passage isn't held to what it
     said before, so the signal for it is weaker. A one-token answer is `rag_sequence`.
@@ -97,13 +103,13 @@ def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (EMDR²'s reader term, Sachan et al.
-    2021; Atlas', Izacard et al. 2022, reads all K at once). Known trouble: the retriever learns nothing.
+    2021, §2.3; Atlas', Izacard et al. 2022, §2, reads all K at once). Known trouble: the retriever learns nothing.
     """
     return -(_renormalised(e).detach() + _read(e, o)).logsumexp(1)
 
 
 def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """−log p(y|x,K) − log Σ_{z∈K} p_K(z)·sg[p(y|x,z)]  (Sachan et al. 2021, the training objective).
+    """−log p(y|x,K) − log Σ_{z∈K} p_K(z)·sg[p(y|x,z)]  (Sachan et al. 2021, §2.3).
 
     The paper's first term reads all K at once; here passages are read one at a time and it is `reader`. Then the
     gradient is `rag_sequence`'s and the value twice its. Known trouble: as there.
@@ -114,9 +120,11 @@ def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """(1/T)·[ −Σ_t log Σ_z sg[p_K(z)]·p(y_t|·) − Σ_t log Σ_z p_K(z)·sg[p(y_t|·)] ], p(y_t|·) = p(y_t|x,z,y_<t).
 
-    What EMDR²'s code does in place of the paper's sum over sequences, the mean over tokens included
-    (`_cross_entropy_forward_step` of its `train_e2eqa.py`). Known trouble: it is `rag_token`, so not the posterior
-    over passages that the paper's text speaks of.
+    The second term is what EMDR²'s code has in place of the paper's sum over sequences (`train_e2eqa.py`,
+    `get_loss_and_retriever_utility`); the first, in its code the cross-entropy of a reader of all K, is here of
+    passages read one at a time. The code divides by a batch's tokens, so that long answers count more; T is a
+    question's own here. Known trouble: it is `rag_token`, so not the posterior over passages that the paper's text
+    speaks of.
     """
     prior, tokens = _renormalised(e), _tokens(e)
     total = _token_mixture(e, prior.detach(), tokens) + _token_mixture(e, prior, tokens.detach())
@@ -127,7 +135,8 @@ def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """KL( softmax_z[ log p(y|x,z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, Atlas, perplexity distillation).
+    """KL( softmax_z[ log p(y|x,z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, §2.2, perplexity
+    distillation; T and temperature are its code's, `perplexity_score`).
 
     Summed over passages (`batchmean`), so it doesn't shrink with K as Atlas' element mean does. Known trouble: cold
     targets are one-hot on whatever is best among the K, also where none of them is any good. Teaches the retriever
@@ -137,7 +146,8 @@ def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """KL( p_K ‖ softmax_z[ log p(y|x,z) / (T·temperature) ] )  (Shi et al. 2023, REPLUG LSR).
+    """KL( p_K ‖ softmax_z[ log p(y|x,z) / (T·temperature) ] )  (Shi et al. 2023, §4, on p(y|x,z) itself
+    over a temperature).
 
     `pdist` the other way round, the direction of REPLUG's text (its code has pdist's): it drops passages rather than
     covering them. On log-likelihoods, since probabilities of whole answers underflow to a uniform target. Known
@@ -147,7 +157,8 @@ def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """KL( softmax_z[ −log p(y|x,K∖z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, Atlas, leave one out).
+    """KL( softmax_z[ −log p(y|x,K∖z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, §2.2, leave one
+    out; `loop_score` in its code).
 
     p(y|x,K∖z) is the plain mean of p(y|x,z') over the other passages found; Atlas leaves z out of a fusion reader,
     which doesn't know p(z|x) either. Known trouble: two passages that explain the answer equally cover for each other
@@ -184,9 +195,12 @@ def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log (1/m)·Σ_z W_z·p(y|x,z),  W = hard + soft − sg[soft]: straight-through Gumbel top-m, m = `samples`.
 
     hard marks the m passages drawn from p_K without replacement (the largest log p_K + Gumbel noise); soft sums m
-    rows, softmax of the noisy scores over those not yet taken (Zamani & Bendersky 2024; CLaRa has the same without
-    noise). Known trouble: with m ≥ K all are taken, and p_K shows in slopes alone; biased; dL/dW_z of a passage that
-    wasn't drawn is its likelihood over the drawn ones', which has no bound (held at e^30 here): clip gradients.
+    rows, softmax of the noisy scores over those not yet taken (Gumbel top-k: Kool et al. 2019b; straight through: Jang
+    et al. 2017; both for retrieval: Zamani & Bendersky 2024, §2, whose objective is another one, the expected utility
+    of what is generated from a drawn list read together; CLaRa's `differentiable_topk` has the same without noise).
+    Known trouble: with m ≥ K all are taken, and p_K shows in slopes alone (training refuses it); biased; dL/dW_z of a
+    passage that wasn't drawn is its likelihood over the drawn ones', which has no bound (held at e^30 here): clip
+    gradients.
     """
     prior, read, found = _renormalised(e), _read(e, o), _found(e)
     uniform = torch.rand(prior.shape, generator=o.noise, dtype=torch.float64).clamp_min(1e-300)
@@ -204,12 +218,13 @@ def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def rloo(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """Score function with a leave-one-out baseline (Kool et al. 2019), z_1..z_S drawn from p(z|x), S = `samples`:
+    """Score function (Williams 1992) with a leave-one-out baseline (Kool et al. 2019a), z_1..z_S drawn from p(z|x):
 
-        −(1/S)·Σ_s sg[r_s − mean_{s'≠s} r_s']·log p(z_s|x) + sg[r_s]·log p(y|x,z_s),   r_s = p(y|x,z_s) / p(y|x)
+        −(1/S)·Σ_s ( sg[r_s − mean_{s'≠s} r_s']·log p(z_s|x) + sg[r_s]·log p(y|x,z_s) ),   r_s = p(y|x,z_s) / p(y|x)
 
-    The tail is one of the outcomes, read as closed book, so the gradient's expectation is `marginal`'s; the value
-    reported is `marginal`'s too. Known trouble: variance. One draw in S/p(z|x) finds the passage that explains.
+    S = `samples`; one has no baseline. The tail is one of the outcomes, read as closed book, so the gradient's
+    expectation is `marginal`'s; the value reported is `marginal`'s too. Known trouble: variance. A draw finds the
+    passage that explains with probability p(z|x), so of questions about one in 1/(S·p(z|x)) does.
     """
     logp = torch.cat([e.prior_logp, log_tail(e.prior_logp)[:, None]], 1)
     read = torch.cat([_read(e, o), _closed(e, o)[:, None]], 1)
@@ -227,8 +242,8 @@ def rb(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−Σ_z sg[p(z|x,y)]·log p(z|x)·p(y|x,z), over the K found and the tail: the M step of EM (Dempster et al. 1977).
 
     `rloo` with its sample replaced by the posterior (Rao–Blackwell), which costs nothing since all K are read anyway.
-    By Fisher's identity the gradient is `marginal`'s; the value is larger by the posterior's entropy. Known trouble:
-    none beside `marginal`'s, so it is here to show what sampling costs.
+    By Fisher's identity (Cappé et al. 2005, §10.1) the gradient is `marginal`'s; the value is larger by the
+    posterior's entropy. Known trouble: none beside `marginal`'s, so it is here to show what sampling costs.
     """
     joint = joint_logp(e, o)
     posterior = joint.softmax(1).detach()
@@ -242,7 +257,8 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log exp(s(x_i, z_i)) / Σ_j exp(s(x_i, z_j)): one passage z_j per question of the batch, of all ranks (Karpukhin
     et al. 2020, DPR, eq. 2).
 
-    z_i is the best by the posterior of the passages read; of those on the gold page where that is known
+    s is ⟨q, d⟩/τ + α·log π, without β·BM25, which learns nothing from this. z_i is the best by the posterior of the
+    passages read; of those on the gold page where that is known
     (`Evidence.gold`; training reads one of them also where the retriever found none, `RAG.terms`).
     Passages that are also z_i are no negatives. Every rank must have as many questions. Known trouble: the generator's
     logits only choose z_i, its gradient never arrives (as in DALM); a question of whose gold page nothing is indexed is

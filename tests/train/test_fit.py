@@ -255,11 +255,19 @@ def test_a_token_price_closes_reading_gates(rag: RAG) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
     """Each trains, with a finite loss and a gradient in every stage that it teaches."""
-    (row,) = quick(rag, objective=objective, batch_size=4).history
+    (row,) = quick(rag, objective=objective, batch_size=4, samples=1).history
     assert set(FIGURES) - {"drift"} <= set(row)  # drift: where a refresh waits for it
     assert all(math.isfinite(value) for value in row.values())
     assert (row["gradient_retriever"] > 0) == (objective != "reader")
     assert (row["gradient_generator"] > 0) == (objective not in ("pdist", "lsr", "loop", "contrastive"))
+
+
+def test_gumbel_draws_fewer_passages_than_are_read() -> None:
+    """With all of them drawn p(z|x) would never reach the reader."""
+    with pytest.raises(ValueError, match="fewer than all, and got samples=4 of k=4: lower samples, or read more"):
+        FitConfig(objective={"marginal": 1, "gumbel": 0.5})
+    assert FitConfig(objective="gumbel", k=8).samples == 4
+    assert FitConfig(objective="rloo").samples == 4
 
 
 def test_objectives_compose_by_weight(rag: RAG) -> None:

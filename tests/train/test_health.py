@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -48,7 +49,7 @@ def one_question() -> Terms:
 
 def test_the_figures_are_the_sums_they_say_they_are() -> None:
     """Prior (.5, .3, tail .2); joint (.4, .03, .01); renormalised over the K (.625, .375)."""
-    row = {name: float(value) for name, value in health(one_question(), Extractor(ExtractorConfig())).items()}
+    row = {name: float(value) for name, value in health(one_question(), Extractor(ExtractorConfig()), 3).items()}
     likelihood = 0.4 + 0.03 + 0.01
 
     def entropy(*p: float) -> float:
@@ -66,6 +67,19 @@ def test_the_figures_are_the_sums_they_say_they_are() -> None:
     assert (row["distinct"], row["staleness"]) == (1, 0.25)
     soft = 0.5 / torch.sigmoid(torch.tensor(1.5)).item()  # the first line's gate, which hard mode shuts
     assert row["gate_gap"] == pytest.approx(soft / 2, rel=1e-5)
+
+
+def test_passages_that_were_mined_or_named_do_not_count_as_found() -> None:
+    """They stand behind the K found, where they are read; figures are of the K."""
+    terms, extractor = one_question(), Extractor(ExtractorConfig())
+    more = replace(
+        terms,
+        prior_logp=torch.cat([terms.prior_logp, torch.tensor([[0.1]]).log()], 1),
+        answer_logp=torch.cat([terms.answer_logp, torch.tensor([[0.9]]).log()], 1),
+        ids=torch.tensor([[4, 2, -1, 4]]),
+    )
+    assert health(more, extractor, 3) == health(terms, extractor, 3)
+    assert health(more, extractor, 4)["mass"] > health(terms, extractor, 3)["mass"]
 
 
 def test_answers_are_looked_for_in_what_was_found(rag: RAG) -> None:
