@@ -140,7 +140,8 @@ class IndexConfig:
                 'RAG.from_pretrained(…, index=IndexConfig(kind, folder="…")), which copies it there, and change that'
             )
         sources = [source for source, _ in store.sources()]  # of all rows: what is saved has no dead ones
-        return ExactIndex.of(store.rows.clone(), sources, store.manifest, store.rows.dtype)
+        rows = store.read(0, len(store.rows))  # not through the mapping, whose pages would stand beside them
+        return ExactIndex.of(rows, sources, store.manifest, store.rows.dtype)
 
     def over(self, store: Store) -> Index:
         """Search of this kind over these rows."""

@@ -20,6 +20,7 @@ from e2erag.joint import Joint
 from e2erag.questions import read_questions
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import rank, ranks
+from e2erag.train.background import check_device
 from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
@@ -60,9 +61,10 @@ class FitConfig:
             are read; 0 takes the K best by the stored ones. Some dozens: pairs of them are compared.
         search: "exact": p(z|x) is over every row; "index": training searches as the system does, by a structure of
             faiss that is built again with every refresh, and log Z is an estimate (`SampledIndex.log_z`).
-        refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`).
+        refresh_every: steps between two encodings of the index, or a schedule: "0-200:50,200-:200" (`Schedule`). In the
+            background one that is due while another is under way is left out.
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
-        refresh_share: of the passages that are encoded then, those that have moved most.
+        refresh_share: of the passages that are encoded then: runs of 64 in a row, those whose middle has moved most.
         refresh_background: encode with a copy of the weights in another process while training goes on (`Refresh`).
         refresh_device: where that copy computes: a second GPU; None: beside the model.
         keep_rate: of the lines to keep.
@@ -298,6 +300,8 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
             f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
+    if config.refresh_device is not None:
+        check_device(config.refresh_device)
     if ranks() > 1 and config.refresh_background:
         raise ValueError("ranks encode together, and can't while they train: leave out refresh_background")
     kind = rag.config.index.kind if config.search == "index" else "exact"

@@ -1,6 +1,7 @@
 """When and how the index follows the weights while they are trained."""
 
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -118,6 +119,12 @@ class Refresh(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self._background is not None and self._background.done:
             self._background.take(module.rag)  # nobody needs it any more, but its error is told
+        elif self._background is not None and self._background.busy and not self._encoded_at:
+            warnings.warn(
+                f"the refresh begun at step {self._begun} wasn't whole at the run's end, so every step searched the "
+                "index as it was: leave out refresh_background in runs as short",
+                stacklevel=1,
+            )
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:

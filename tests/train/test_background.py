@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -116,19 +117,25 @@ def test_a_copy_gives_what_a_refresh_at_once_would(
 ) -> None:
     """Of the weights as they were when it began; the system answers from its old index until it takes the new one."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    rag, twin = (system(IndexConfig(folder=str(tmp_path / "own")) if each else None, gates=gates) for each in (0, 0))
-    if place == "folder":
-        rag = system(IndexConfig("Flat", str(tmp_path / "own")), gates=gates)
-    for each in (rag, twin):
-        move(each)
-    old = rag.index_.vectors.clone()
-    beside.start(rag)
-    assert torch.equal(rag.index_.vectors, old)
-    twin.refresh()
-    taken(rag, beside)
-    assert (rag.index_.vectors - old).abs().max() > 1e-3
-    torch.testing.assert_close(rag.index_.vectors, twin.index_.vectors, rtol=0, atol=1e-6)
-    assert rag.indexer.changed(rag.index_.manifest, rag.corpus, "soft") == []
+    rag, twin = (
+        system(IndexConfig("Flat", str(tmp_path / "own")) if place == "folder" else None, gates=gates),
+        system(gates=gates),
+    )
+    sent, ask = [], background._ask
+    monkeypatch.setattr(background, "_ask", lambda process, job: (sent.append(job), ask(process, job))[1])
+    for _ in range(2):
+        for each in (rag, twin):
+            move(each)
+        old = rag.index_.vectors.clone()
+        beside.start(rag)
+        assert torch.equal(rag.index_.vectors, old)
+        twin.refresh()
+        taken(rag, beside)
+        assert (rag.index_.vectors - old).abs().max() > 1e-3
+        torch.testing.assert_close(rag.index_.vectors, twin.index_.vectors, rtol=0, atol=1e-6)
+        torch.testing.assert_close(rag.corpus.text, twin.corpus.text)
+        assert rag.indexer.changed(rag.index_.manifest, rag.corpus, "soft") == []
+    assert [job.corpus is None for job in sent] == [False, True]  # the corpus goes once
     assert [path.name for path in tmp_path.iterdir()] == (["own"] if place == "folder" else [])
     if place == "folder":  # its structure came with it
         monkeypatch.setattr(FaissIndex, "_build", None)
@@ -143,11 +150,11 @@ def test_what_is_sent_arrives(retriever: dict[str, Any], tmp_path: Path) -> None
     rag.search(["pilot 3 ?"])
     sent, here = io.BytesIO(), rag.index_.vectors
     where = IndexConfig(folder=str(tmp_path))
-    background._Sent(sent, pickle.HIGHEST_PROTOCOL).dump(Job(rag.model, rag.corpus, "soft", where, "cpu", 1))
+    background._Sent(sent, pickle.HIGHEST_PROTOCOL).dump(Job(rag.model, rag.corpus, "soft", where, False, "cpu", 1))
     job = background._Received(io.BytesIO(sent.getvalue())).load()
     assert not list(job.model.generator.parameters())
     assert job.corpus._bm25 is None
-    background._encode(job)
+    background._encode(job, job.corpus)
     there = job.where.over(background.Store(tmp_path))
     torch.testing.assert_close(there.vectors, here, rtol=0, atol=1e-6)
     assert there.manifest == rag.index_.manifest
@@ -248,32 +255,85 @@ def test_what_is_under_way_ends_with_the_run(fails: bool, tmp_path: Path, monkey
         with pytest.raises(KeyError, match="a step's"):
             run(rag, epochs=4, refresh_every="3-4:1")
     else:
-        run(rag, epochs=4, refresh_every="3-4:1")
+        with pytest.warns(UserWarning, match="begun at step 3 wasn't whole at the run's end"):
+            run(rag, epochs=4, refresh_every="3-4:1")
     assert [process.poll() for process in processes] == [-signal.SIGKILL]
     assert not list(tmp_path.iterdir())
     assert not set(threading.enumerate()) - threads
 
 
-def test_a_process_whose_caller_was_killed_ends(tmp_path: Path) -> None:
-    """It sees that nobody waits, in whatever it does."""
-    script = (
-        "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import os, threading, time\\n"
-        "from e2erag.train.background import _watch\\n"
-        "threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()\\n"
-        "print(os.getpid(), flush=True)\\n"
-        "time.sleep(600)'], stdout=subprocess.PIPE)\n"
-        "print(int(child.stdout.readline()), flush=True)\n"
-        "child.wait()\n"
-    )
-    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    pid = int(caller.stdout.readline())
-    caller.kill()
-    caller.wait()
+def test_a_process_is_started_anew_and_what_cant_be_sent_is_told(
+    beside: Background, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was killed while idle; one that has half a job, for want of a class that only the caller has, with far
+    more behind it than pipes hold; one that was sent half a job."""
+
+    class Local(torch.nn.Module):
+        pass
+
+    rag = system()
+    beside.start(rag)
+    taken(rag, beside)
+    beside._process.kill()
+    beside._process.wait()
+    only_here = types.ModuleType("only_here")
+    Local.__module__, Local.__qualname__, only_here.Local = "only_here", "Local", Local
+    monkeypatch.setitem(sys.modules, "only_here", only_here)
+    rag.model.extractor.more = Local()
+    rag.corpus.more = [f"text {i}" for i in range(800_000)]
+    beside.start(rag)
+    with pytest.raises(RuntimeError, match=r"No module named 'only_here'.: define its classes in a module, or leave"):
+        taken(rag, beside)
+    del rag.model.extractor.more, rag.corpus.more
+    hook = rag.model.retriever.passage.transformer.register_forward_hook(lambda *_: None)
+    beside.start(rag)
+    with pytest.raises(RuntimeError, match=r"can't be sent to another process .*lambda"):
+        taken(rag, beside)
+    hook.remove()
+    move(rag)
+    old = rag.index_.vectors
+    beside.start(rag)
+    taken(rag, beside)
+    assert not torch.equal(rag.index_.vectors, old)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(device: str) -> None:
+    """At once, and not by a refresh that a short run never waits for."""
+    with pytest.raises(ValueError, match=f"refresh_device is a device of this machine, .* got '{device}'"):
+        run(system(), epochs=1, refresh_device=device)
+
+
+CALLER = """
+import os, signal, sys
+sys.path.append(sys.argv[1])
+from test_background import Background, system
+beside, rag = Background(), system()
+beside.start(rag)
+beside._answer.result(120)
+print(beside._process.pid, len(os.listdir(beside._where.folder)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_caller_that_is_killed_leaves_no_process_and_no_rows(tmp_path: Path) -> None:
+    """The process sees that nobody waits, and takes away what only its caller knew of."""
+    command = [sys.executable, "-c", CALLER, str(Path(__file__).parent)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    caller = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert caller.returncode == -signal.SIGKILL, caller.stderr
+    pid, files = map(int, caller.stdout.split()[-2:])
+    assert files > 1
     until = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
-        if "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1][:3]:
-            break  # it has ended; its new parent hasn't looked
+    while (alive(pid) or list(tmp_path.iterdir())) and time.monotonic() < until:
         time.sleep(0.1)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    assert not alive(pid)
+    assert not list(tmp_path.iterdir())
+
+
+def alive(pid: int) -> bool:
+    """Whether a process hasn't ended; one that has may wait for a parent to look."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
