@@ -118,17 +118,6 @@ class FaissIndex(SampledIndex):
         )
         return Hits(best.ids[:, :k], best.scores[:, :k])
 
-    def _scores(
-        self, queries: Queries, ids: Int[Tensor, "questions k"], prior: Tensor | None
-    ) -> Float[Tensor, "questions k"]:
-        if prior is not None or queries.requires_grad or self.vectors.dtype != torch.float32:
-            return super()._scores(queries, ids, prior)
-        # Each row is read where it is mapped, and not copied first: half the time.
-        scores = np.full(ids.shape, -np.inf, np.float32)
-        x, rows, chosen = queries.cpu().float().contiguous().numpy(), self.vectors.numpy(), ids.contiguous().numpy()
-        faiss.fvec_inner_products_by_idx(*map(faiss.swig_ptr, (scores, x, rows, chosen)), rows.shape[1], *ids.shape)
-        return torch.from_numpy(scores).to(queries.device)
-
     def save(self, folder: str | Path) -> None:
         """Rows first, then the structure: copied where rows keep their numbers, built where they don't.
 
