@@ -6,10 +6,12 @@ Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradien
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
 the K found, `near` at ranks K < r ≤ 4K, `far` beyond. The JSON file has an objective's figures over all settings of the
 real corpus, and under `settings` each by itself. `--tails` compares other guesses of the unread passages' likelihood
-with the closed book. Two corpora:
+with the closed book. Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
            scores are all-MiniLM-L6-v2's; τ = .05 and .1.
+tiny       a random tiny reader reads 10,000 made-up passages for 24 questions; scores are a random tiny encoder's. Gold
+           is the passage with the most of p(z|x)·p(y|x,z) at τ = .05.
 synthetic  10,000 random unit vectors in 64 dimensions; a question is its gold vector with noise of a random strength.
            log p(y|x,z) of an answer of three tokens is the closed book's plus N(μ, 2), μ = ±1.5 by question, plus
            2·cosine, and 8 nats more for the gold.
@@ -32,7 +34,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from reading_table import FOLDER, Size, Table, choose, read
+from reading_table import FOLDER, Size, Table, choose, read, read_tiny
 from torch import Tensor
 
 from e2erag.artefact import write_file
@@ -361,6 +363,7 @@ def main() -> None:
         return
     tables = {
         "real": read(size, options.out, options.folder),
+        "tiny": read_tiny(300, 8, options.out) if options.quick else read_tiny(10_000, 24, options.out),
         "synthetic": synthetic(10_000, 24 if options.quick else 96),
     }
     if options.tails:

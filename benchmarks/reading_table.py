@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from e2erag.models import resolve
 from e2erag.precision import autocast
 from e2erag.rag import GENERATOR, RETRIEVER
 from e2erag.retriever import Encoder
+from e2erag.testing import WORDS, tiny_encoder, tiny_generator
 
 FOLDER = Path("../shared/data/squad")
 BANDS = ((0, 4), (4, 8), (8, 16), (16, 64), (64, 10**9))
@@ -100,17 +102,45 @@ def read(size: Size, out: Path, folder: Path = FOLDER) -> Table:
     texts, asked, vectors, passages = choose(size, folder)
     key = sha256(json.dumps([asdict(size), texts, asked, GENERATOR]).encode()).hexdigest()[:16]
     path = out / f"table_{key}.safetensors"
+    return made(Generator.load(resolve(GENERATOR)), texts, asked, vectors, passages, path)
+
+
+def read_tiny(passages: int, questions: int, out: Path) -> Table:
+    """The same of random tiny models over made-up passages. Vectors of an untrained encoder are all alike, so they are
+    taken less their mean; gold is the passage with the most of p(z|x)·p(y|x,z) at τ = .05."""
+    draw = Random(0)
+    texts = [" ".join(draw.choices(WORDS, k=12)) for _ in range(passages)]
+    asked = [(" ".join(draw.choices(WORDS, k=6)), " ".join(draw.choices(WORDS, k=2)), 0) for _ in range(questions)]
+    encoder = tiny_encoder()
+    with torch.no_grad():
+        rows = encoder.encode_text(texts)
+        own = encoder.encode_text([question for question, _, _ in asked], role="query")
+    own, rows = (torch.nn.functional.normalize(each - rows.mean(0), dim=1) for each in (own, rows))
+    found = made(tiny_generator(), texts, asked, own, rows, out / f"tiny_{passages}_{questions}.safetensors")
+    return found._replace(gold=(own @ rows.T / 0.05 + found.token_logp.sum(2)).argmax(1))
+
+
+def made(
+    generator: Generator,
+    texts: Sequence[str],
+    asked: Sequence[tuple[str, str, int]],
+    vectors: Tensor,
+    passages: Tensor,
+    path: Path,
+) -> Table:
+    """A table of (question, answer, gold) and texts, from `path` as far as it is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    generator = Generator.load(resolve(GENERATOR))
     lines, prompt = generator.prompt.lines(texts), generator.prompt
     questions, answers = prompt.questions([q for q, _, _ in asked]), prompt.answers([a for _, a, _ in asked])
     pairs = list(zip(questions, answers, strict=True))
     length = torch.tensor([len(answer) for answer in answers])
     done = load_file(path)["token_logp"] if path.exists() else torch.zeros(0, len(asked), int(length.max()))
+    new: list[Tensor] = []
     for i in tqdm(range(len(done), len(texts) + 1), desc="reading", unit=" passages", initial=len(done)):
         passage = None if i == len(texts) else np.array([i])
-        done = torch.cat([done, read_on(generator, [prompt.row(lines, passage, *pair) for pair in pairs])[None]])
-        if i % 10 == 0 or passage is None:
+        new.append(read_on(generator, [prompt.row(lines, passage, *pair) for pair in pairs]))
+        if i % max(10, len(texts) // 50) == 0 or passage is None:
+            done, new = torch.cat([done, torch.stack(new)]), []
             save_file({"token_logp": done}, f"{path}.new")
             Path(f"{path}.new").rename(path)
     check(generator, [[prompt.row(lines, np.array([i]), *pair) for pair in pairs] for i in (0, len(texts) - 1)],
