@@ -116,7 +116,11 @@ def read_tiny(passages: int, questions: int, out: Path) -> Table:
         rows = encoder.encode_text(texts)
         own = encoder.encode_text([question for question, _, _ in asked], role="query")
     own, rows = (torch.nn.functional.normalize(each - rows.mean(0), dim=1) for each in (own, rows))
-    found = made(tiny_generator(), texts, asked, own, rows, out / f"tiny_{passages}_{questions}.safetensors")
+    generator = tiny_generator()
+    key = sha256(json.dumps([texts, asked]).encode())
+    for parameter in generator.parameters():
+        key.update(parameter.detach().numpy().tobytes())
+    found = made(generator, texts, asked, own, rows, out / f"tiny_{key.hexdigest()[:16]}.safetensors")
     return found._replace(gold=(own @ rows.T / 0.05 + found.token_logp.sum(2)).argmax(1))
 
 

@@ -14,7 +14,7 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
 - peak_over_hf_rag: what a step adds to the resident memory, each in a process of its own.
 - *_k_grown, *_corpus_grown: seconds and peak of a step that reads every row with gradient, at 4 times that K, and with
   16 times the passages, over its own (left out by --quick). How much is left out by default depends on how alike the
-  passages found are, which for these made-up ones it does on how many there are to find.
+  passages found are, and that on the corpus' size.
 - tokens_per_second: tokens, padding left out, of passages, questions and prompts that a step of ours with a Llama takes
   through encoder and reader; model_flops_utilisation: floating-point operations of its matrix products (forward and
   backward, attention's whole squares and padding too; torch's FlopCounterMode) per second, over those of one large

@@ -20,32 +20,34 @@ import traceback
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import nn
 
 from e2erag.corpus import Corpus
 from e2erag.extract import GateMode
-from e2erag.generator import Generator
 from e2erag.indexing import Indexer
 from e2erag.joint import Joint
 from e2erag.rag import RAG
-from e2erag.retriever import BM25, FaissIndex, IndexConfig, Store
+from e2erag.retriever import FaissIndex, IndexConfig, Store
 from e2erag.retriever.store import DTYPES
 
 # Everything is imported from where the caller imports it; the working directory isn't in front, as it would be with -m.
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from e2erag.train.background import serve; serve()"
-_CANT = "a model or corpus can't be sent to another process ({}): define its classes in a module, or leave out {}"
+_BOOT = (
+    "import sys; parent = int(sys.argv[1]); sys.path[:] = sys.argv[2:]; "
+    "from e2erag.train.background import serve; serve(parent)"
+)
 
 
 class Job(NamedTuple):
     """What the process is sent.
 
     Attributes:
+        model: without a reader, which no index depends on.
         corpus: None: the one that was sent before.
-        where: the index is made; in a folder.
-        passing: whether that folder is for this job alone.
+        place: of the index that is made; with a folder.
+        temporary: whether that folder is for this job alone.
         device: to encode on.
         threads: that torch may use.
     """
@@ -53,8 +55,8 @@ class Job(NamedTuple):
     model: Joint
     corpus: Corpus | None
     mode: GateMode
-    where: IndexConfig
-    passing: bool
+    place: IndexConfig
+    temporary: bool
     device: str
     threads: int
 
@@ -68,13 +70,13 @@ class Background:
     def __init__(self, device: str | None = None) -> None:
         """`device`: where to encode; None: where the model is."""
         self.device = device
-        self._talker = ThreadPoolExecutor(1, "refresh")  # waits for the process; it doesn't compute
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # by the process, and by libraries in it
+        self._thread = ThreadPoolExecutor(1, "refresh")  # sends, and waits for the answer
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
-        self._there: Corpus | None = None  # what the process holds
+        self._sent: Corpus | None = None  # what the process holds
         self._answer: Future[None] | None = None
         self._shadow: RAG | None = None
-        self._where, self._passing = IndexConfig(), False
+        self._place, self._temporary = IndexConfig(), False
 
     @property
     def busy(self) -> bool:
@@ -88,90 +90,105 @@ class Background:
 
     def start(self, rag: RAG) -> None:
         """Begin to encode with the weights of now; the system may learn on at once."""
+        assert not self.busy
+        corpus, index = rag._ready()
+        assert rag.indexer.proposes_alike(
+            index.manifest, rag.config.mode
+        )  # the candidates stay, as in training they do
         process, here = self._running(), rag.model.extractor.gates.weight.device
-        self._shadow = rag.shadow("cpu")
-        corpus = self._shadow.corpus = copy(rag._ready()[0])
-        corpus.look_up(self._shadow.model.retriever)
-        there = self._there
-        known = there is not None and there.documents is corpus.documents and there.spans is corpus.spans
+        shadow = self._shadow = rag.shadow("cpu")
+        shadow.corpus = copy(corpus)
+        shadow.corpus.look_up(shadow.model.retriever)
+        shadow.model.generator = nn.Module()  # type: ignore[assignment]
         folder = rag.config.index.folder
-        self._passing = folder is None
+        self._temporary = folder is None
         folder = tempfile.mkdtemp(prefix="e2erag-refresh-") if folder is None else os.path.abspath(folder)
-        self._where = replace(rag.config.index, folder=folder)
+        self._place = replace(rag.config.index, folder=folder)
         device, threads = self.device or str(here), torch.get_num_threads()
-        sent = None if known else corpus
-        job = Job(self._shadow.model, sent, rag.config.mode, self._where, self._passing, device, threads)
-        self._there, self._answer = corpus, self._talker.submit(_ask, process, job)
+        known = self._sent is not None and self._sent.documents is corpus.documents and self._sent.spans is corpus.spans
+        sent = None if known else corpus.for_index()
+        job = Job(shadow.model, sent, rag.config.mode, self._place, self._temporary, device, threads)
+        self._answer = self._thread.submit(_ask, process, job)
+
+    def check(self) -> None:
+        """Wait for the refresh.
+
+        Raises:
+            Exception: what the process raised.
+            RuntimeError: it ended without a word, or couldn't be sent what it needs."""
+        assert self._answer is not None
+        try:
+            self._answer.result()
+        except _EndedError:
+            how = self._end(5.0)
+            why = "; if memory was short, leave out refresh_background" if how.startswith("SIGKILL") else ""
+            raise RuntimeError(
+                f"the process that encoded the index in the background ended ({how}): the index is as it was{why}"
+            ) from None
+        except _UnsentError as error:
+            self._end()
+            raise RuntimeError(
+                f"a model or corpus can't be sent to another process ({error}): define its classes and functions in a "
+                "module, or leave out refresh_background"
+            ) from error.__cause__
 
     def take(self, rag: RAG) -> None:
         """Answer from what was encoded.
 
         Raises:
-            Exception: what the process raised.
-            RuntimeError: it ended without a word, or couldn't be sent what it needs.
-        The system's index is then as it was."""
-        assert self._answer is not None
+            Exception: as `check`; the system's index is then as it was."""
         assert self._shadow is not None
-        answer, self._answer, shadow, self._shadow = self._answer, None, self._shadow, None
         try:
-            answer.result()
-            index = rag.indexer.over(Store(str(self._where.folder), DTYPES[self._where.dtype]), self._where)
-            shadow.index_ = rag.config.index.owned(index)
-        except _Ended:
-            raise RuntimeError(
-                f"the process that encoded the index in the background ended ({self._end(5.0)}): the index is as it "
-                "was; if memory was short, leave out refresh_background, which encodes with what is there already"
-            ) from None
-        except _Unsent as error:
-            self._end()
-            raise RuntimeError(_CANT.format(error, "refresh_background")) from error.__cause__
+            self.check()
+            self._sent = self._shadow.corpus
+            index = rag.indexer.over(Store(str(self._place.folder), DTYPES[self._place.dtype]), self._place)
+            self._shadow.index_ = rag.config.index.owned(index)
+            rag.take_index(self._shadow)
         finally:
             self._clear()
-        rag.take_index(shadow)
 
     def stop(self) -> None:
         """End what is under way; nobody needs it any more."""
         self._end()
-        self._talker.shutdown()
-        self._answer = self._shadow = None
+        self._thread.shutdown()
         self._clear()
-        self._said.close()
+        self._stderr.close()
 
-    def _running(self) -> "subprocess.Popen[bytes]":
+    def _running(self) -> subprocess.Popen[bytes]:
         """The process; another one where it has ended since."""
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            self._said.seek(0)
-            self._said.truncate()
+            self._stderr.seek(0)
+            self._stderr.truncate()
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _BOOT, *(path for path in sys.path if isinstance(path, str))],
+                [sys.executable, "-c", _BOOT, str(os.getpid()), *(path for path in sys.path if isinstance(path, str))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is the caller's
             )
         return self._process
 
     def _clear(self) -> None:
-        if self._passing:
-            shutil.rmtree(str(self._where.folder), ignore_errors=True)
-        self._passing = False
+        if self._temporary:
+            shutil.rmtree(str(self._place.folder), ignore_errors=True)
+        self._temporary, self._answer, self._shadow = False, None, None
 
     def _end(self, seconds: float = 0.0) -> str:
         """How the process ended, of itself within some seconds or by this, and what it said last."""
-        process, self._process, self._there = self._process, None, None
+        process, self._process, self._sent = self._process, None, None
         if process is None:
             return ""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         process.kill()
         code: int | str = process.wait()
-        self._talker.submit(_let_go, process).result()  # behind what is being sent and received
+        self._thread.submit(_let_go, process).result()  # behind what is being sent and received
         with contextlib.suppress(ValueError):  # no signal of a known name
             code = signal.Signals(-int(code)).name
-        self._said.seek(0)
-        return ", ".join([str(code), *self._said.read().decode("utf-8", "replace").strip().splitlines()[-1:]])
+        self._stderr.seek(0)
+        return ", ".join([str(code), *self._stderr.read().decode("utf-8", "replace").strip().splitlines()[-1:]])
 
 
 def check_device(name: str) -> None:
@@ -180,91 +197,89 @@ def check_device(name: str) -> None:
     Raises:
         ValueError: it isn't."""
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
-        last = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"refresh_device is a device of this machine, such as cpu or cuda:1, got {name!r} ({last})"
-        ) from None
+        device = torch.device(name)
+        here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if (device.index or 0) < here.get(device.type, 0):
+            return
+        there = ", ".join(f"{count} of {kind}" for kind, count in here.items() if count)
+    except RuntimeError as error:  # no name of one
+        there = str(error).strip().splitlines()[0]
+    raise ValueError(
+        f"refresh_device is a device of this machine, such as cpu or cuda:1, got {name!r} (there: {there})"
+    )
 
 
-class _Ended(Exception):
-    """The process, before it answered."""
+class _EndedError(Exception):
+    """The process is no more, and hasn't answered."""
 
 
-class _Unsent(Exception):
-    """What it was to be sent is no more than half there."""
+class _UnsentError(Exception):
+    """The process has no more than half a job, and is no good for another."""
 
 
-def _ask(process: "subprocess.Popen[bytes]", job: Job) -> None:
+def _ask(process: subprocess.Popen[bytes], job: Job) -> None:
     """Have a job done.
 
     Raises:
-        Exception: what the process raised.
-        _Ended: it is no more.
-        _Unsent: it has half a job, and is no good for another."""
+        Exception: what the process raised."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        _Sent(process.stdin, pickle.HIGHEST_PROTOCOL).dump(job)
+        pickle.dump(job, process.stdin, pickle.HIGHEST_PROTOCOL)
         process.stdin.flush()
-    except OSError:  # it no longer listens; it may have said why
+    except BrokenPipeError:  # it no longer listens; it may have said why
         pass
     except Exception as error:
-        raise _Unsent(f"{type(error).__name__}: {error}") from error
+        raise _UnsentError(f"{type(error).__name__}: {error}") from error
     try:
         raised, told = pickle.load(process.stdout)
     except (OSError, EOFError, pickle.UnpicklingError):
-        raise _Ended from None
+        raise _EndedError from None
     if raised is not None:
         raise raised from RuntimeError(f"in the process that encodes in the background:\n{told}")
 
 
-def _let_go(process: "subprocess.Popen[bytes]") -> None:
+def _let_go(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with contextlib.suppress(OSError):  # a job that it never took is still in it
                 pipe.close()
 
 
-class _Sent(pickle.Pickler):
-    """Without the reader, which no index depends on, and BM25, which is as large as the corpus."""
-
-    def persistent_id(self, each: Any) -> str | None:
-        return next((kind.__name__ for kind in (Generator, BM25) if isinstance(each, kind)), None)
-
-
-class _Received(pickle.Unpickler):
-    def persistent_load(self, name: str) -> nn.Module | None:
-        return nn.Module() if name == Generator.__name__ else None
-
-
 # In the process
 
 
-def serve() -> None:
-    """Do what is asked for on standard input, until that ends."""
+def serve(parent: int) -> None:
+    """Do what is asked for on standard input, until that ends or `parent` does."""
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    passing: list[str] = []
-    threading.Thread(target=_watch, args=(os.getppid(), passing), daemon=True).start()
+    temporary: list[str] = []
+    threading.Thread(target=_watch, args=(parent, temporary), daemon=True).start()
     corpus: Corpus | None = None
-    while jobs.peek(1):
-        try:
-            job: Job = _Received(jobs).load()
-        except Exception as error:  # the rest of it is still to come, and makes no sense
-            said = _CANT.format(f"{type(error).__name__}: {error}", "refresh_background")
-            _tell(answers, RuntimeError(said), traceback.format_exc())
-            return
-        passing[:] = [str(job.where.folder)] * job.passing
-        corpus = corpus if job.corpus is None else job.corpus
-        try:
+    try:
+        while jobs.peek(1):
+            try:
+                job: Job = pickle.load(jobs)
+            except Exception as wrong:  # the rest of it is still to come, and makes no sense
+                _tell(answers, _UnsentError(f"{type(wrong).__name__}: {wrong}"), traceback.format_exc())
+                return
+            temporary[:] = [str(job.place.folder)] * job.temporary
+            corpus = corpus if job.corpus is None else job.corpus
             assert corpus is not None
-            _encode(job, corpus)
-            _tell(answers, None, "")
-        except Exception as error:
-            _tell(answers, error, traceback.format_exc())
-    _leave(passing)
+            error: Exception | None = None
+            where = ""
+            try:
+                _encode(job, corpus)
+            except Exception as raised:
+                error, where = raised, traceback.format_exc()
+            del job  # the next one's model comes while nothing of this one's is held
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            _tell(answers, error, where)
+    except BrokenPipeError:  # nobody waits any more
+        pass
+    finally:
+        _leave(temporary)
 
 
 def _encode(job: Job, corpus: Corpus) -> None:
@@ -272,7 +287,7 @@ def _encode(job: Job, corpus: Corpus) -> None:
     job.model.extractor.to(job.device)
     job.model.retriever.to(job.device)
     corpus.look_up(job.model.retriever)
-    index = Indexer(job.model).encode(corpus, job.mode, job.where)
+    index = Indexer(job.model).encode(corpus, job.mode, job.place)
     if isinstance(index, FaissIndex):
         index.search(torch.zeros(1, index.vectors.shape[1]), 1)  # the first builds its structure
 
@@ -288,15 +303,17 @@ def _tell(answers: BinaryIO, error: Exception | None, where: str) -> None:
     answers.flush()
 
 
-def _watch(parent: int, passing: list[str]) -> None:
+def _watch(parent: int, temporary: list[str]) -> None:
     """End when nobody waits any more."""
     while os.name != "posix" or os.getppid() == parent:
         time.sleep(1)
-    _leave(passing)
+    _leave(temporary)
     os._exit(0)
 
 
-def _leave(passing: list[str]) -> None:
+def _leave(temporary: list[str]) -> None:
     """Take away what only a caller knew of that is no more."""
-    for folder in passing:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in temporary:
+        until = time.monotonic() + 5
+        while os.path.exists(folder) and time.monotonic() < until:  # something may still be written there
+            shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,7 @@ class Options:
     Attributes:
         temperature: of the targets of `pdist`, `lsr` and `loop`, in nats per answer token. Atlas' default of .01 makes
             a target one-hot; the logged target entropy tells.
-        samples: passages drawn by `rloo` and `gumbel`, of which the latter's are fewer than K.
+        samples: passages drawn by `rloo` and `gumbel`; for `gumbel` fewer than K.
         per_token: log p(y|x,·) is divided by T before anything else, and `rag_token`'s sum too; `emdr2_token` and the
             targets of `pdist`, `lsr` and `loop` are per token anyway. This changes posteriors, not only the scale
             (JSA-RAG does so): long answers count less.
@@ -146,8 +146,8 @@ def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """KL( p_K ‖ softmax_z[ log p(y|x,z) / (T·temperature) ] )  (Shi et al. 2023, §4, on p(y|x,z) itself
-    over a temperature).
+    """KL( p_K ‖ softmax_z[ log p(y|x,z) / (T·temperature) ] )  (Shi et al. 2023, §4, whose target is
+    softmax_z[ p(y|x,z) / temperature ]).
 
     `pdist` the other way round, the direction of REPLUG's text (its code has pdist's): it drops passages rather than
     covering them. On log-likelihoods, since probabilities of whole answers underflow to a uniform target. Known
@@ -224,7 +224,7 @@ def rloo(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
     S = `samples`; one has no baseline. The tail is one of the outcomes, read as closed book, so the gradient's
     expectation is `marginal`'s; the value reported is `marginal`'s too. Known trouble: variance. A draw finds the
-    passage that explains with probability p(z|x), so of questions about one in 1/(S·p(z|x)) does.
+    passage that explains with probability p(z|x), so S draws find it for about one question in 1/(S·p(z|x)).
     """
     logp = torch.cat([e.prior_logp, log_tail(e.prior_logp)[:, None]], 1)
     read = torch.cat([_read(e, o), _closed(e, o)[:, None]], 1)

@@ -117,14 +117,15 @@ class Refresh(L.Callback):
         self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        if self._background is not None and self._background.done:
-            self._background.take(module.rag)  # nobody needs it any more, but its error is told
-        elif self._background is not None and self._background.busy and not self._encoded_at:
-            warnings.warn(
-                f"the refresh begun at step {self._begun} wasn't whole at the run's end, so every step searched the "
-                "index as it was: leave out refresh_background in runs as short",
-                stacklevel=1,
-            )
+        if self._background is not None and self._background.busy:
+            if self._background.done:
+                self._background.check()  # nobody needs it any more, but its error is told
+            if not self._encoded_at:
+                warnings.warn(
+                    f"the refresh begun at step {self._begun} was whole for no step, so all searched the index as it "
+                    "was: leave out refresh_background in runs as short",
+                    stacklevel=1,
+                )
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
