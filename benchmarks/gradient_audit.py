@@ -26,7 +26,7 @@ medians over K = 4, 8, 16. `--costs` measures these alone.
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -244,11 +244,11 @@ def readings(size: Size, folder: Path, k: int, rounds: int) -> list[Reading]:
     return best
 
 
-def costs(size: Size, folder: Path, rounds: int = 5) -> dict[int, dict[str, Cost]]:
+def costs(size: Size, folder: Path, ks: Sequence[int] = KS, rounds: int = 5) -> dict[int, dict[str, Cost]]:
     """Of a question's reading and objective, per K."""
     table, every = synthetic(10_000, 24), {}
     print("reading, forward and backward: seconds and megabytes held; with the closed book")
-    for k in KS:
+    for k in ks:
         step = Step(table, TEMPERATURES[0], k)
         maths = dict.fromkeys((name for name in OBJECTIVES if name not in READER_ALONE), math.inf)
         for _ in range(10):
@@ -275,11 +275,10 @@ def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: E
         (corpus, temperature, k, reach(table, k), estimate(table, temperature, k))
         for corpus, table in tables.items()
         for temperature in TEMPERATURES
-        for k in KS
-        if k < len(table.passages)
+        for k in costs
     ]
     figures: dict[str, dict] = {}
-    for name in costs[KS[0]]:
+    for name in next(iter(costs.values())):
         real = [(errors[name], where) for corpus, _, _, where, errors in cells if corpus == "real"]
         figures[name] = summary([e for e, _ in real], [w for _, w in real], over_k(costs, name))
         figures[name]["settings"] = [
@@ -345,7 +344,7 @@ def plot(figures: dict[str, dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few passages and questions: only that it runs")
+    parser.add_argument("--quick", action="store_true", help="a few passages and questions, K = 4: only that it runs")
     parser.add_argument("--tails", action="store_true", help="other guesses of the unread passages, nothing else")
     parser.add_argument("--costs", action="store_true", help="time and memory of every objective, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -356,8 +355,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
     options = parser.parse_args()
     size = Size(passages=20, questions=(4, 0, 0, 0, 0)) if options.quick else Size()
+    some = ((4,), 1) if options.quick else (KS, 5)
     if options.costs:
-        for k, each in costs(size, options.folder).items():
+        for k, each in costs(size, options.folder, *some).items():
             for name, cost in each.items():
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
         return
@@ -371,7 +371,7 @@ def main() -> None:
             text(run(tables, dict.fromkeys(KS, dict.fromkeys(tails(tables["real"], 0.05, 4), Cost(1.0, 1.0))), tails))
         )
         return
-    figures = run(tables, costs(size, options.folder))
+    figures = run(tables, costs(size, options.folder, *some))
     print(text(figures))
     if options.json:
         write_file(options.json, json.dumps(figures, indent=2))
