@@ -255,10 +255,9 @@ def draw(table: Sequence[tuple[float, ...]], learned: Sequence[tuple[int, float,
     pyplot.savefig(plot, dpi=100, bbox_inches="tight")
 
 
-def peak(n: int, kinds: Sequence[str]) -> float:
-    """The peak memory that building and searching add, in fresh processes, over the stored vectors; the most."""
-    steps = {"build": torch.float32, "search": torch.float32, "memory": torch.float32, "half": torch.float16}
-    steps |= dict.fromkeys(kinds, torch.float32)
+def peak(n: int, chosen: Sequence[str]) -> float:
+    """The peak memory that these steps add, each in a fresh process, over the stored vectors; the most."""
+    steps = {step: torch.float16 if step == "half" else torch.float32 for step in chosen}
     added = {}
     print(f"\npeak memory that a step adds, over the bytes of {n:,} stored rows")
     with tempfile.TemporaryDirectory() as folder:
@@ -328,16 +327,17 @@ def main() -> None:
     ratios = {n: approximate(n, some, rounds) for n, some in kinds.items()}
     figures["faiss_ratio_small"] = ratios[min(ratios)]
     figures["faiss_ratio"] = max(ratio for n, ratio in ratios.items() if n >= 10**5)
-    lines = [10**3, 5 * 10**3, 10**4] if args.quick else [10**3, 10**4, 10**5]
+    lines = [5 * 10**3, 10**4] if args.quick else [10**3, 10**4, 10**5]
     costs, learned = cost(sizes), steps(lines)
     if args.plot:
         draw(costs, learned, args.plot)
     (_, *first), *_, (_, *last) = [row for row, count in zip(learned, lines, strict=True) if count > JUDGED]
     figures["step_growth_whole"], figures["step_growth"] = (b / a for a, b in zip(first, last, strict=True))
-    figures["peak_over_vectors"] = peak(10**5, ["SQ"] if args.quick else list(KINDS))
+    plain = ["build", "search", "memory", "half"]
+    figures["peak_over_vectors"] = peak(10**5, ["build", "half", "SQ"] if args.quick else [*plain, *KINDS])
     if not args.quick:
-        figures["peak_over_vectors"] = max(figures["peak_over_vectors"], peak(10**6, ["SQ"]))
-    figures |= encode_ratio(2 * SLICE if args.quick else 5000, args.threads)
+        figures["peak_over_vectors"] = max(figures["peak_over_vectors"], peak(10**6, [*plain, "SQ"]))
+    figures |= encode_ratio(SLICE if args.quick else 5000, args.threads)
     print("\n" + json.dumps(figures, indent=1))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -130,14 +130,6 @@ class Corpus:
         new._candidates(passages, spans, self.spans.overlap)
         return new
 
-    def for_index(self) -> "Corpus":
-        """What an index of its candidates depends on alone, to be sent elsewhere: no text features, which `look_up`
-        gives there, nothing of the reader's and no BM25."""
-        new = copy(self)
-        new.text, new._bm25 = self.text[:0], None
-        del new.generator_lines
-        return new
-
     def _candidates(self, passages: list[Passage], spans: Int[Tensor, "passages 4"], overlap: float) -> None:
         """Take these in place of those before, and forget what was derived from those."""
         self.passages, self.spans = passages, Spans(spans, overlap)

@@ -20,14 +20,13 @@ from e2erag.joint import Joint
 from e2erag.questions import read_questions
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import rank, ranks
-from e2erag.train.background import check_device
 from e2erag.train.callbacks import CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
-from e2erag.train.refresh import Refresh, Schedule
+from e2erag.train.refresh import Refresh, Schedule, check_device
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class FitConfig:
             background one that is due while another is under way is left out.
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
         refresh_share: of the passages that are encoded then: the runs of 64 whose middle passage has moved most.
-        refresh_background: encode with a copy of the weights in another process while training goes on (`Refresh`).
+        refresh_background: encode with a copy of the weights, in a thread, while training goes on (`Refresh`).
         refresh_device: where that copy computes: a second GPU; None: beside the model.
         keep_rate: of the lines to keep.
         cut_rate: of the gaps between lines to cut at.

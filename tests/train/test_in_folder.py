@@ -64,7 +64,7 @@ def test_it_learns_what_it_would_in_memory(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All rows encoded anew, half of them, or in the background; losses, drift and the final index are the same."""
-    monkeypatch.setattr("e2erag.train.background.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("e2erag.train.refresh.ThreadPoolExecutor", AtOnce)
     one, other = system(), system(IndexConfig("HNSW", str(tmp_path)))
     seen = watched(other, monkeypatch)
     expected, got = (run(each, **changes) for each in (one, other))
