@@ -306,7 +306,7 @@ def status(entry: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="up to 10⁵ rows: under two minutes")
+    parser.add_argument("--quick", action="store_true", help="up to 10⁵ rows: two minutes, nearer three on a slow core")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--plot", type=Path, help="draw cost over size (needs matplotlib)")
     parser.add_argument("--threads", type=int, help="of torch and faiss; all if not given")
