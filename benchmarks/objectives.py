@@ -35,7 +35,7 @@ from e2erag.testing import tiny_document
 UNTRAINED = "untrained"
 OBJECTIVES = ("marginal", "rag_sequence", "rag_token", "emdr2_token", "pdist", "loop", "contrastive")
 """`emdr2` and `rb` aren't here: read one at a time, their gradients are those of `rag_sequence` and `marginal`. Nor are
-`lsr`, `gumbel` and `rloo`, whose gradients the audit finds farthest from the exact one, nor `reader`, which teaches no
+`lsr`, `gumbel` and `rloo`, whose gradients have the largest relative error in the audit, nor `reader`, which teaches no
 retriever."""
 MEASURES = ("recall@1", "reciprocal rank", "log p(gold)")
 

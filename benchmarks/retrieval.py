@@ -32,7 +32,6 @@ from random import Random
 from typing import Any
 
 import faiss
-import numpy as np
 import torch
 from encoding import SLICE, encode_ratio
 from rounds import interleaved, over, seconds
@@ -42,7 +41,7 @@ from e2erag.extract import ExtractorConfig
 from e2erag.indexing import AT_ONCE
 from e2erag.questions import Question
 from e2erag.retriever import ExactIndex, FaissIndex, Source, Store
-from e2erag.retriever.approximate import KINDS
+from e2erag.retriever.approximate import KINDS, _padded
 from e2erag.retriever.sampled import RESCORED
 from e2erag.testing import WORDS, tiny_document, tiny_rag
 from e2erag.train import marginal
@@ -130,7 +129,7 @@ def approximate(n: int, kinds: Sequence[str], rounds: int) -> float:
             recall = (found.ids[:, :, None] == best.ids[:, None]).any(1).float().mean()
             error = (index.log_z(queries, index.search(queries, 6 * K)) - log_z).abs().mean()
             structure = index.faiss
-            padded = widened(queries, structure.d)
+            padded = _padded(queries.numpy(), structure.d)
             arms = {
                 "ours": lambda index=index: index.search(queries, 10),
                 "structure": lambda structure=structure, padded=padded: structure.search(padded, 10),
@@ -150,16 +149,11 @@ def approximate(n: int, kinds: Sequence[str], rounds: int) -> float:
     return max(ratios)
 
 
-def widened(rows: torch.Tensor, width: int) -> np.ndarray[Any, Any]:
-    """Zeros behind the components, up to a structure's width."""
-    return np.pad(rows.numpy(), ((0, 0), (0, width - rows.shape[1])))
-
-
 def refine(structure: Any, store: Store) -> Any:
     """Bare faiss that scores as many of a structure's hits anew as `FaissIndex` does, from rows in memory."""
     flat: Any = faiss.IndexFlatIP(structure.d)
     for start in range(0, len(store.rows), BATCH):
-        flat.add(widened(store.rows[start : start + BATCH], structure.d))
+        flat.add(_padded(store.rows[start : start + BATCH].numpy(), structure.d))
     refined: Any = faiss.IndexRefine(structure, flat)
     refined.k_factor, refined.referenced_objects = RESCORED, [structure, flat]  # faiss holds none to them
     return refined

@@ -312,10 +312,11 @@ class Indexer:
         fresh = torch.zeros(len(corpus.passages), dtype=torch.bool)
         fresh[passages] = True
         encoded: RowsOf = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
-        work = None if self.together else self.summed(corpus, mode)  # of ranks some may have sums and others not
-        if work is not None:
-            pooled = self._pooled(corpus, mode, judged, DTYPES[cast(str, index.manifest["dtype"])])
-            encoded = pooled.rows(work, pooled.entries)
+        if self._pools and not self.together:  # of ranks some may have sums and others not
+            work = self.lines.work(corpus, self.made_with(corpus, mode), None)
+            if work.whole:
+                pooled = self._pooled(corpus, mode, judged, DTYPES[cast(str, index.manifest["dtype"])])
+                encoded = pooled.rows(work, pooled.entries)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             table = index.vectors[some]
@@ -328,11 +329,6 @@ class Indexer:
         several = f"several {uuid4().hex}"  # never those of another index, whose rows would be copied
         made_with = {**index.manifest, "encoder": several, "extractor": several}
         return self._made(corpus, rows, made_with, replace(config, dtype=cast(Any, index.manifest["dtype"])))
-
-    def summed(self, corpus: Corpus, mode: GateMode) -> Work | None:
-        """Sums over lines, where rows are pooled from them and all are there, so that nothing need be encoded."""
-        work = self.lines.work(corpus, self.made_with(corpus, mode), None) if self._pools else None
-        return work if work is not None and work.whole else None
 
     def fits(self, corpus: Corpus, index: Index, mode: GateMode) -> bool:
         """Whether an index is what `encode` would make now; where ranks work together, every rank's."""

@@ -136,11 +136,12 @@ def check_device(name: str) -> None:
     Raises:
         ValueError: it isn't."""
     try:
-        device = torch.device(name)
-        here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        device, here = torch.device(name), {"cpu": 1}
+        if torch.accelerator.is_available() and (kind := torch.accelerator.current_accelerator()):
+            here[kind.type] = torch.accelerator.device_count()
         if (device.index or 0) < here.get(device.type, 0):
             return
-        there = ", ".join(f"{count} of {kind}" for kind, count in here.items() if count)
+        there = ", ".join(f"{count} of {each}" for each, count in here.items())
     except RuntimeError as error:  # no name of one
         there = str(error).strip().splitlines()[0]
     raise ValueError(

@@ -255,7 +255,8 @@ def test_a_token_price_closes_reading_gates(rag: RAG) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
     """Each trains, with a finite loss and a gradient in every stage that it teaches."""
-    (row,) = quick(rag, objective=objective, batch_size=4, samples=1).history
+    fewer = {"samples": 1} if objective == "gumbel" else {}  # than the k read
+    (row,) = quick(rag, objective=objective, batch_size=4, **fewer).history
     assert set(FIGURES) - {"drift"} <= set(row)  # drift: where a refresh waits for it
     assert all(math.isfinite(value) for value in row.values())
     assert (row["gradient_retriever"] > 0) == (objective != "reader")
