@@ -6,7 +6,7 @@ Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradien
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
 the K found, `near` at ranks K < r ≤ 4K, `far` beyond. The JSON file has an objective's figures over all settings of the
 real corpus, and under `settings` each by itself. `--tails` compares other guesses of the unread passages' likelihood
-with the closed book. Three corpora:
+with the closed book, and other passages to read, on the real corpus. Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
            scores are all-MiniLM-L6-v2's; τ = .05 and .1.
@@ -79,17 +79,21 @@ def synthetic(passages: int, questions: int, seed: int = 0) -> Table:
     gain[torch.arange(questions), gold] += 8.0
     closed = -4 - normal(questions, 3).abs()
     tokens = (closed[:, None] + gain[:, :, None] * torch.tensor([0.6, 0.3, 0.1])).clamp_max(-1e-3)
-    return Table(asked, vectors, tokens, closed, torch.full((questions,), 3), gold)
+    return Table(asked, vectors, tokens, closed, torch.full((questions,), 3), gold, torch.zeros(questions, passages))
 
 
 class Step:
-    """What steps see that read the K best for every question, and what their losses say of the questions' vectors."""
+    """What steps see that read the K best for every question, and what their losses say of the questions' vectors.
 
-    def __init__(self, table: Table, temperature: float, k: int) -> None:
+    Of `mined` passages more that they read, each is the best by BM25 with question and answer of those not read yet."""
+
+    def __init__(self, table: Table, temperature: float, k: int, mined: int = 0) -> None:
         self.rows = table.passages.double()
         self.q = (table.questions.double() / temperature).requires_grad_()
         self.prior = (self.q @ self.rows.T).log_softmax(1)
         ids = self.prior.detach().topk(k).indices
+        if mined:
+            ids = torch.cat([ids, table.sparse.scatter(1, ids, -torch.inf).topk(mined).indices], 1)
         self.found = self.rows[ids]
         self.mean = self.prior.detach().exp() @ self.rows
         tokens = table.token_logp.gather(1, ids[:, :, None].expand(-1, -1, table.token_logp.shape[2])).double()
@@ -124,7 +128,8 @@ def compare(estimates: Tensor, exact: Tensor) -> Errors:
 
 def tails(table: Table, temperature: float, k: int) -> dict[str, Errors]:
     """`marginal` with other guesses of log p(y|x, unread) than the closed book's, and with sampled unread passages,
-    also with the closed book as control variate: p(y|x,∅) times (the unread mass − what the samples make of it)."""
+    also with the closed book as control variate: p(y|x,∅) times (the unread mass − what the samples make of it). And
+    with other passages read: mined ones (`Step`) beside the K or in place of the last, and more of the best."""
     step = Step(table, temperature, k)
     e, every = step.evidence, table.token_logp.sum(2).double()
     read, closed = e.answer_logp.sort(1).values, e.closed_book_logp
@@ -160,6 +165,12 @@ def tails(table: Table, temperature: float, k: int) -> dict[str, Errors]:
                 loss = -torch.logaddexp(found_joint, tail.log()).sum()
                 slopes[name].append(torch.autograd.grad(loss, step.q, retain_graph=True)[0])
         found |= {name: compare(torch.stack(each), step.exact) for name, each in slopes.items()}
+    others = {f"{count} mined": (k, count) for count in (1, 2, 4)}
+    others |= {f"{count} mined in place of the last": (k - count, count) for count in (1, 2)}
+    others |= {f"K + {count}": (k + count, 0) for count in (1, 4)}
+    for name, (best, mined) in others.items():
+        other = Step(table, temperature, best, mined)
+        found[name] = compare(other.slope(OBJECTIVES["marginal"](other.evidence, Options()))[None], other.exact)
     return found
 
 
@@ -361,16 +372,15 @@ def main() -> None:
             for name, cost in each.items():
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
         return
+    real = read(size, options.out, options.folder)
+    if options.tails:
+        print(text(run({"real": real}, dict.fromkeys(KS, dict.fromkeys(tails(real, 0.05, 4), Cost(1.0, 1.0))), tails)))
+        return
     tables = {
-        "real": read(size, options.out, options.folder),
+        "real": real,
         "tiny": read_tiny(300, 8, options.out) if options.quick else read_tiny(10_000, 24, options.out),
         "synthetic": synthetic(10_000, 24 if options.quick else 96),
     }
-    if options.tails:
-        print(
-            text(run(tables, dict.fromkeys(KS, dict.fromkeys(tails(tables["real"], 0.05, 4), Cost(1.0, 1.0))), tails))
-        )
-        return
     figures = run(tables, costs(size, options.folder, *some))
     print(text(figures))
     if options.json:

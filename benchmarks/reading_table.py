@@ -26,7 +26,7 @@ from e2erag.generator.cache import go_on
 from e2erag.models import resolve
 from e2erag.precision import autocast
 from e2erag.rag import GENERATOR, RETRIEVER
-from e2erag.retriever import Encoder
+from e2erag.retriever import BM25, Encoder
 from e2erag.testing import WORDS, tiny_encoder, tiny_generator
 
 FOLDER = Path("../shared/data/squad")
@@ -50,6 +50,7 @@ class Table(NamedTuple):
     closed_logp: the same without a passage.
     length: tokens of each answer, its end token included.
     gold: per question the passage it was asked about.
+    sparse: BM25 of passages with question and answer.
     """
 
     questions: Tensor  # questions dim
@@ -58,6 +59,7 @@ class Table(NamedTuple):
     closed_logp: Tensor  # questions tokens
     length: Tensor  # questions
     gold: Tensor  # questions
+    sparse: Tensor  # questions passages
 
     def rank(self) -> Tensor:
         """Of the gold passage, from 0."""
@@ -150,7 +152,8 @@ def made(
     check(generator, [[prompt.row(lines, np.array([i]), *pair) for pair in pairs] for i in (0, len(texts) - 1)],
           done[[0, -2]])  # fmt: skip
     gold = torch.tensor([g for _, _, g in asked])
-    return Table(vectors, passages, done[:-1].transpose(0, 1), done[-1], length, gold)
+    sparse = BM25(texts).scores([f"{question} {answer}" for question, answer, _ in asked])
+    return Table(vectors, passages, done[:-1].transpose(0, 1), done[-1], length, gold, sparse)
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ class Corpus:
     what is trained, only the text features depend (until `look_up`), and the candidates where cuts are taken.
     """
 
-    def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator) -> None:
+    def __init__(self, documents: Sequence[Document], retriever: Retriever, generator: Generator | None = None) -> None:
+        """Without a generator nothing is laid out to be read."""
         self.documents = list(documents)
         units = [unit for document in self.documents for unit in document.units]
         texts = [text for document in self.documents for text in document.texts]
@@ -50,7 +51,7 @@ class Corpus:
                 texts += put.values()
         self.strings = texts
         self.retriever_lines = retriever.passage.lines(texts)
-        self.generator_lines = generator.prompt.lines(texts)
+        self.generator_lines = LineTokens(None, []) if generator is None else generator.prompt.lines(texts)
         self.tokenizer = retriever.passage.token_fingerprint()
         self.layout: Float[Tensor, "lines features"] = torch.from_numpy(
             np.concatenate([layout_features(document) for document in self.documents])

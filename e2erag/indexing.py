@@ -22,7 +22,7 @@ from tqdm import tqdm
 from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
 from e2erag.extract import GateMode
-from e2erag.joint import Joint
+from e2erag.finder import Finder
 from e2erag.lines import Lines, Summed, Work, runs
 from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
 from e2erag.retriever.encoder import fingerprint
@@ -73,7 +73,7 @@ class Indexer:
         lines: where gates act on pooling alone, the sums over lines, from which rows are pooled.
     """
 
-    def __init__(self, model: Joint) -> None:
+    def __init__(self, model: Finder) -> None:
         self.model = model
         self.kind: type[ExactIndex] = ExactIndex
         self.together = False
@@ -312,11 +312,10 @@ class Indexer:
         fresh = torch.zeros(len(corpus.passages), dtype=torch.bool)
         fresh[passages] = True
         encoded: RowsOf = partial(self._over_ranks, rows=partial(self.rows, corpus, mode=mode, judged=judged))
-        if self._pools and not self.together:  # of ranks some may have sums and others not
-            work = self.lines.work(corpus, self.made_with(corpus, mode), None)
-            if work.whole:
-                pooled = self._pooled(corpus, mode, judged, DTYPES[cast(str, index.manifest["dtype"])])
-                encoded = pooled.rows(work, pooled.entries)
+        work = None if self.together else self.summed(corpus, mode)  # of ranks some may have sums and others not
+        if work is not None:
+            pooled = self._pooled(corpus, mode, judged, DTYPES[cast(str, index.manifest["dtype"])])
+            encoded = pooled.rows(work, pooled.entries)
 
         def rows(some: Int[Tensor, " passages"]) -> Float[Tensor, "passages row"]:
             table = index.vectors[some]
@@ -329,6 +328,11 @@ class Indexer:
         several = f"several {uuid4().hex}"  # never those of another index, whose rows would be copied
         made_with = {**index.manifest, "encoder": several, "extractor": several}
         return self._made(corpus, rows, made_with, replace(config, dtype=cast(Any, index.manifest["dtype"])))
+
+    def summed(self, corpus: Corpus, mode: GateMode) -> Work | None:
+        """Sums over lines, where rows are pooled from them and all are there, so that nothing need be encoded."""
+        work = self.lines.work(corpus, self.made_with(corpus, mode), None) if self._pools else None
+        return work if work is not None and work.whole else None
 
     def fits(self, corpus: Corpus, index: Index, mode: GateMode) -> bool:
         """Whether an index is what `encode` would make now; where ranks work together, every rank's."""
@@ -384,12 +388,6 @@ class Indexer:
         every = torch.cat(gathered(F.pad(own, (0, 0, 0, longest - len(own)))))
         first = (ends - sizes.view(share, ranks()) + torch.arange(ranks()) * longest).flatten()
         return every[torch.from_numpy(runs(first[:count].numpy(), sizes[:count].numpy())).to(every.device)]
-
-    def of(self, model: Joint) -> "Indexer":
-        """The same for a copy of the model, with the sums that are held here."""
-        other = Indexer(model)
-        other.lines.store = self.lines.store
-        return other
 
     def made_with(self, corpus: Corpus, mode: GateMode) -> dict[str, Any]:
         """What rows depend on beside the documents, to be compared: hashes of weights, and the settings that play a

@@ -9,8 +9,6 @@ This is where the stages meet; what to make of the terms is an objective's busin
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,15 +16,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.corpus import Corpus, Gates, Lines
-from e2erag.drawing import among, by_every_line, by_pages
-from e2erag.extract import CLOSED, Extractor, GateMode
+from e2erag.drawing import by_every_line, by_pages
+from e2erag.extract import Extractor, GateMode
+from e2erag.finder import Finder
 from e2erag.generator import Generator, Row
-from e2erag.precision import Precision, autocast
-from e2erag.retriever import OVERFETCH, Hits, Index, LineSums, Retriever, log_prob, log_tail
+from e2erag.precision import Precision
+from e2erag.retriever import OVERFETCH, Hits, Index, Retriever, log_prob, log_tail
 from e2erag.slopes import competing
 
 SURE = 5
@@ -84,7 +83,7 @@ context windows, Ratner et al. 2023); "fid", each encoded with the question, and
 attends to all (Fusion-in-Decoder, Izacard & Grave 2021)."""
 
 
-class Joint(nn.Module):
+class Joint(Finder):
     """Extractor, retriever and generator as one model."""
 
     def __init__(
@@ -96,7 +95,7 @@ class Joint(nn.Module):
         read_carried: bool = False,
         reading: Reading = "marginal",
     ) -> None:
-        super().__init__()
+        super().__init__(extractor, retriever, precision)
         if reading == "fid" and not generator.model.config.is_encoder_decoder:
             raise ValueError(
                 f'reading "fid" wants an encoder–decoder (T5, BART), and {type(generator.model).__name__} is a causal '
@@ -112,107 +111,9 @@ class Joint(nn.Module):
                 'reading "parallel" wants a model whose tokens see all that is before them, and '
                 f'{type(generator.model).__name__} has a sliding window: read with "concat" or "marginal"'
             )
-        self.extractor, self.retriever, self.generator = extractor, retriever, generator
-        self.precision: Precision = precision
+        self.generator = generator
         self.read_carried = read_carried
         self.reading: Reading = reading
-
-    @property
-    def device(self) -> torch.device:
-        return self.generator.device
-
-    def twin(self, device: str | None = None) -> "Joint":
-        """The same generator, and a copy of what an index depends on: extractor and retriever.
-
-        Args:
-            device: of the copies; None: where the originals are."""
-        extractor, retriever = deepcopy(self.extractor), deepcopy(self.retriever)
-        if device is not None:
-            extractor, retriever = extractor.to(device), retriever.to(device)
-        return Joint(extractor, retriever, self.generator, self.precision, self.read_carried, self.reading)
-
-    def autocast(self, encoding: bool = False) -> AbstractContextManager[Any]:
-        """The context in which the reader computes, or the encoders, which a copy may have elsewhere; see
-        `e2erag.precision`."""
-        return autocast(self.extractor.gates.weight.device if encoding else self.device, self.precision)
-
-    def gates(
-        self,
-        corpus: Corpus,
-        mode: GateMode,
-        noise: torch.Generator | None = None,
-        lines: Int[Tensor, " lines"] | None = None,
-    ) -> Gates:
-        """What the extractor says of every line; or of these lines alone, all of their pages and in order (the others'
-        gates are shut, and the extraction is of these). Some ten thousand multiplications a line."""
-        weight = self.extractor.gates.weight
-        seen = [corpus.layout, corpus.text, corpus.page]
-        layout, text, page = seen if lines is None else (each[lines.to(each.device)] for each in seen)
-        out = self.extractor(
-            layout.to(weight.device, weight.dtype), text.to(weight.device, weight.dtype), page.to(weight.device)
-        )
-        found = [self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)]
-        if mode != "hard":
-            found[1] = self.extractor.explored(found[1], noise)
-        if lines is not None:
-            found = [each.new_full((len(corpus),), CLOSED).index_copy(0, lines.to(each.device), each) for each in found]
-        retrieve, read, carry = found
-        return Gates(torch.cat([retrieve, carry]), torch.cat([read, carry + read]), out)
-
-    def log_prior(
-        self,
-        corpus: Corpus,
-        gates: Gates,
-        passages: Int[Tensor, " passages"] | None = None,
-        lines: Int[Tensor, " lines"] | None = None,
-    ) -> Float[Tensor, " passages"]:
-        """log π(z) of every candidate; or of these, where the extraction is of `lines`, on which they stand."""
-        spans = corpus.spans.spans[:, 1:]
-        if passages is not None and lines is not None:
-            spans = among(spans[passages], lines)
-        return self.extractor.log_prior(gates.extraction, spans.to(gates.read.device))
-
-    def encode(
-        self,
-        corpus: Corpus,
-        passages: Int[Tensor, " passages"],
-        gates: Gates,
-        log_prior: Float[Tensor, " corpus"],
-        mode: GateMode,
-        slope_limit: float = 0.0,
-    ) -> Float[Tensor, "passages row"]:
-        """Index rows of these passages; in hard mode the shut lines are gone, else they are turned down.
-
-        Where gates act on pooling alone, a shut line is left out of the pooling, and the others have still seen it.
-
-        Args:
-            log_prior: log π of every candidate, from `log_prior`.
-            slope_limit: see `forward`."""
-        with self.autocast(encoding=True):
-            if mode == "hard" and self.retriever.config.gates == "attend":
-                lines = [corpus.lines(i) for i in passages.tolist()]
-                kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
-                texts = [corpus.texts(*passage) for passage in zip(passages.tolist(), kept, strict=True)]
-                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts)
-            else:
-                texts, slots = self.gated_lines(corpus, passages, gates)
-                retrieve, own = competing(gates.retrieve, slots, slope_limit)
-                vectors = self.retriever.encode_passages(corpus.retriever_lines, texts, retrieve, own)
-        return self.retriever.passage_rows(vectors, log_prior[passages])
-
-    def gated_lines(
-        self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates
-    ) -> tuple[list[Lines], list[Lines]]:
-        """Per passage all of its lines, as the texts they are read as, and the slots of their gates."""
-        lines = [corpus.lines(i) for i in passages.tolist()]
-        texts = [corpus.texts(i, own) for i, (own, _) in zip(passages.tolist(), lines, strict=True)]
-        return texts, [gates.slots(*passage) for passage in lines]
-
-    def line_sums(self, corpus: Corpus, passages: Int[Tensor, " passages"], gates: Gates) -> LineSums:
-        """These passages' lines, encoded once for any gates; `gates` only say where each line's stands."""
-        texts, slots = self.gated_lines(corpus, passages, gates)
-        with self.autocast(encoding=True):
-            return self.retriever.passage.line_sums(corpus.retriever_lines, texts, slots)
 
     def reading_lines(self, corpus: Corpus, passage: int, gates: Gates, mode: GateMode) -> tuple[Lines, Lines | None]:
         """The lines of a passage that the reader is given, and the slots of their gates (None: hard, no gates)."""
@@ -340,7 +241,7 @@ class Joint(nn.Module):
                 K alone (`rag_sequence`); then the closed book is read without gradient.
             gold: per question, passages of which one is to be read (`Corpus.with_one_of`), beside all others.
         """
-        with self.autocast(encoding=True):
+        with self.autocast():
             q = self.retriever.encode_questions(list(questions))
         drawn = 0 < judged < len(corpus)
         said = by_pages(self, corpus, index, judged, mode, noise) if drawn else by_every_line(self, corpus, mode, noise)

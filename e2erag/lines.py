@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from e2erag.corpus import Corpus, Gates
-from e2erag.joint import Joint
+from e2erag.finder import Finder
 from e2erag.retriever import LineSums, Source, Store, StoreError
 from e2erag.retriever.choice import ASIDE
 from e2erag.retriever.ledger import ReplacedError, as_manifest
@@ -55,13 +55,13 @@ class Summed(NamedTuple):
 
     def encode(
         self,
-        model: Joint,
+        model: Finder,
         corpus: Corpus,
         passages: Int[Tensor, " some"],
         gates: Gates,
         log_prior: Float[Tensor, " passages"],
     ) -> Float[Tensor, "some row"]:
-        """What `Joint.encode` gives with gates in pooling alone."""
+        """What `Finder.encode` gives with gates in pooling alone."""
         slots, ends = corpus.entries
         chosen, encoder = passages.cpu().numpy(), model.retriever.passage
         sizes = np.diff(ends)[chosen]
@@ -77,7 +77,7 @@ class Lines:
         store: those used last: in memory, in an index' folder, or in a saved system, which stays as it was saved.
     """
 
-    def __init__(self, model: Joint) -> None:
+    def __init__(self, model: Finder) -> None:
         self.model = model
         self.store: Store | None = None
 

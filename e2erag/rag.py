@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -45,6 +44,7 @@ from e2erag.retriever import (
     log_prob,
 )
 from e2erag.retriever.stored import StoredIndex
+from e2erag.saved import DOCUMENTS, load_documents, load_finder, save_corpus, save_finder, take_candidates
 
 if TYPE_CHECKING:
     from e2erag.train import FitConfig, Run
@@ -150,22 +150,15 @@ class RAG:
                 )
         with write_folder(Path(folder)) as new:
             model = self.model
-            model.retriever.save(new / "retriever")
-            model.generator.save(new / "generator")
-            save_file(model.extractor.state_dict(), new / "extractor.safetensors")
             settings = {
                 "rag": asdict(replace(self.config, index=replace(self.config.index, folder=None))),
-                "extractor": asdict(model.extractor.config),
-                "retriever": asdict(model.retriever.config),
                 "generator": asdict(model.generator.config),
+                **save_finder(model, new),
             }
+            model.generator.save(new / "generator")
             (new / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
             if self.corpus is not None and self.index_ is not None:
-                # A file name that isn't UTF-8 has halves of surrogate pairs in it (PEP 383).
-                with open(new / "documents.jsonl", "w", encoding="utf-8", errors="surrogatepass") as file:
-                    for document in self.corpus.documents:
-                        file.write(json.dumps(document.to_json(), ensure_ascii=False) + "\n")
-                save_file({"spans": self.corpus.spans.spans}, new / "candidates.safetensors")
+                save_corpus(self.corpus, new)
                 self.index_.save(new / "index")
                 self.indexer.lines.save(new, self.corpus, self.index_.manifest)
 
@@ -181,31 +174,15 @@ class RAG:
                     "another folder"
                 )
             config = replace(config, index=where)
-        extractor = Extractor(ExtractorConfig.from_json(settings["extractor"]))
-        try:
-            extractor.load_state_dict(load_file(folder / "extractor.safetensors"))
-        except RuntimeError as error:  # torch's, which lists every weight
-            raise ManifestError(
-                f"{folder} holds an extractor of another build of e2erag: load it with that one, or train anew "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-        rag = cls(
-            extractor,
-            Retriever.load(folder / "retriever", RetrieverConfig(**settings["retriever"])),
-            Generator.load(folder / "generator", GeneratorConfig(**settings["generator"])),
-            config,
-        ).to(device)
-        if (folder / "documents.jsonl").exists():
-            with open(folder / "documents.jsonl", encoding="utf-8", errors="surrogatepass") as file:
-                documents = [Document.from_json(json.loads(line)) for line in file]
-            corpus = rag._lay_out(documents)
+        extractor, retriever = load_finder(folder, settings)
+        generator = Generator.load(folder / "generator", GeneratorConfig(**settings["generator"]))
+        rag = cls(extractor, retriever, generator, config).to(device)
+        if (folder / DOCUMENTS).exists():
+            corpus = rag._lay_out(load_documents(folder))
             if reindex:
                 rag._index(corpus, tell=True)
                 return rag
-            if not (folder / "candidates.safetensors").is_file():
-                raise ManifestError(f"{folder} was saved by an earlier version: RAG.from_pretrained(…, reindex=True)")
-            spans = load_file(folder / "candidates.safetensors")["spans"]
-            corpus.take(spans, extractor, rag.config.overlap)
+            take_candidates(corpus, folder, extractor, rag.config.overlap)
             index = ExactIndex.load(folder / "index", verify=False)  # its hashes are those just checked
             changed = rag.indexer.changed(index.manifest, corpus, rag.config.mode)
             if changed:
@@ -354,23 +331,6 @@ class RAG:
         corpus, index = self._ready()
         rows = self.indexer.rows(corpus, passages, self.config.mode)
         return 1 - cosine_similarity(index.vectors[passages, :-1].to(rows), rows[:, :-1])
-
-    def shadow(self, device: str | None = None) -> "RAG":
-        """This system with a copy of what an index depends on, extractor and retriever, to refresh while this one goes
-        on; `take_index` brings the result back.
-
-        Args:
-            device: of the copies; None: where the originals are."""
-        shadow = copy(self)
-        shadow.model = self.model.twin(device)
-        shadow.indexer = self.indexer.of(shadow.model)
-        return shadow
-
-    def take_index(self, other: "RAG") -> None:
-        """Answer from what a shadow of this system has indexed."""
-        self.corpus, self.index_ = other._ready()
-        self.corpus.text = self.corpus.text.to(self.model.device)
-        self.indexer = other.indexer.of(self.model)
 
     # ---------------------------------------------------------------------------------------------- answering
 

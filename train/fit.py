@@ -64,7 +64,7 @@ class FitConfig:
             background one that is due while another is under way is left out.
         refresh_drift: where the index has moved less (1 − cosine, mean of a probe), it waits for the next time.
         refresh_share: of the passages that are encoded then: the runs of 64 whose middle passage has moved most.
-        refresh_background: encode with a copy of the weights, in a thread, while training goes on (`Refresh`).
+        refresh_background: encode with a copy of the weights in another process while training goes on (`Refresh`).
         refresh_device: where that copy computes: a second GPU; None: beside the model.
         keep_rate: of the lines to keep.
         cut_rate: of the gaps between lines to cut at.

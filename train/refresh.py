@@ -1,7 +1,7 @@
 """When and how the index follows the weights while they are trained."""
 
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from e2erag.background import Background
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import of_rank_0
 
@@ -70,22 +71,26 @@ class Refresh(L.Callback):
         Args:
             drift: where the index has moved less, a step that is due passes.
             share: of the passages; the runs of `PROBE` in a row whose probe has moved most. 1: all.
-            background: encode with a copy of the weights while training goes on; the index is exchanged between two
-                steps when it is whole. A run then isn't repeatable to the bit: when it is whole depends on the machine.
+            background: encode with a copy of the weights in another process while training goes on; the index is
+                exchanged between two steps when it is whole. A run then isn't repeatable to the bit: when it is whole
+                depends on the machine. Where rows are pooled from sums over lines that are there, which takes no
+                encoding, they are at once.
             device: where the copy computes; None: where the model does.
         """
-        self.schedule, self.drift, self.share, self.device = schedule, drift, share, device
-        self._worker = ThreadPoolExecutor(1, "refresh") if background else None
-        self._coming: tuple[int, Future[RAG]] | None = None
-        self._encoded_at, self._moved, self._step = 0, 0.0, -1
+        self.schedule, self.drift, self.share = schedule, drift, share
+        self._background = Background(device) if background else None
+        self._begun, self._encoded_at, self._moved, self._step = 0, 0, 0.0, -1
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         step, rag = trainer.global_step, module.rag
         if step == self._step:  # a step of several batches, which see one index
             return
         self._step = step
-        self._exchange(rag)
-        if self.schedule.due(step) and self._coming is None:
+        if self._background is not None and self._background.done:
+            before = rag._ready()[1].vectors
+            self._background.take(rag)
+            self._note(self._begun, before, rag)
+        if self.schedule.due(step) and not (self._background is not None and self._background.busy):
             self._refresh(step, rag)
         module.beside.update(drift=self._moved, index_age=float(step - self._encoded_at))
 
@@ -99,8 +104,9 @@ class Refresh(L.Callback):
                 rag.refresh(most_moved(rag, probed, self.share))
                 self._encoded_at = step
                 return
-        if self._worker is not None:
-            self._coming = step, self._worker.submit(_refreshed, rag.shadow(self.device))
+        if self._background is not None and rag.indexer.summed(rag._ready()[0], rag.config.mode) is None:
+            self._begun = step
+            self._background.start(rag)
             return
         before = rag._ready()[1].vectors
         rag.refresh()
@@ -110,24 +116,24 @@ class Refresh(L.Callback):
         """The index is of that step's weights now."""
         self._encoded_at, self._moved = step, _moved(before, rag._ready()[1].vectors)
 
-    def _exchange(self, rag: RAG) -> None:
-        """Take over what the background has finished; what failed there is raised here."""
-        if self._coming is not None and self._coming[1].done():
-            step, future = self._coming
-            self._coming = None
-            shadow, before = future.result(), rag._ready()[1].vectors
-            rag.take_index(shadow)
-            self._note(step, before, rag)
-
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
-            if self._coming is not None and not self._coming[1].cancelled():
-                self._coming[1].result()  # nobody needs it any more, but its error is told
+        if self._background is not None and self._background.busy:
+            if self._background.done:
+                self._background.check()  # nobody needs it any more, but its error is told
+            if not self._encoded_at:
+                warnings.warn(
+                    f"the refresh begun at step {self._begun} was whole for no step, so all searched the index as it "
+                    "was: leave out refresh_background in runs as short",
+                    stacklevel=1,
+                )
+        self._stop()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        if self._worker is not None:
-            self._worker.shutdown(cancel_futures=True)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._background is not None:
+            self._background.stop()
 
 
 def check_device(name: str) -> None:
@@ -147,11 +153,6 @@ def check_device(name: str) -> None:
     raise ValueError(
         f"refresh_device is a device of this machine, such as cpu or cuda:1, got {name!r} (there: {there})"
     )
-
-
-def _refreshed(shadow: RAG) -> RAG:
-    shadow.refresh()
-    return shadow
 
 
 def probe(rag: RAG) -> Float[Tensor, " runs"]:

@@ -353,7 +353,7 @@ def test_an_extractor_of_another_build_is_told_in_one_line(
     """Weights of other names or shapes: which folder, and the way out."""
     rag.save_pretrained(tmp_path / "system")
     lacking = {name: value for name, value in rag.model.extractor.state_dict().items() if name != "gates.weight"}
-    monkeypatch.setattr("e2erag.rag.load_file", lambda path: lacking)
+    monkeypatch.setattr("e2erag.saved.load_file", lambda path: lacking)
     with pytest.raises(ManifestError, match="holds an extractor of another build of e2erag: load it with that one"):
         RAG.from_pretrained(tmp_path / "system")
 

@@ -1,7 +1,5 @@
-"""The index follows the weights: when, how far, in the background; what it is meanwhile, and what a failure leaves."""
+"""The index follows the weights: when, and how far."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -150,95 +148,6 @@ def test_a_run_refreshes_a_share(many: RAG, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(sizes) <= PROBE
     monkeypatch.undo()
     assert many.drift(torch.arange(len(many.corpus.passages))).abs().max() < 1e-5
-
-
-def test_in_the_background_training_goes_on_and_the_index_is_exchanged_whole(
-    many: RAG, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asked for before the second step and whole after the third: the fourth finds it, with the second's weights."""
-    go, futures, searched, vectors = threading.Event(), [], [], []
-    refresh, submit, terms = RAG.refresh, ThreadPoolExecutor.submit, many.terms
-
-    def slow(self: RAG) -> None:
-        go.wait(60)
-        refresh(self)
-
-    def submitted(*args: Any) -> Any:
-        futures.append(submit(*args))
-        return futures[-1]
-
-    def step(*args: Any, **named: Any) -> Any:
-        searched.append(many.index_)
-        if len(searched) == 2:
-            vectors.append(many.indexer.rows(many.corpus, torch.arange(len(many.corpus.passages)), "soft"))
-        if len(searched) == 3:
-            go.set()
-            futures[0].result(60)
-        return terms(*args, **named)
-
-    monkeypatch.setattr(RAG, "refresh", slow)
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", submitted)
-    monkeypatch.setattr(many, "terms", step)
-    # The extractor stays: it would judge lines by the word embeddings of the last refresh, the copy by its own.
-    history = run(many, epochs=6, refresh_every=1, refresh_background=True, freeze=("extractor",)).history
-    assert searched[0] is searched[1] is searched[2]
-    assert (searched[2].vectors - vectors[0]).abs().max() > 1e-4
-    assert torch.allclose(searched[3].vectors, vectors[0], atol=1e-5)
-    assert [row["index_age"] for row in history][:4] == [0, 1, 2, 2]
-    assert many.drift(torch.arange(len(many.corpus.passages))).abs().max() < 1e-5
-
-
-def test_a_copy_refreshed_beside_a_system_gives_what_its_own_refresh_would(many: RAG) -> None:
-    """And neither moves the other: the system answers from its old index until it takes the new one."""
-    move(many)
-    old, shadow = many.index_.vectors, many.shadow()
-    move(many)
-    shadow.refresh()
-    assert many.index_.vectors is old
-    many.take_index(shadow)
-    move(shadow)
-    twin = tiny_rag(config=RAGConfig(mode="soft"))
-    twin.index(many.corpus.documents)
-    move(twin)
-    twin.refresh()
-    assert torch.allclose(many.index_.vectors, twin.index_.vectors, atol=1e-6)
-
-
-def test_a_refresh_that_fails_in_the_background_ends_the_run_and_leaves_the_old_index(
-    many: RAG, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own error is raised between two steps."""
-    index = many.index_
-
-    def failing(self: RAG) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(RAG, "refresh", failing)
-    with pytest.raises(OSError, match="no space left"):
-        run(many, epochs=20, refresh_every=1, refresh_background=True)
-    assert many.index_ is index
-
-
-def test_what_fails_in_the_background_after_the_last_step_is_told_too(
-    many: RAG, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody needs that index any more, and a full disk is still worth knowing of."""
-    go, terms, steps = threading.Event(), many.terms, []
-
-    def failing(self: RAG) -> None:
-        go.wait(60)
-        raise OSError("no space left")
-
-    def step(*args: Any, **named: Any) -> Any:
-        steps.append(1)
-        if len(steps) == 4:
-            threading.Timer(0.5, go.set).start()
-        return terms(*args, **named)
-
-    monkeypatch.setattr(RAG, "refresh", failing)
-    monkeypatch.setattr(many, "terms", step)
-    with pytest.raises(OSError, match="no space left"):
-        run(many, epochs=4, refresh_every="3-4:1", refresh_background=True)
 
 
 def test_candidates_found_by_stale_vectors_are_ranked_by_fresh_ones(many: RAG) -> None:
