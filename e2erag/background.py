@@ -31,13 +31,13 @@ from e2erag.corpus import Corpus
 from e2erag.finder import Finder
 from e2erag.indexing import Indexer
 from e2erag.rag import RAG
-from e2erag.retriever import FaissIndex, IndexConfig, Store
+from e2erag.retriever import ExactIndex, FaissIndex, IndexConfig, Store
 from e2erag.retriever.store import DTYPES
 from e2erag.saved import load_documents, load_finder, save_corpus, save_finder, take_candidates
 
 # Everything is imported from where the caller imports it; the working directory isn't in front, as it would be with -m.
 _BOOT = "import sys; sys.path[:] = sys.argv[2:]; from e2erag.background import serve; serve(sys.argv[1])"
-_JOB, _ANSWER, _SAID = "job.json", "answer.json", "said.txt"
+_JOB, _ANSWER, _INDEX, _SAID = "job.json", "answer.json", "index", "said.txt"
 
 
 class RefreshError(RuntimeError):
@@ -74,37 +74,47 @@ class Background:
         """Begin to encode with the weights of now, which are on disk when this returns: the system may learn on.
 
         Raises:
-            OSError: there is no room for them."""
-        assert not self.busy
+            OSError: there is no room for them.
+            RuntimeError: one is under way already.
+            ValueError: other candidates would be proposed now than are indexed, as in hard mode they may."""
+        if self._job is not None:
+            raise RuntimeError("one refresh at a time: take(rag) what is done, or stop()")
         corpus, index = rag._ready()
-        # In training the candidates stay: in hard mode they would depend on the weights.
-        assert rag.indexer.proposes_alike(index.manifest, rag.config.mode)
+        if not rag.indexer.proposes_alike(index.manifest, rag.config.mode):
+            raise ValueError(
+                "in the background the candidates stay, and in hard mode, or where settings of the extractor have "
+                "changed, others would be proposed now: call rag.refresh()"
+            )
+        place = rag.config.index
+        if place.folder is None:
+            place.check_place()
+        else:
+            place = replace(place, folder=os.path.abspath(place.folder))
         process, model = self._running(), rag.model
         self._jobs += 1
         job = self._folder / f"job-{self._jobs}"
         try:
             job.mkdir()
-            place = rag.config.index
-            self._place = replace(
-                place, folder=str(job / "index") if place.folder is None else os.path.abspath(place.folder)
-            )
+            coming = copy(corpus)
+            coming.look_up(model.retriever)
             settings = {
                 "corpus": self._send(corpus, job.name),
                 "overlap": rag.config.overlap,
                 "finder": _save(model, job),
                 "precision": model.precision,
                 "mode": rag.config.mode,
-                "place": asdict(self._place),
+                "place": asdict(place),
+                "learning": model.extractor.training,
+                "token_budget": model.retriever.passage.token_budget,
                 "device": self.device or str(model.device),
                 "threads": torch.get_num_threads(),
+                "matmul": torch.get_float32_matmul_precision(),
             }
             write_file(job / _JOB, json.dumps(settings))
         except BaseException:
             self.stop()
             raise
-        self._corpus = copy(corpus)
-        self._corpus.look_up(model.retriever)
-        self._job = job
+        self._job, self._corpus, self._place = job, coming, place
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile, which is found when it is asked for
             process.stdin.write(f"{job.name}\n".encode())
@@ -121,31 +131,38 @@ class Background:
         """Of what is done, tell what went wrong.
 
         Raises:
-            RefreshError: something did, or the process ended without a word."""
-        assert self._job is not None
+            RefreshError: something did, or the process ended without a word.
+            RuntimeError: nothing is done."""
+        if self._job is None or not self.done:
+            raise RuntimeError("no refresh is done: start(rag) one, and look at done or wait(seconds)")
+        where = ""
         if (self._job / _ANSWER).exists():
             answer = json.loads((self._job / _ANSWER).read_text(encoding="utf-8"))
-            if answer:
-                where = RuntimeError(f"in the process that encodes in the background:\n{answer['where']}")
-                raise RefreshError(
-                    f"encoding the index in the background failed, and it is as it was: {answer['error']}"
-                ) from where
-            return
-        how = self._ended()
-        why = "; if memory was short, leave out refresh_background" if how.startswith("SIGKILL") else ""
-        raise RefreshError(
-            f"the process that encoded the index in the background ended ({how}), and the index is as it was{why}"
-        )
+            if not answer:
+                return
+            said = f"encoding the index in the background failed, and it is as it was: {answer['error']}"
+            where = answer["where"]
+        else:
+            how = self._ended()
+            said = f"the process that encoded the index in the background ended ({how}), and the index is as it was"
+        self._forget()
+        if "SIGKILL" in said or "memory" in said.lower():
+            said += "; if memory was short, leave out refresh_background, or name a refresh_device that has some"
+        raise RefreshError(said) from (RuntimeError(f"in the process in the background:\n{where}") if where else None)
 
     def take(self, rag: RAG) -> None:
         """Answer from what was encoded.
 
         Raises:
-            RefreshError: as `check`; the system's index is then as it was."""
+            RefreshError, RuntimeError: as `check`; the system's index is then as it was."""
+        self.check()
+        assert self._job is not None
+        place = self._place
         try:
-            self.check()
-            store = Store(str(self._place.folder), DTYPES[self._place.dtype])
-            index = rag.config.index.owned(rag.indexer.over(store, self._place))
+            if place.folder is None:
+                index = place.owned(ExactIndex.load(self._job / _INDEX, verify=False))  # written a moment ago
+            else:
+                index = rag.indexer.over(Store(place.folder, DTYPES[place.dtype]), place)
             rag.corpus, rag.index_ = self._corpus, index
         finally:
             self._forget()
@@ -162,14 +179,18 @@ class Background:
         if self._process is None:
             self._folder = Path(tempfile.mkdtemp(prefix="e2erag-refresh-"))
             paths = [path for path in sys.path if isinstance(path, str)]
-            with open(self._folder / _SAID, "wb") as said:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, str(self._folder), *paths],
-                    stdin=subprocess.PIPE,
-                    stdout=said,
-                    stderr=said,
-                    start_new_session=True,  # Ctrl-C is the caller's
-                )
+            try:
+                with open(self._folder / _SAID, "wb") as said:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", _BOOT, str(self._folder), *paths],
+                        stdin=subprocess.PIPE,
+                        stdout=said,
+                        stderr=said,
+                        start_new_session=True,  # Ctrl-C is the caller's
+                    )
+            except BaseException:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                raise
         return self._process
 
     def _send(self, corpus: Corpus, name: str) -> str:
@@ -178,6 +199,7 @@ class Background:
             known, sent = self._sent
             if sent.documents is corpus.documents and sent.spans is corpus.spans:
                 return known
+            shutil.rmtree(self._folder / known, ignore_errors=True)  # it has been read
         folder = self._folder / f"corpus-of-{name}"
         folder.mkdir()
         save_corpus(corpus, folder)
@@ -202,7 +224,9 @@ class Background:
             process.stdin.close()
         with contextlib.suppress(ValueError):  # no signal of a known name
             code = signal.Signals(-int(code)).name
-        said = (self._folder / _SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said: list[str] = []
+        with contextlib.suppress(OSError):  # who tidies up temporary folders may have taken it
+            said = (self._folder / _SAID).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         shutil.rmtree(self._folder, ignore_errors=True)
         return ", ".join([str(code), *said[-1:]])
 
@@ -223,6 +247,7 @@ def _save(model: Finder, folder: Path) -> dict[str, Any]:
 
 def serve(folder: str) -> None:
     """Do the jobs whose names come through standard input, until that ends."""
+    logging.disable_progress_bar()  # what it says last is to be an error
     names: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_listen, args=(folder, names), daemon=True).start()
     known: tuple[str, Corpus] | None = None
@@ -233,25 +258,31 @@ def serve(folder: str) -> None:
             known = encode(job, known)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}", "where": traceback.format_exc()}
+        write_file(job / _ANSWER, json.dumps(answer))
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        write_file(job / _ANSWER, json.dumps(answer))
 
 
 def encode(job: Path, known: tuple[str, Corpus] | None) -> tuple[str, Corpus]:
     """Make the index that a job asks for; returns the corpus it is of, to be `known` to the next, with its name."""
     settings: dict[str, Any] = json.loads((job / _JOB).read_text(encoding="utf-8"))
     torch.set_num_threads(settings["threads"])
+    torch.set_float32_matmul_precision(settings["matmul"])
     extractor, retriever = load_finder(job, settings["finder"])
+    retriever.passage.token_budget = settings["token_budget"]
     model = Finder(extractor, retriever, settings["precision"]).to(settings["device"]).eval()
+    extractor.train(settings["learning"])
     if known is None or known[0] != settings["corpus"]:
         folder = job.parent / settings["corpus"]
         known = settings["corpus"], Corpus(load_documents(folder), retriever)
         take_candidates(known[1], folder, extractor, settings["overlap"])
     name, corpus = known
     corpus.look_up(retriever)
-    index = Indexer(model).encode(corpus, settings["mode"], IndexConfig(**settings["place"]))
-    if isinstance(index, FaissIndex):
+    place = IndexConfig(**settings["place"])
+    index = Indexer(model).encode(corpus, settings["mode"], place)
+    if place.folder is None:
+        index.save(job / _INDEX)
+    elif isinstance(index, FaissIndex):
         index.search(torch.zeros(1, index.vectors.shape[1]), 1)  # the first builds its structure
     return name, corpus
 

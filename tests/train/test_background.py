@@ -16,7 +16,7 @@ import torch
 from e2erag import RAG, RAGConfig, background
 from e2erag.background import Background, RefreshError
 from e2erag.extract import ExtractorConfig
-from e2erag.retriever import FaissIndex, IndexConfig, RetrieverConfig
+from e2erag.retriever import ExactIndex, FaissIndex, IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import Run
 
@@ -43,10 +43,11 @@ def run(rag: RAG, epochs: int, **changes: object) -> Run:
 
 
 def move(rag: RAG) -> None:
-    """Other weights, so that every vector moves."""
+    """Other weights, so that every vector moves, and every line's gates and every passage's prior."""
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for p in rag.model.retriever.passage.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)) * p.std())
+        for p in [*rag.model.retriever.passage.parameters(), *rag.model.extractor.parameters()]:
+            p.add_(0.3 * torch.randn(p.shape, generator=noise) * (p.std() if p.numel() > 1 and p.std() > 0 else 1))
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +131,22 @@ def test_training_goes_on_and_the_index_is_exchanged_whole(shared: Background, m
     assert rag.drift(every).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("learning", [False, True])
 @pytest.mark.parametrize("place", ["memory", "folder"])
 @pytest.mark.parametrize("gates", ["attend", "pool"])
 def test_a_copy_gives_what_a_refresh_at_once_would(
-    place: str, gates: str, beside: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learning: bool, place: str, gates: str, beside: Background, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the weights as they were when it began; the system answers from its old index until it takes the new one."""
+    """Of the weights as they were when it began, also while the extractor learns, which has other figures then; the
+    system answers from its old index until it takes the new one."""
     rag, twin = (
         system(IndexConfig("Flat", str(tmp_path / "own")) if place == "folder" else None, gates=gates),
         system(gates=gates),
     )
     written, save = [], background.save_corpus
     monkeypatch.setattr(background, "save_corpus", lambda *given: (written.append(1), save(*given)))
+    for each in (rag, twin):
+        each.model.extractor.train(learning)
     for _ in range(2):
         for each in (rag, twin):
             move(each)
@@ -157,7 +162,8 @@ def test_a_copy_gives_what_a_refresh_at_once_would(
         torch.testing.assert_close(rag.index_.vectors, twin.index_.vectors, rtol=0, atol=1e-6)
         torch.testing.assert_close(rag.corpus.text, twin.corpus.text)
         move(twin)
-        assert twin.indexer.changed(rag.index_.manifest, rag.corpus, "soft") == ["encoder"]
+        assert twin.indexer.changed(rag.index_.manifest, rag.corpus, "soft") == ["encoder", "extractor"]
+        assert rag.index_.vectors[:, -1].std() > 0.01  # log π tells passages apart
         rag.model.load_state_dict(twin.model.state_dict())
     assert written == [1]  # the corpus goes once
     assert not list(beside._folder.glob("job-*"))
@@ -182,7 +188,7 @@ def test_what_is_written_is_read(retriever: dict[str, Any], tmp_path: Path, monk
     assert {path.name for path in folder.iterdir()} == {"corpus-of-job-1", "job-1", "said.txt"}
     assert {path.name for path in (folder / "job-1").iterdir()} == {"extractor.safetensors", "job.json", "retriever"}
     background.encode(folder / "job-1", None)
-    there = beside._place.over(background.Store(str(beside._place.folder)))
+    there = ExactIndex.load(folder / "job-1" / "index")
     torch.testing.assert_close(there.vectors, rag.index_.vectors, rtol=0, atol=1e-6)
     assert there.manifest == rag.index_.manifest
     beside.stop()
@@ -301,6 +307,46 @@ def test_a_process_that_was_killed_while_idle_is_started_anew(beside: Background
     assert not torch.equal(rag.index_.vectors, old)
 
 
+def test_what_cannot_be_done_in_the_background_is_refused(beside: Background, tmp_path: Path) -> None:
+    """Hard mode, whose candidates depend on weights; two at a time; to take what isn't done."""
+    rag = system()
+    with pytest.raises(RuntimeError, match="no refresh is done"):
+        beside.take(rag)
+    beside.start(rag)
+    with pytest.raises(RuntimeError, match="one refresh at a time"):
+        beside.start(rag)
+    if not beside.done:
+        with pytest.raises(RuntimeError, match="no refresh is done"):
+            beside.take(rag)
+    taken(rag, beside)
+    rag.config = RAGConfig(mode="hard")
+    with pytest.raises(ValueError, match=r"others would be proposed now: call rag.refresh\(\)"):
+        beside.start(rag)
+    assert not beside.busy
+
+
+def test_a_temporary_folder_that_was_tidied_away_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process said last isn't known then."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    beside = Background()
+    beside.start(system())
+    for file in tmp_path.glob("*/said.txt"):
+        file.unlink()
+    beside.stop()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_does_not_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system's error is told."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(background.sys, "executable", str(tmp_path / "none"))
+    beside = Background()
+    with pytest.raises(FileNotFoundError):
+        beside.start(system())
+    assert not list(tmp_path.iterdir())
+    assert not beside.busy
+
+
 def test_what_cannot_be_written_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing of it stays, nor a process."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -325,7 +371,7 @@ from test_background import Background, system
 beside, rag = Background(), system()
 beside.start(rag)
 beside.wait(120.0)
-print(beside._process.pid, len(os.listdir(beside._place.folder)), flush=True)
+print(beside._process.pid, len(os.listdir(beside._job)), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
