@@ -90,7 +90,7 @@ class Size:
         share: of the printed lines, those that aren't text.
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
-        k: passages read per question; k_learning: while training.
+        k: passages read per question; k_learning, mined: while training.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore, lr_extractor:
@@ -108,6 +108,7 @@ class Size:
     tokens: int = 128
     k: int = 2
     k_learning: int = 4
+    mined: int = 0
     hidden: int = 24
     prior_weight: float = 0.0
     epochs: int = 1
@@ -269,10 +270,10 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
-            epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, refresh_every=size.refresh_every,
-            gate_weight=size.gate_weight, keep_rate=size.keep_rate, token_price=size.token_price,
-            gate_clip=size.gate_clip, gate_explore=size.gate_explore, lr_extractor=size.lr_extractor,
-            seed=seed, freeze=FROZEN[arm],
+            epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, mined=size.mined,
+            refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
+            token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
+            lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
         seconds, steps = done.seconds, float(done.steps)

@@ -258,11 +258,11 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     et al. 2020, DPR, eq. 2).
 
     s is ⟨q, d⟩/τ + α·log π, without β·BM25, which learns nothing from this. z_i is the best by the posterior of the
-    passages read; of those on the gold page where that is known
-    (`Evidence.gold`; training reads one of them also where the retriever found none, `RAG.terms`).
-    Passages that are also z_i are no negatives. Every rank must have as many questions. Known trouble: the generator's
-    logits only choose z_i, its gradient never arrives (as in DALM); a question of whose gold page nothing is indexed is
-    left out; a batch of one question has no negatives, so loss 0. Teaches the retriever alone.
+    passages read; of those on the gold page where that is known (`Evidence.gold`; training reads one of them also
+    where the retriever found none, `RAG.terms`). Passages that are also z_i are no negatives. Every rank must have
+    as many questions. Known trouble: the generator's logits only choose z_i, its gradient never arrives (as in
+    DALM); a question of whose gold page nothing is indexed is left out; a batch of one question has no negatives,
+    so loss 0. Teaches the retriever alone.
     """
     if e.question_rows is None or e.passage_rows is None or e.ids is None:
         raise ValueError("contrastive compares vectors: Evidence needs question_rows, passage_rows and ids")

@@ -130,6 +130,27 @@ def test_contrastive_takes_the_gold_passage_where_it_is_known() -> None:
     torch.testing.assert_close(loss, torch.stack([expected[0], torch.zeros(()).double(), expected[1]]))
 
 
+def test_contrastive_takes_the_best_of_those_that_were_found() -> None:
+    """Of question 0 two of four were, and the best of the four wasn't; question 1 has all of its four."""
+    system = tiny(b=2)
+    e = system.evidence(4)
+    joint = (e.prior_logp + e.answer_logp).detach()
+    missing = torch.zeros(2, 4, dtype=torch.bool)
+    missing[0, joint[0].topk(2).indices] = True
+    best = joint.masked_fill(missing, -torch.inf).argmax(1)
+    assert best[0] != joint[0].argmax()
+    chosen = e.ids[[0, 1], best]
+    assert chosen[0] != chosen[1]
+    cut = replace(
+        e,
+        prior_logp=e.prior_logp.masked_fill(missing, -torch.inf),
+        answer_logp=e.answer_logp.masked_fill(missing, -torch.inf),
+        ids=e.ids.masked_fill(missing, -1),
+    )
+    expected = -(system.questions @ system.passages[chosen].T).log_softmax(1).diagonal()
+    torch.testing.assert_close(OBJECTIVES["contrastive"](cut, options()), expected)
+
+
 def test_a_passage_two_questions_share_is_no_negative_of_either() -> None:
     """Both questions' best is passage 0: nothing is left to tell it from, and the loss is 0."""
     system = tiny(b=2)
