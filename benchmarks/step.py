@@ -110,12 +110,16 @@ def system(reader: ReaderKind, passages: int, k: int, device: str = "cpu") -> RA
     return rag
 
 
-def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], share: float) -> Tensor:
-    """One step's loss and gradient, as `fit` takes them."""
-    rag.model.zero_grad(set_to_none=True)
+def our_losses(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], share: float) -> Tensor:
+    """Of one step, as `fit` takes it, per question."""
     share, tail = negligible((objective.__name__,), share)
-    terms = rag.terms(asked, k, "soft", negligible=share, tail=tail, judged=FitConfig().judged)
-    losses = objective(terms)
+    return objective(rag.terms(asked, k, "soft", negligible=share, tail=tail, judged=FitConfig().judged))
+
+
+def our_step(rag: RAG, asked: list[Question], k: int, objective: Callable[..., Tensor], share: float) -> Tensor:
+    """The same, with its gradient."""
+    rag.model.zero_grad(set_to_none=True)
+    losses = our_losses(rag, asked, k, objective, share)
     losses.mean().backward()
     return losses.detach()
 
@@ -143,7 +147,7 @@ def bare_step(rag: RAG, asked: list[Question], k: int) -> Callable[[], None]:
         "head": reader.get_output_embeddings(),
     }
     hooks = [m.register_forward_pre_hook(partial(note, n), with_kwargs=True) for n, m in parts.items() if m is not None]
-    our_step(rag, asked, k, marginal, 0.0)
+    our_losses(rag, asked, k, marginal, 0.0)  # forward alone: what is computed a second time going back is ours
     for hook in hooks:
         hook.remove()
 

@@ -329,6 +329,16 @@ class Indexer:
         made_with = {**index.manifest, "encoder": several, "extractor": several}
         return self._made(corpus, rows, made_with, replace(config, dtype=cast(Any, index.manifest["dtype"])))
 
+    def restored(
+        self,
+        corpus: Corpus,
+        rows: Float[Tensor, "passages row"],
+        made_with: Mapping[str, object],
+        config: IndexConfig,
+    ) -> Index:
+        """An index of rows that were encoded earlier, with the manifest that it had."""
+        return self._made(corpus, lambda passages: rows[passages], made_with, config)
+
     def summed(self, corpus: Corpus, mode: GateMode) -> Work | None:
         """Sums over lines, where rows are pooled from them and all are there, so that nothing need be encoded."""
         work = self.lines.work(corpus, self.made_with(corpus, mode), None) if self._pools else None

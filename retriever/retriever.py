@@ -85,6 +85,7 @@ class Retriever(nn.Module):
         self.query = encoder if c.tied else (query or copy.deepcopy(encoder))
         if c.lora is not None:
             for tower in {id(tower): tower for tower in (self.passage, self.query)}.values():
+                nn.ModuleList(tower.head).requires_grad_(False)
                 add_lora(tower.transformer, c.lora)
         for tower in (self.passage, self.query):
             tower.token_budget, tower.held_tokens = c.token_budget, c.held_tokens

@@ -1,16 +1,22 @@
-"""What happens beside the steps: a collapse is warned of, and progress is shown."""
+"""What happens beside the steps: a collapse is warned of, progress is shown, and the run's state is saved."""
 
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Collection
+from copy import copy
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
 from tqdm import tqdm
 
 from e2erag.retriever import OVERFETCH
-from e2erag.retriever.ranks import ranks
+from e2erag.retriever.ranks import device, gathered, rank, ranks
+from e2erag.train.checkpoint import Batches, read_state, write_state
+from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
 
 
@@ -23,6 +29,12 @@ class CollapseGuard(L.Callback):
         self.stop = stop
         self.streak: Counter[str] = Counter()
         self.alike = 0.0  # `distinct` of the present step, if all questions of each batch find the same
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"streak": dict(self.streak)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.streak = Counter(state_dict["streak"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.alike += module.weight / len(batch)
@@ -80,12 +92,19 @@ class Progress(L.Callback):
     """A bar over questions: loss, questions per second, time left."""
 
     def __init__(self, questions: int) -> None:
-        self.questions = questions
+        self.questions, self.done = questions, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.done = state_dict["done"]
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=self.questions,
+            initial=self.done,
             desc="training",
             unit=" questions",
             bar_format="{desc}: {percentage:3.0f}% |{bar:30}| {n_fmt}/{total_fmt}{unit} [{elapsed}, {remaining} left, "
@@ -100,9 +119,95 @@ class Progress(L.Callback):
             self.mean = loss if self.mean is None else 0.9 * self.mean + 0.1 * loss
             self.bar.set_postfix(loss=f"{self.mean:.2f}", refresh=False)
         self.bar.update(len(batch) * ranks())
+        self.done += len(batch) * ranks()
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self.bar.close()
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
         self.bar.close()
+
+
+class CheckpointFolder(CheckpointIO):
+    """Lightning's checkpoints as folders with a manifest of hashes."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_state(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_state(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """There is one, and the next takes its place."""
+
+
+class Checkpoint(L.Callback):
+    """A run's state beside weights and optimiser, saved after every so many steps: random numbers, the order of
+    questions, figures so far, and the index that is searched, which may be stale."""
+
+    def __init__(self, module: TrainModule, batches: Batches, folder: Path, every: int, made_with: str) -> None:
+        """
+        Args:
+            every: steps; 0 saves nothing, and goes on from what was saved.
+            made_with: settings and questions; a state that was saved with others is refused."""
+        self.module, self.batches, self.folder, self.every, self.made_with = module, batches, folder, every, made_with
+        self._taken = 0
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """What was logged is logged again, for Lightning begins its file anew."""
+        steps = -(-len(self.batches) // module.config.accumulate)
+        for step, row in enumerate(module.history if trainer.logger is not None else ()):
+            figures = {name: torch.tensor(value, dtype=torch.float32) for name, value in row.items()}
+            trainer.logger.log_metrics({**figures, "epoch": step // steps}, step)  # type: ignore[union-attr, dict-item]
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._taken = batch_idx + 1
+        if self.every and module.stepped and trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        corpus, index = self.module.rag._ready()
+        return {
+            "made_with": self.made_with,
+            "history": self.module.history,
+            "beside": self.module.beside,
+            "gates": self.module.noise.get_state(),
+            "passages": gathered(self._drawn.get_state().to(device())),  # each rank draws for its own questions
+            "torch": torch.get_rng_state(),
+            "batches": self.batches.state(self._taken),
+            "text": corpus.text,
+            "rows": index.vectors,
+            "manifest": dict(index.manifest),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: it was saved with other settings, questions, documents or so many processes."""
+        module, rag, drawn = self.module, self.module.rag, state_dict["passages"]
+        corpus, other = rag._ready()[0], set(rag.indexer.changed(state_dict["manifest"], rag._ready()[0], "soft"))
+        changed = sorted(other - {"encoder", "extractor"})  # these have learned since
+        if len(drawn) != ranks():
+            changed.append(f"{ranks()} processes for {len(drawn)}")
+        if state_dict["made_with"] != self.made_with:
+            changed.append("settings or questions")
+        if changed:
+            raise ValueError(
+                f"the run in {self.folder.parent} can't go on, for it began with something else "
+                f"({', '.join(changed)}): begin with the same system, questions and FitConfig, or name another folder"
+            )
+        module.history, module.beside = state_dict["history"], state_dict["beside"]
+        module.noise.set_state(state_dict["gates"])
+        self._drawn.set_state(drawn[rank()])
+        torch.set_rng_state(state_dict["torch"])
+        self.batches.go_on(state_dict["batches"])
+        corpus = copy(corpus)
+        corpus.text = state_dict["text"].to(corpus.text.device)
+        rag.index_ = rag.indexer.restored(corpus, state_dict["rows"], state_dict["manifest"], rag.config.index)
+        rag.corpus = corpus
+
+    @property
+    def _drawn(self) -> torch.Generator:
+        assert self.module.options.noise is not None
+        return self.module.options.noise

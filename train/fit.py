@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -17,16 +18,19 @@ from lightning.pytorch.loggers import CSVLogger
 from e2erag.artefact import write_file
 from e2erag.extract import GateMode
 from e2erag.joint import Joint
-from e2erag.questions import read_questions
+from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import rank, ranks
-from e2erag.train.callbacks import CollapseGuard, Progress
+from e2erag.train.callbacks import Checkpoint, CheckpointFolder, CollapseGuard, Progress
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule, check_device
+
+_ANY_TIME = ("folder", "checkpoint_every", "resume", "progress", "collapse", "refresh_device")
+"""Settings that may be others where a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class FitConfig:
         collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
         seed: of shuffling and gate noise.
         folder: where `metrics.csv`, `config.json` and the dashboard `report.png` go; None writes nothing.
+        checkpoint_every: steps after which the run's state is saved in `folder`, in place of the one before: what
+            learns, two numbers a weight of the optimiser, and the index that is searched. 0: never.
+        resume: go on from the state in `folder`, if there is one, as if the run had never stopped: with a system,
+            settings and questions as they were when it began. (The index is encoded as at a beginning first. Over
+            several processes this has not been run.)
         progress: whether to show a bar.
     """
 
@@ -131,6 +140,8 @@ class FitConfig:
     collapse: Literal["warn", "stop", "ignore"] = "warn"
     seed: int = 0
     folder: str | Path | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -175,10 +186,13 @@ class FitConfig:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
             raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
-        for name in (
-            "epochs", "batch_size", "accumulate", "k", "samples", "mined", "rerank", "judged", "memory_budget",
-        ):  # fmt: skip
-            least = 0 if name in ("mined", "rerank", "judged", "memory_budget") else 1
+        if (self.checkpoint_every or self.resume) and self.folder is None:
+            raise ValueError(
+                "a run's state is saved in its folder: set folder too, or leave out checkpoint_every and resume"
+            )
+        none = ("mined", "rerank", "judged", "memory_budget", "checkpoint_every")
+        for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
+            least = 0 if name in none else 1
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -239,6 +253,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
+    saved = None if folder is None else folder / "checkpoint"
+    begun_with = _beginning(config, rows)
+    going_on = config.resume and saved is not None and saved.exists()
     batches = loader(rows, config.batch_size, config.seed)
     read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
@@ -269,7 +286,9 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
                 ),
                 *([CollapseGuard(config.collapse == "stop")] if config.collapse != "ignore" else []),
                 *([Progress(asked * config.epochs)] if config.progress and rank() == 0 else []),
+                *([] if saved is None else [Checkpoint(module, batches, saved, config.checkpoint_every, begun_with)]),
             ],
+            plugins=[CheckpointFolder()],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
@@ -277,7 +296,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         )
         start = perf_counter()
         try:
-            trainer.fit(module, batches)
+            trainer.fit(module, batches, ckpt_path=saved if going_on else None)
         finally:
             rag.to(home)  # Lightning leaves a model on the CPU
             if folder is not None and rank() == 0 and module.history:
@@ -311,6 +330,12 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             "training searches every row"
         )
     return kind
+
+
+def _beginning(config: FitConfig, rows: Sequence[Question]) -> str:
+    """A hash of what a run begins with beside its system."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _ANY_TIME}
+    return sha256(json.dumps([settings, [asdict(row) for row in rows]]).encode()).hexdigest()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ FIGURES = {
 """What a run logs per step, in the order in which to look at it."""
 BY_OBJECTIVE = {
     "loss_": "its part of the loss, weighted",
-    "target_entropy_": "entropy of its target over the K, nats; 0 is one-hot",
+    "target_entropy_": "entropy of its target over the passages read, nats; 0 is one-hot",
 }
 """And for each objective of several, or that has a target: these, and behind them its name."""
 

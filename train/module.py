@@ -35,6 +35,7 @@ class TrainModule(L.LightningModule):
 
     def __init__(self, rag: RAG, config: "FitConfig", steps: int) -> None:
         super().__init__()
+        self.strict_loading = False  # see `on_save_checkpoint`
         self.rag, self.config, self.steps = rag, config, max(steps, 1)
         self.model = rag.model
         self.history: list[dict[str, float]] = []  # a row per step
@@ -48,6 +49,12 @@ class TrainModule(L.LightningModule):
         # Gates are drawn alike on every rank, since all share the corpus; passages for a rank's own questions.
         drawn = torch.Generator().manual_seed(config.seed + 1 + rank())
         self.options = Options(config.target_temperature, config.samples, config.per_token, drawn)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Weights that don't learn are left out: they are there already where a run goes on."""
+        learns = {name for name, p in self.named_parameters() if p.requires_grad}
+        learns |= {name for name, _ in self.named_buffers()}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
 
     def transfer_batch_to_device(self, batch: list[Question], device: torch.device, index: int) -> list[Question]:
         return batch  # texts; their tokens are made where the model is

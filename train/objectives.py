@@ -9,7 +9,8 @@ cut up; `contrastive` alone compares the questions of a batch, over all ranks. G
 do, where fewer than all passages are read: Z is differentiated through those scored afresh, and a batch's are fresh for
 all of its questions. Those that renormalise over K have no Z. Length is normalised only where an
 objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
-`loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss.
+`loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss,
+but for its reader, which fuses the K.
 
 Sources, named by author and year below, with the section that has the formula (of code: the function):
     Cappé et al. 2005, Inference in Hidden Markov Models

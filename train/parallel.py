@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import ExactIndex, ParallelIndex
 from e2erag.retriever.ranks import join, rank, ranks, share_weights
+from e2erag.train.checkpoint import Batches
 
 
 class Ranks(DDPStrategy):
@@ -50,15 +51,15 @@ def trainer_settings(home: torch.device) -> dict[str, Any]:
     return {"accelerator": kind, "devices": here, "num_nodes": ranks() // here, "strategy": Ranks()}
 
 
-def loader(rows: Sequence[Question], batch_size: int, seed: int) -> DataLoader[Question]:
+def loader(rows: Sequence[Question], batch_size: int, seed: int) -> Batches:
     """Batches in an order that the seed gives. Ranks get as many questions each: where they can't be shared evenly,
     some come twice."""
     order = torch.Generator().manual_seed(seed)
     shares: DistributedSampler[Question] | None = None
     if ranks() > 1:
         shares = DistributedSampler(rows, ranks(), rank(), seed=seed)  # type: ignore[arg-type]
-    return DataLoader[Question](
-        rows,  # type: ignore[arg-type]
+    return Batches(
+        rows,
         batch_size,
         shuffle=shares is None,
         sampler=shares,

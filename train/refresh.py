@@ -81,6 +81,13 @@ class Refresh(L.Callback):
         self._background = Background(device) if background else None
         self._begun, self._encoded_at, self._moved, self._step = 0, 0, 0.0, -1
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"encoded_at": self._encoded_at, "moved": self._moved, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; what was under way in the background is begun again when it is next due."""
+        self._encoded_at, self._moved, self._step = (state_dict[name] for name in ("encoded_at", "moved", "step"))
+
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         step, rag = trainer.global_step, module.rag
         if step == self._step:  # a step of several batches, which see one index

@@ -121,6 +121,15 @@ def test_a_models_head_is_its_own(pooling: str, head: str, tmp_path: Path) -> No
     assert all(p.grad is not None and p.grad.any() for module in encoder.head for p in module.parameters())
 
 
+def test_with_adapters_a_head_stays() -> None:
+    """Adapters are all of a tower that learns."""
+    parts = [*list(tiny_encoder().model)[:2], Dense(32, 24)]
+    retriever = Retriever(Encoder(SentenceTransformer(modules=parts, device="cpu").eval()), RetrieverConfig(lora=2))
+    learns = [name for name, p in retriever.named_parameters() if p.requires_grad]
+    assert learns
+    assert all("lora_" in name for name in learns)
+
+
 def test_a_tokenizer_that_reads_line_ends_gets_them() -> None:
     """A byte-level tokenizer would glue "years" and "engine" together; WordPiece needs nothing between lines."""
     reader = tiny_generator()
