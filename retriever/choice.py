@@ -73,7 +73,9 @@ class IndexConfig:
         return None if self.kind == "auto" else self.kind
 
     def structure_bytes(self, rows: int, dim: int) -> int:
-        """Of the structure of faiss that is built beside so many rows."""
+        """Of the structure of faiss, or of Milvus Lite's copy, that is made beside so many rows."""
+        if self.kind == "milvus":
+            return 0 if self.uri is not None else rows * dim * 4  # at least
         kind = choose(rows, dim)[0] if self.kind == "auto" else self.kind
         return int(rows * KINDS[kind].bytes(dim)) if kind in KINDS else 0
 

@@ -91,6 +91,11 @@ class Encoder(nn.Module):
         limit = self.model.max_seq_length
         return limit or int(getattr(self.transformer.config, "max_position_embeddings", 512))
 
+    def longest(self, role: Role | None) -> int:
+        """Longest input in this role: the model's, or less where its configuration says so (`query_length`)."""
+        own = None if role is None else getattr(self.model[0], f"{role}_length", None)
+        return self.max_tokens if own is None else min(int(own), self.max_tokens)
+
     @property
     def device(self) -> torch.device:
         return self.transformer.device
@@ -107,7 +112,7 @@ class Encoder(nn.Module):
             rules = {"vocabulary": self.tokenizer.get_vocab(), "special": str(self.tokenizer.special_tokens_map)}
         else:
             rules = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # as the last call set them
-        text = json.dumps([rules, self.max_tokens], sort_keys=True)
+        text = json.dumps([rules, self.longest("document")], sort_keys=True)
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     def lines(self, texts: Sequence[str]) -> LineTokens:
@@ -134,7 +139,7 @@ class Encoder(nn.Module):
     def encode_text(self, texts: Sequence[str], role: Role | None = None) -> Float[Tensor, "texts dim"]:
         """Plain texts, with the model's own prompt for that role in front; gradient flows."""
         prompt = "" if role is None else self.prompt(role)
-        rows = self.tokenizer([prompt + text for text in texts], truncation=True, max_length=self.max_tokens)
+        rows = self.tokenizer([prompt + text for text in texts], truncation=True, max_length=self.longest(role))
         ids = [np.asarray(row, np.int64) for row in rows["input_ids"]]
         return self(ids, skip=self._skip(role))
 
@@ -189,7 +194,7 @@ class Encoder(nn.Module):
     def room(self) -> int:
         """Tokens that a passage may have, beside the model's own special tokens and prompt."""
         before, after = _special(self.tokenizer)
-        return self.max_tokens - len(before) - len(self._prefix("document")) - len(after)
+        return self.longest("document") - len(before) - len(self._prefix("document")) - len(after)
 
     def _prefix(self, role: Role | None) -> Int[np.ndarray, " n"]:
         """The prompt's tokens in front of a text: all but the text's own where they stay as they are, else alone."""

@@ -114,7 +114,7 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     encoder, generator = model.retriever.passage, model.generator
     lines, _ = model.gated_lines(corpus, ids, gates)
     sizes = [min(int(corpus.retriever_lines.sizes[each].sum()), encoder.room) for each in lines]
-    special = encoder.max_tokens - encoder.room
+    special = encoder.longest("document") - encoder.room
     if model.reading == "marginal":
         rows, slots = model.rows(corpus, asked, answers, found, gates, "soft")
         bias: Tensor = gates.read

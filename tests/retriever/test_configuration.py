@@ -121,6 +121,22 @@ def test_a_models_head_is_its_own(pooling: str, head: str, tmp_path: Path) -> No
     assert all(p.grad is not None and p.grad.any() for module in encoder.head for p in module.parameters())
 
 
+def test_lengths_of_a_models_configuration_are_kept(tmp_path: Path) -> None:
+    """Questions of at most seven tokens and passages of nine, as sentence-transformers cuts them; also once saved."""
+    encoder = tiny_encoder()
+    encoder.model[0].query_length, encoder.model[0].document_length = 7, 9
+    texts = [" ".join(LINES * 3), LINES[0]]
+    for each in (encoder, saved(encoder, tmp_path / "model")):
+        for role, encode in (("query", each.model.encode_query), ("document", each.model.encode_document)):
+            expected = encode(texts, convert_to_tensor=True)
+            torch.testing.assert_close(each.encode_text(texts, role=role), expected, atol=1e-5, rtol=0)
+        assert each.room == 7
+        lines = each.lines(LINES * 3)
+        cut = each.encode_lines(lines, [np.arange(len(lines)), np.arange(1)])
+        torch.testing.assert_close(cut, each.encode_text(texts, role="document"), atol=1e-5, rtol=0)
+    assert tiny_encoder().token_fingerprint() != encoder.token_fingerprint()
+
+
 def test_with_adapters_a_head_stays() -> None:
     """Adapters are all of a tower that learns."""
     parts = [*list(tiny_encoder().model)[:2], Dense(32, 24)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import serving
 
-from e2erag.retriever import ExactIndex, Index, MilvusIndex, Source, Store, StoreError, milvus
+from e2erag.retriever import ExactIndex, Index, IndexConfig, MilvusIndex, Source, Store, StoreError, milvus
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
 grpc = pytest.importorskip("grpc")  # which pymilvus brings
@@ -40,6 +40,12 @@ def same_as_exact(index: Index, store: Store) -> None:
 def rows_of(index: MilvusIndex) -> list[int]:
     """The rows that Milvus holds."""
     return sorted(row["row"] for row in index._client.query(index._collection, filter="row >= 0"))
+
+
+def test_what_its_copy_takes_is_told_before_it_is_made() -> None:
+    """Float32, here; a cluster's is elsewhere."""
+    assert IndexConfig("milvus", "rows").structure_bytes(1000, 17) == 68_000
+    assert IndexConfig("milvus", "rows", uri="http://milvus:19530", name="rows").structure_bytes(1000, 17) == 0
 
 
 def test_by_its_uri_it_is_the_same_index(store: Store, server: str) -> None:
