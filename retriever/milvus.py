@@ -89,6 +89,10 @@ class MilvusIndex(SampledIndex):
                 if getattr(error, "code", None) == _UNREACHABLE:
                     self._client, self._version = None, -1  # one that is back has to load its collections
                     raise _silent(self.uri, error) from error
+                if self.uri.endswith(".db") and self.uri in str(error):  # a file of its copy
+                    raise StoreError(
+                        f"Milvus Lite's copy can't be read: delete {self.uri}, and the rows are sent again ({error})"
+                    ) from error
                 raise
 
     def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
@@ -156,12 +160,19 @@ class MilvusIndex(SampledIndex):
                 low = middle + 1
             else:
                 high = middle
-        # The last request may have come in part. Of a new collection's rows none can have died in it.
-        self._collection, self._version, self._sent = name, present, max(0, low - _AT_ONCE)
-        self._gone = self.store.dead if new else torch.arange(0)
+        self._collection, self._version, self._gone = name, present, self.store.dead
+        if not new:  # of a new collection's rows none can have died in it
+            self._delete(self.store.dead)
+        # The last request may have come in part; what else is missing, its files have lost: then all are sent again.
+        self._sent = next((sent for sent in (low, max(0, low - _AT_ONCE)) if self._complete(sent)), 0)
         older = sorted((other for other in versions if versions[other] < present), key=versions.__getitem__)
         for other in older[:-1]:
             self._client.drop_collection(other)
+
+    def _complete(self, sent: int) -> bool:
+        """Whether all rows before this one that are alive are there."""
+        found = self._client.query(self._collection, filter=f"row < {sent}", output_fields=["count(*)"])
+        return int(found[0]["count(*)"]) == sent - int((self.store.dead < sent).sum())
 
     def _create(self, name: str) -> None:
         from pymilvus import DataType, MilvusClient

@@ -1,6 +1,7 @@
 """What only Milvus does: its copy follows the store, from wherever it was left, here and over a socket."""
 
 import base64
+import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from helpers import serving
 from e2erag.retriever import ExactIndex, Index, IndexConfig, MilvusIndex, Source, Store, StoreError, milvus
 
 pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+server_manager_instance = pytest.importorskip("milvus_lite.server_manager").server_manager_instance
 grpc = pytest.importorskip("grpc")  # which pymilvus brings
 
 N, DIM = 300, 8
@@ -46,6 +48,40 @@ def test_what_its_copy_takes_is_told_before_it_is_made() -> None:
     """Float32, here; a cluster's is elsewhere."""
     assert IndexConfig("milvus", "rows").structure_bytes(1000, 17) == 68_000
     assert IndexConfig("milvus", "rows", uri="http://milvus:19530", name="rows").structure_bytes(1000, 17) == 0
+
+
+def searched(folder: Path) -> tuple[list[int], list[Path]]:
+    """What every fiftieth row finds first, after Milvus Lite has forgotten what it held in memory, and the files of its
+    copy."""
+    server_manager_instance.release_server(str(folder / "milvus.db"))
+    index = MilvusIndex(Store(folder))
+    found = index.search(index.vectors[::50], 1).ids[:, 0].tolist()
+    index._client.close()
+    server_manager_instance.release_server(str(folder / "milvus.db"))
+    return found, sorted(folder.glob("milvus.db/**/*.parquet"))
+
+
+def test_a_copy_that_has_lost_rows_gets_them_again_and_one_that_is_damaged_is_told(tmp_path: Path) -> None:
+    """A file of the copy is gone: no row is missing from what is found. One can't be read: which, and the way out. What
+    is there isn't sent a second time."""
+    rows = torch.nn.functional.normalize(torch.randn(400, 9, generator=torch.Generator().manual_seed(0)), dim=1)
+    store = Store(tmp_path)
+    store.build([[Source("a", "1", 300)]], lambda _: rows[:300], {})
+    found, files = searched(tmp_path)
+    assert found == list(range(0, 300, 50))
+    assert searched(tmp_path) == (found, files)  # all of it was there
+    store.update([Source("b", "1", 100)], rows[300:])
+    every = list(range(0, 400, 50))
+    found, (first, second) = searched(tmp_path)
+    assert found == every
+    first.unlink()
+    assert searched(tmp_path)[0] == every
+    second.write_bytes(b"")
+    with pytest.raises(StoreError, match=r"copy can't be read: delete .*/milvus\.db, and the rows are sent again"):
+        searched(tmp_path)
+    server_manager_instance.release_server(str(tmp_path / "milvus.db"))
+    shutil.rmtree(tmp_path / "milvus.db")
+    assert searched(tmp_path)[0] == every
 
 
 def test_by_its_uri_it_is_the_same_index(store: Store, server: str) -> None:
