@@ -234,8 +234,10 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     holds a batch of rows at a time, and what is mapped of them.
 
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
-    passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same weights.
-    An index in a folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
+    passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same
+    weights. (In Z a passage that only another process has found counts as the rest of the corpus does, without
+    gradient.) An index in a folder is one that all processes reach; rank 0 writes there, and index within
+    `over_ranks`.
     (Where gates act on pooling alone and rows are in memory, every process encodes all of the passages.)
 
     Args:

@@ -69,9 +69,20 @@ def searched(folder: Path, kind: str) -> None:
     FaissIndex(Store(folder), kind).search(torch.ones(1, 4), 1)
 
 
+def saved(folder: Path) -> None:
+    """Of another folder's rows, with a structure beside them."""
+    faiss.omp_set_num_threads(1)
+    made = folder.with_name(f"{folder.name} made")
+    build(made, 2)
+    index = FaissIndex(Store(made), "HNSW")
+    index.search(torch.ones(1, 4), 1)
+    index.save(folder)
+
+
 OPERATIONS: dict[str, Callable[[Path], Any]] = {
     "build": lambda folder: build(folder, 2),
     "save": save,
+    "save with a structure": saved,
     "update": update,
     "delete": delete,
     **{f"structure {kind}": lambda folder, kind=kind: searched(folder, kind) for kind in KINDS},
