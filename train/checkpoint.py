@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from e2erag.artefact import check_folder, write_folder
 from e2erag.questions import Question
@@ -75,13 +75,16 @@ class Batches(DataLoader[Question]):
 
     def state(self, taken: int) -> dict[str, Any]:
         """After so many batches of the present epoch; after all of them, that of the next before its first."""
-        if taken == len(self):
-            return {"order": self.generator.get_state(), "taken": 0}
-        return {"order": self._began, "taken": taken}
+        over = taken == len(self)
+        order = self.generator.get_state() if over else self._began
+        epoch = getattr(self.sampler, "epoch", 0) + over  # on which ranks' order depends
+        return {"order": order, "epoch": epoch, "taken": taken % len(self)}
 
     def go_on(self, state: dict[str, Any]) -> None:
         """Begin the next epoch there."""
         self.generator.set_state(state["order"])
+        if isinstance(self.sampler, DistributedSampler):
+            self.sampler.set_epoch(state["epoch"])
         self._skip = state["taken"]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

@@ -96,8 +96,7 @@ class FitConfig:
         checkpoint_every: steps after which the run's state is saved in `folder`, in place of the one before: what
             learns, two numbers a weight of the optimiser, and the index that is searched. 0: never.
         resume: go on from the state in `folder`, if there is one, as if the run had never stopped: with a system,
-            settings and questions as they were when it began. (The index is encoded as at a beginning first. Over
-            several processes this has not been run.)
+            settings and questions as they were when it began. (The index is encoded as at a beginning first.)
         progress: whether to show a bar.
     """
 

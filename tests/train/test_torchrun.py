@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from e2erag.retriever import ExactIndex, IndexConfig
 from e2erag.retriever.ranks import average, average_gradients, join, led, rank, ranks, share_weights
 from e2erag.testing import tiny_document
 from e2erag.train import FitConfig
+from e2erag.train.callbacks import Checkpoint
 from e2erag.train.parallel import over_ranks
 
 HERE = Path(__file__).parent
@@ -140,6 +142,40 @@ def alike(alone: Path, together: Path) -> None:
     assert len((together / "run" / "metrics.csv").read_text().splitlines()) == 4
 
 
+def test_two_processes_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    """In the middle of an epoch; each with its own questions and its own draws, to the bit."""
+    torchrun(tmp_path, "resume")
+    assert {"same-0", "same-1"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def check_resume(systems: list[RAG], folder: Path) -> None:
+    """A run over two processes, the same stopped after three of its six steps, and what goes on from there."""
+    whole, halted, resumed = systems
+    rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
+    settings = {
+        "epochs": 3, "batch_size": 1, "k": 4, "samples": 2, "refresh_every": 2, "gates": "sample", "progress": False,
+        "checkpoint_every": 1, "objective": {"marginal": 1.0, "rloo": 0.5},
+    }  # fmt: skip
+    expected = whole.fit(rows, **settings, folder=folder / "whole")
+    end = Checkpoint.on_train_batch_end
+
+    def ends(self: Checkpoint, trainer: Any, *given: Any) -> None:
+        end(self, trainer, *given)
+        if trainer.global_step == 3:
+            raise RuntimeError("stopped")
+
+    with pytest.MonkeyPatch.context() as during:
+        during.setattr(Checkpoint, "on_train_batch_end", ends)
+        with pytest.raises(RuntimeError, match="stopped"):
+            halted.fit(rows, **settings, folder=folder / "run")
+    got = resumed.fit(rows, **settings, folder=folder / "run", resume=True)
+    assert (got.steps, got.history) == (expected.steps, expected.history)
+    pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert torch.equal(whole.index_.vectors, resumed.index_.vectors)
+    (folder / f"same-{rank()}").touch()
+
+
 def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     """Means of gradients (None where no rank has one), of figures, and rank 0's weights."""
     torchrun(tmp_path, "check_sums")
@@ -178,11 +214,13 @@ def check_pooled(rag: RAG, folder: Path) -> None:
 
 def main(folder: str, what: str) -> None:
     # Made before the ranks meet: from then on transformers saves from rank 0 alone.
-    rag, other, pooled = system(), system(), system("pool")
+    rag, other, pooled, third = system(), system(), system("pool"), system()
     join()
     if what == "train":
         train(rag, Path(folder), 2)
         train(other, Path(folder) / "placed", 2, Path(folder) / "index", share=0.5)
+    elif what == "resume":
+        check_resume([rag, other, third], Path(folder))
     else:
         check_pooled(pooled, Path(folder))
         check_sums(rag, Path(folder))
