@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,17 @@ class Progress(L.Callback):
 class CheckpointFolder(CheckpointIO):
     """Lightning's checkpoints as folders with a manifest of hashes."""
 
+    def __init__(self, check: Callable[[dict[str, Any]], None]) -> None:
+        """`check`: of what is loaded, before anything is restored from it."""
+        self.check = check
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_state(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_state(Path(path))
+        state = read_state(Path(path))
+        self.check(state)
+        return state
 
     def remove_checkpoint(self, path: Any) -> None:
         """There is one, and the next takes its place."""
@@ -180,29 +186,33 @@ class Checkpoint(L.Callback):
             "manifest": dict(index.manifest),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse one that was saved with other settings, questions, documents or another number of processes.
 
         Raises:
-            ValueError: it was saved with other settings, questions, documents or so many processes."""
-        module, rag, drawn = self.module, self.module.rag, state_dict["passages"]
-        corpus, other = rag._ready()[0], set(rag.indexer.changed(state_dict["manifest"], rag._ready()[0], "soft"))
-        changed = sorted(other - {"encoder", "extractor"})  # these have learned since
+            ValueError: it was."""
+        saved, rag = checkpoint["callbacks"][self.state_key], self.module.rag
+        drawn, other = saved["passages"], rag.indexer.changed(saved["manifest"], rag._ready()[0], "soft")
+        changed = sorted({*other} - {"encoder", "extractor"})  # these have learned since
         if len(drawn) != ranks():
             changed.append(f"{ranks()} processes for {len(drawn)}")
-        if state_dict["made_with"] != self.made_with:
+        if saved["made_with"] != self.made_with:
             changed.append("settings or questions")
         if changed:
             raise ValueError(
                 f"the run in {self.folder.parent} can't go on, for it began with something else "
                 f"({', '.join(changed)}): begin with the same system, questions and FitConfig, or name another folder"
             )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        module, rag = self.module, self.module.rag
         module.history, module.beside = state_dict["history"], state_dict["beside"]
         module.noise.set_state(state_dict["gates"])
-        self._drawn.set_state(drawn[rank()])
+        self._drawn.set_state(state_dict["passages"][rank()])
         torch.set_rng_state(state_dict["torch"])
         self.batches.go_on(state_dict["batches"])
-        corpus = copy(corpus)
+        corpus = copy(rag._ready()[0])
         corpus.text = state_dict["text"].to(corpus.text.device)
         rag.index_ = rag.indexer.restored(corpus, state_dict["rows"], state_dict["manifest"], rag.config.index)
         rag.corpus = corpus

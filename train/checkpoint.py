@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from e2erag.artefact import check_folder, write_folder
+from e2erag.artefact import ManifestError, check_folder, write_folder
 from e2erag.questions import Question
 
 TENSORS, REST = "tensors.safetensors", "rest.json"
@@ -36,6 +37,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     rest, tensors = (folder / REST).read_text(encoding="utf-8"), load_file(folder / TENSORS)
     found: dict[str, Any] = _together(json.loads(rest), tensors)
     return found
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether there is one; what a kill in the middle of an exchange has left aside is put back first."""
+    with suppress(ManifestError):  # there is none, or `read_state` says what is wrong
+        check_folder(folder, hashes=False)
+    return folder.exists()
 
 
 def _apart(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -22,12 +22,16 @@ from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import rank, ranks
 from e2erag.train.callbacks import Checkpoint, CheckpointFolder, CollapseGuard, Progress
+from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
 from e2erag.train.objectives import TOGETHER, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule, check_device
+
+CHECKPOINT = "checkpoint"
+"""Where a run's folder holds its state."""
 
 _ANY_TIME = ("folder", "checkpoint_every", "resume", "progress", "collapse", "refresh_device")
 """Settings that may be others where a run goes on."""
@@ -254,9 +258,8 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     L.seed_everything(config.seed, verbose=False)
     folder = None if config.folder is None else Path(config.folder)
     logger = _logger(folder, config)
-    saved = None if folder is None else folder / "checkpoint"
-    begun_with = _beginning(config, rows)
-    going_on = config.resume and saved is not None and saved.exists()
+    saved = None if folder is None else folder / CHECKPOINT
+    going_on = config.resume and saved is not None and is_saved(saved)
     batches = loader(rows, config.batch_size, config.seed)
     read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
@@ -271,25 +274,15 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         module = TrainModule(rag, config, steps=config.epochs * -(-len(batches) // config.accumulate))
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly
+        callbacks = _callbacks(config, module, batches, asked * config.epochs, _beginning(config, rows))
         trainer = L.Trainer(
             **trainer_settings(home),
             use_distributed_sampler=False,
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
             logger=logger,
-            callbacks=[
-                Refresh(
-                    Schedule(config.refresh_every),
-                    config.refresh_drift,
-                    config.refresh_share,
-                    config.refresh_background,
-                    config.refresh_device,
-                ),
-                *([CollapseGuard(config.collapse == "stop")] if config.collapse != "ignore" else []),
-                *([Progress(asked * config.epochs)] if config.progress and rank() == 0 else []),
-                *([] if saved is None else [Checkpoint(module, batches, saved, config.checkpoint_every, begun_with)]),
-            ],
-            plugins=[CheckpointFolder()],
+            callbacks=callbacks,
+            plugins=[CheckpointFolder(each.check) for each in callbacks if isinstance(each, Checkpoint)],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
@@ -331,6 +324,22 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             "training searches every row"
         )
     return kind
+
+
+def _callbacks(
+    config: FitConfig, module: TrainModule, batches: Batches, questions: int, made_with: str
+) -> list[L.Callback]:
+    """What happens beside the steps; the state is saved last, when the others have seen a step."""
+    settings = config.refresh_drift, config.refresh_share, config.refresh_background, config.refresh_device
+    found: list[L.Callback] = [Refresh(Schedule(config.refresh_every), *settings)]
+    if config.collapse != "ignore":
+        found.append(CollapseGuard(config.collapse == "stop"))
+    if config.progress and rank() == 0:
+        found.append(Progress(questions))
+    if config.folder is not None:
+        place = Path(config.folder) / CHECKPOINT
+        found.append(Checkpoint(module, batches, place, config.checkpoint_every, made_with))
+    return found
 
 
 def _beginning(config: FitConfig, rows: Sequence[Question]) -> str:

@@ -1,6 +1,8 @@
 """A run that was stopped goes on as if it had not been: the same weights, figures and index, to the bit."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from e2erag import RAG, RAGConfig
+from e2erag import RAG, RAGConfig, artefact
 from e2erag.artefact import ManifestError
 from e2erag.extract import ExtractorConfig
 from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import Run
 from e2erag.train.callbacks import Checkpoint
-from e2erag.train.checkpoint import read_state, write_state
+from e2erag.train.checkpoint import is_saved, read_state, write_state
 
 ROWS = [{"question": f"how old was pilot {i} ?", "answers": [str(20 + i)]} for i in range(6)]
 
@@ -121,7 +123,7 @@ def test_what_began_with_something_else_is_refused(tmp_path: Path, monkeypatch: 
         run(rag, tmp_path / "run", resume=True, k=3)
     with pytest.raises(ValueError, match="settings or questions"):
         rag.fit(ROWS[:5], epochs=3, folder=tmp_path / "run", resume=True, progress=False)
-    rag = system()
+    assert all(torch.equal(before[name], value) for name, value in rag.model.state_dict().items())
     rag.add([tiny_document([["one more line"]], "more.pdf")])
     with pytest.raises(ValueError, match=r"\(corpus\)"):
         run(rag, tmp_path / "run", resume=True)
@@ -145,6 +147,17 @@ def test_settings_that_need_each_other(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoint")
     run(rag, tmp_path, epochs=1, checkpoint_every=0)
     assert not (tmp_path / "checkpoint").exists()
+
+
+def test_one_that_a_kill_left_aside_is_found(tmp_path: Path) -> None:
+    """Between the two renames of an exchange no folder has its name, and the old one is whole."""
+    assert not is_saved(tmp_path / "state")
+    write_state({"a": 1}, tmp_path / "state")
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    aside = artefact._sibling(tmp_path / "state", "aside").name.replace(str(os.getpid()), gone.stdout.decode().strip())
+    (tmp_path / "state").rename(tmp_path / aside)
+    assert is_saved(tmp_path / "state")
+    assert read_state(tmp_path / "state") == {"a": 1}
 
 
 def test_a_checkpoint_is_tensors_and_json(tmp_path: Path) -> None:
