@@ -97,7 +97,8 @@ def questions(count: int) -> list[Question]:
 def system(reader: ReaderKind, passages: int, k: int, device: str = "cpu") -> RAG:
     """Two towers without a last normalisation and τ = 1, as Hugging Face's RAG has them; float32 on a CPU."""
     encoder = tiny_encoder(dim=DIM, layers=LAYERS, pooling="cls")
-    encoder = Encoder(SentenceTransformer(modules=list(encoder.model)[:2], device="cpu").eval())
+    bare = SentenceTransformer(modules=list(encoder.model)[:2], device="cpu", similarity_fn_name="dot")
+    encoder = Encoder(bare.eval())
     generator = tiny_generator(dim=DIM, layers=LAYERS, config=GeneratorConfig(max_tokens=512), kind=reader)
     torch.manual_seed(0)
     rag = RAG(

@@ -43,6 +43,7 @@ class Encoder(nn.Module):
         width: components of a token's state, and of what is pooled.
         dim: components of a vector: the first `truncate_dim` where the model's configuration has that, taken after its
             head, as sentence-transformers does.
+        normalizes: whether vectors come with length 1.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -66,6 +67,7 @@ class Encoder(nn.Module):
         self.width = int(settings["embedding_dimension"])
         size = [self.width, *(int(module.out_features) for module in self.head if hasattr(module, "out_features"))][-1]
         self.dim = min(size, model.truncate_dim or size)
+        self.normalizes = bool(self.head) and type(self.head[-1]).__name__ == "Normalize" and self.dim == size
         if self.pooling not in POOLING:
             raise ValueError(f"pooling must be one of {', '.join(POOLING)}, this model has {self.pooling!r}")
         self.pool_prompt = bool(settings.get("include_prompt", True))
@@ -100,10 +102,15 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.device
 
+    @property
+    def similarity(self) -> str:
+        """How the model's own configuration compares two vectors: "cosine" where it doesn't say."""
+        return str(self.model.similarity_fn_name)
+
     def settings(self) -> dict[str, Any]:
         """How vectors are made of tokens' states, beside the weights."""
         head = [{"module": type(module).__name__, **module.get_config_dict()} for module in self.head]
-        return {"mode": self.pooling, "head": head}
+        return {"mode": self.pooling, "head": head, "similarity": self.similarity}
 
     def token_fingerprint(self) -> str:
         """A hash of the tokenizer and the longest input: two encoders that share it cut texts into the same tokens."""

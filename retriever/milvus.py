@@ -1,10 +1,11 @@
 """Search through Milvus: embedded in this process (Milvus Lite) or a cluster, by its URI alone (extra `milvus`)."""
 
+import errno
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,21 @@ class MilvusIndex(SampledIndex):
         self._sent = 0
         self._gone = torch.arange(0)
 
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        expect: Mapping[str, object] | None = None,
+        verify: bool = True,
+        *,
+        uri: str | None = None,
+        token: str = "",
+        name: str = "",
+    ) -> "MilvusIndex":
+        """As `Index.load`; the rows are sent to that Milvus with the first search, under a name that no other index has
+        there."""
+        return cls(Store.open(folder, expect, verify), uri, token, name)
+
     def search(self, queries: Queries, k: int, prior: Prior | None = None) -> Hits:
         """See `Index.search`. What is found, with a prior four times as much and what that lifts, is scored anew from
         the stored rows.
@@ -81,19 +97,47 @@ class MilvusIndex(SampledIndex):
     def _explained(self) -> Iterator[None]:
         """Errors of the disk, which Milvus gives as a text in its own, and of the way to it, with what they mean."""
         with self.store.ledger.explained():
+            self._check_writable()
             try:
                 yield
+            except ConnectionError:
+                raise
             except Exception as error:
                 if number := re.search(r"message=\[Errno (\d+)\]", str(error)):
-                    raise OSError(int(number[1]), os.strerror(int(number[1])), self.uri) from error
+                    raise self._unwritten(int(number[1]), str(error)) from error
                 if getattr(error, "code", None) == _UNREACHABLE:
                     self._client, self._version = None, -1  # one that is back has to load its collections
                     raise _silent(self.uri, error) from error
-                if self.uri.endswith(".db") and self.uri in str(error):  # a file of its copy
+                if self._embedded and self.uri in str(error):  # a file of its copy
                     raise StoreError(
                         f"Milvus Lite's copy can't be read: delete {self.uri}, and the rows are sent again ({error})"
                     ) from error
                 raise
+
+    @property
+    def _embedded(self) -> bool:
+        """Whether it is Milvus Lite in this process, over a file."""
+        return self.uri.endswith(".db")
+
+    def _check_writable(self) -> None:
+        """Refuse a folder that Milvus Lite, which locks its file and writes where it reads, can't open."""
+        if self._embedded and self._client is None and not os.access(Path(self.uri).parent, os.W_OK):
+            raise OSError(
+                errno.EROFS,
+                "Milvus Lite's file must be writable, even to be searched, and this folder isn't; the rows are whole "
+                "and what was there before stays as it was: load them with ExactIndex or FaissIndex, copy the folder "
+                "to where it can be written, or give the uri of a Milvus elsewhere",
+                self.uri,
+            )
+
+    def _unwritten(self, number: int, message: str) -> OSError:
+        if self._embedded:
+            return OSError(number, os.strerror(number), self.uri)
+        text = (
+            f"Milvus must have room and leave to write, and this one hasn't ({message.strip()}); the rows here are "
+            "whole, and what was there before stays as it was: mend it there, and search again"
+        )
+        return OSError(number, text, self.uri)
 
     def _found(self, queries: Queries, limit: int) -> Int[Tensor, "questions found"]:
         """Rows, each alive and known to this process, the rest −1; asked anew where another process has put others."""
@@ -177,7 +221,7 @@ class MilvusIndex(SampledIndex):
     def _create(self, name: str) -> None:
         from pymilvus import DataType, MilvusClient
 
-        if self.uri.endswith(".db"):  # what was half made is not listed, and Milvus Lite refuses to make it again
+        if self._embedded:  # what was half made is not listed, and Milvus Lite refuses to make it again
             shutil.rmtree(Path(self.uri, "collections", name), ignore_errors=True)
         schema = MilvusClient.create_schema(auto_id=False)
         schema.add_field("row", DataType.INT64, is_primary=True)

@@ -1,5 +1,7 @@
 """p(z | x) = exp(s_z) / Z with s_z = ⟨q(x), d(z; w)⟩ / τ + α·log π(z), and Z over every passage of the corpus.
 
+⟨q, d⟩ is the cosine or the inner product, as the model's own configuration says (`similarity_fn_name`).
+
 Optionally s_z has a third part, β·BM25(x, z)."""
 
 import copy
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
@@ -29,7 +32,8 @@ class RetrieverConfig:
     """How passages are encoded and scored.
 
     Attributes:
-        temperature: τ, the scale of the inner product; .05 with unit vectors.
+        temperature: τ, the scale of the cosine, or of the inner product of a model that was trained for that, whose
+            scale may be far from the cosine's .05.
         learn_temperature: whether τ learns (log τ does) from where it starts, or stays.
         prior_weight: α, how much the extractor's log π counts.
         tied: one model for questions and passages; untied towers start equal and have parameters of their own.
@@ -69,6 +73,12 @@ class Retriever(nn.Module):
     def __init__(self, encoder: Encoder, config: RetrieverConfig | None = None, query: Encoder | None = None) -> None:
         super().__init__()
         self.config = c = config or RetrieverConfig()
+        compared = {tower.similarity for tower in (encoder, query or encoder)}
+        if len(compared) > 1 or not compared <= {"cosine", "dot"}:
+            raise ValueError(
+                f"both towers are compared by cosine or both by dot, and these models say {' and '.join(compared)}: "
+                'give SentenceTransformer(…, similarity_fn_name="dot") the one they were trained for'
+            )
         if c.gates == "pool" and encoder.pooling != "mean":
             raise ValueError(
                 f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
@@ -97,7 +107,7 @@ class Retriever(nn.Module):
 
     def encode_questions(self, questions: list[str]) -> Float[Tensor, "questions row"]:
         """[q(x)/τ ; 1], ready for an inner product with `passage_rows`."""
-        q = self.query.encode_text(questions, role="query") / self.temperature
+        q = self._compared(self.query.encode_text(questions, role="query"), self.query) / self.temperature
         return torch.cat([q, q.new_ones(len(q), 1)], -1)
 
     def encode_passages(
@@ -114,7 +124,12 @@ class Retriever(nn.Module):
         self, vectors: Float[Tensor, "passages dim"], log_prior: Float[Tensor, " passages"]
     ) -> Float[Tensor, "passages row"]:
         """[d(z) ; α·log π(z)]: what the index stores and a search multiplies."""
+        vectors = self._compared(vectors, self.passage)
         return torch.cat([vectors, self.config.prior_weight * log_prior[:, None].to(vectors)], -1)
+
+    def _compared(self, vectors: Float[Tensor, "each dim"], tower: Encoder) -> Float[Tensor, "each dim"]:
+        """Vectors whose inner product is the similarity that the model's own configuration names."""
+        return vectors if self.passage.similarity == "dot" or tower.normalizes else F.normalize(vectors, dim=-1)
 
     def with_bm25(
         self, scores: Float[Tensor, "*given passages"], sparse: Float[Tensor, "questions passages"] | None

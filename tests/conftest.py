@@ -7,15 +7,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
-from helpers import serving
+from helpers import BY_URI, INDEXES, serving
 from hypothesis import settings
 
 from e2erag.rag import RAG
+from e2erag.retriever import Index, MilvusIndex, Store
 from e2erag.testing import tiny_document, tiny_rag
 
 # A run that decides whether a change lands draws the same cases each time; at a desk they are new ones.
@@ -73,3 +75,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Milvus in another process, reached as a cluster is."""
     with serving(tmp_path_factory.mktemp("server"))() as uri:
         yield uri
+
+
+@pytest.fixture
+def over(request: pytest.FixtureRequest) -> Callable[[Store], Index]:
+    """Makes an index of the kind that a test names over a store in a folder, and the same one each time."""
+    if "Milvus" in request.param:
+        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    if request.param != BY_URI:
+        return INDEXES[request.param]
+    uri, own = request.getfixturevalue("server"), uuid4().hex
+    return lambda store: MilvusIndex(store, uri, name=f"of_{own}_{store.folder.name}")

@@ -11,23 +11,34 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from uuid import uuid4
 
 import torch
 from reportlab.pdfgen import canvas
 from torch import nn
 
-from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Store
+from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ParallelIndex, ShardedIndex, Store
 from e2erag.retriever.approximate import KINDS
 
 INDEXES: dict[str, Callable[[Store], Index]] = {
     "exact": ExactIndex,
     "Milvus Lite": MilvusIndex,
     "sharded, one rank": ShardedIndex,
+    "parallel, one rank": ParallelIndex,
     **{kind: lambda store, kind=kind: FaissIndex(store, kind) for kind in KINDS},
 }
 """Every kind of index, over a store in a folder."""
+BY_URI = "Milvus by its URI"
+"""One more, for which a server must run."""
 OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 """Where an index is written."""
+
+
+def loaded(index: Index, folder: Path) -> Index:
+    """What was saved in this folder, searched as this index is."""
+    if isinstance(index, MilvusIndex) and index.uri.startswith("http"):
+        return MilvusIndex.load(folder, uri=index.uri, name=f"of_{uuid4().hex}")
+    return type(index).load(folder)
 
 
 def in_double(module: nn.Module) -> nn.Module:
@@ -50,6 +61,8 @@ def hide_page(path: Path) -> None:
 
 def forked(work: Callable[[], None], at: int | None = None, traced: tuple[str, ...] = OURS) -> int:
     """Run in a child that is killed at the at-th line of these files it executes; how many it did, −1 if killed."""
+    if milvus_lite := sys.modules.get("milvus_lite.server_manager"):  # a child would wait for its threads
+        milvus_lite.server_manager_instance.release_all()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -204,3 +204,36 @@ def test_a_temperature_is_learned_or_stays(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.temperature, retriever.temperature)
     with pytest.raises(ValueError, match="temperature divides the inner product and must be above 0, got 0"):
         RetrieverConfig(temperature=0.0)
+
+
+def compared(modules: list[torch.nn.Module], said: str | None, **settings: int) -> Retriever:
+    """Untied towers, so that each has its own."""
+    model = SentenceTransformer(modules=modules, similarity_fn_name=said, device="cpu", **settings).eval()
+    return Retriever(Encoder(model), RetrieverConfig(tied=False, temperature=0.1))
+
+
+@pytest.mark.parametrize(("said", "cut"), [(None, None), ("cosine", None), ("dot", None), (None, 16), ("dot", 16)])
+@pytest.mark.parametrize("modules", [2, 3])
+def test_a_score_is_the_similarity_that_the_model_names(
+    said: str | None, cut: int | None, modules: int, tmp_path: Path
+) -> None:
+    """With and without Normalize and truncation, as `SentenceTransformer.similarity` has it; also once saved."""
+    retriever = compared(list(tiny_encoder().model)[:modules], said, **({} if cut is None else {"truncate_dim": cut}))
+    retriever.save(tmp_path)
+    for each in (retriever, Retriever.load(tmp_path, retriever.config)):
+        assert each.passage.similarity == (said or "cosine")
+        question, passage = both(each.passage).split(1)
+        expected = each.passage.model.similarity(question, passage)
+        rows = each.passage_rows(passage, torch.zeros(1))
+        score = each.encode_questions([QUESTION]) @ rows.T
+        torch.testing.assert_close(score, expected / 0.1, atol=1e-5, rtol=1e-5)
+
+
+def test_similarities_that_no_inner_product_gives_are_refused() -> None:
+    """Distances, and towers that are compared otherwise."""
+    parts = list(tiny_encoder().model)
+    with pytest.raises(ValueError, match="by cosine or both by dot, and these models say euclidean: give Sentence"):
+        compared(parts, "euclidean")
+    models = [SentenceTransformer(modules=parts, similarity_fn_name=n, device="cpu") for n in ("dot", "cosine")]
+    with pytest.raises(ValueError, match=r"these models say (dot and cosine|cosine and dot)"):
+        Retriever(Encoder(models[0]), RetrieverConfig(tied=False), Encoder(copy.deepcopy(models[1])))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import INDEXES, forked
+from helpers import BY_URI, INDEXES, forked, loaded, serving
 
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, Source, Store
 
@@ -46,13 +46,18 @@ CHANGES: dict[str, Callable[[Index], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "Milvus Lite"])  # whose copy is below
+WITH_ROOM = [kind for kind in (*INDEXES, BY_URI) if kind != "Milvus Lite"]  # whose copy is below
+
+
+@pytest.mark.parametrize("over", WITH_ROOM, indirect=True)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_without_room_is_told_and_the_old_index_stays(kind: str, change: str, small_disk: Path) -> None:
+def test_a_change_without_room_is_told_and_the_old_index_stays(
+    over: Callable[[Store], Index], change: str, small_disk: Path
+) -> None:
     """What was there, and what was saved there, answers as before, to who has it open and to who opens it; with room
     the same call ends."""
 
-    index = INDEXES[kind](Store(small_disk / "a"))
+    index = over(Store(small_disk / "a"))
     index.add([Source("a", "1", 300), Source("b", "1", 300)], rows_of(600, 0))
     index.save(small_disk / "saved")
     before = answers(index)
@@ -63,12 +68,12 @@ def test_a_change_without_room_is_told_and_the_old_index_stays(kind: str, change
         CHANGES[change](index)
     assert told.value.errno == errno.ENOSPC
     assert answers(index) == now
-    assert answers(INDEXES[kind](Store(small_disk / "a"))) == now
+    assert answers(over(Store(small_disk / "a"))) == now
     Store.open(small_disk / "a")  # every hash
-    assert answers(type(index).load(small_disk / "saved")) == before
+    assert answers(loaded(index, small_disk / "saved")) == before
     filler.unlink()
     CHANGES[change](index)
-    changed = type(index).load(small_disk / "saved") if change == "save" else INDEXES[kind](Store(small_disk / "a"))
+    changed = loaded(index, small_disk / "saved") if change == "save" else over(Store(small_disk / "a"))
     assert content(changed) == content(index)
     assert (content(index) != old) == (change != "save")
     assert torch.isfinite(torch.tensor(answers(changed))).all()
@@ -123,3 +128,20 @@ def test_without_room_for_its_copy_milvus_says_so_and_goes_on_later(left: int, s
     assert forked(full) > 0
     filler.unlink(missing_ok=True)
     assert forked(lambda: same(MilvusIndex(Store(small_disk / "a")))) > 0
+
+
+def test_without_room_in_milvus_elsewhere_that_is_told_and_mended_there(small_disk: Path, tmp_path: Path) -> None:
+    """Its disk is full, or can't be written to: the error names the Milvus; the rows stay, and with room, or leave, the
+    same index finds everything."""
+    pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    store = Store(tmp_path / "a")
+    store.add([Source("a", "x", 2000)], rows_of(2000, 0))
+    with serving(small_disk)() as uri:
+        index = MilvusIndex(store, uri, name="small")
+        filler = fill(small_disk, 60_000)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"Milvus must have room and leave to write, .*No space left") as told:
+                index.search(torch.eye(DIM), 5)
+            assert (told.value.errno, told.value.filename) == (errno.ENOSPC, uri)
+        filler.unlink()
+        assert torch.equal(index.search(torch.eye(DIM), 5).ids, ExactIndex(store).search(torch.eye(DIM), 5).ids)

@@ -16,9 +16,9 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from helpers import INDEXES, OURS, forked
+from helpers import BY_URI, INDEXES, OURS, forked
 
-from e2erag.retriever import ExactIndex, FaissIndex, MilvusIndex, ShardedIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS
 from e2erag.retriever.index import fingerprint_of
 from e2erag.retriever.ledger import Ledger
@@ -116,10 +116,14 @@ def test_killed_at_any_line_the_old_or_the_new_index_is_there(name: str, tmp_pat
     assert False in seen or old == new  # a search structure changes no rows
 
 
-def test_killed_at_any_line_milvus_and_the_rows_agree_afterwards(tmp_path: Path) -> None:
-    """Milvus Lite in the process, killed in its own lines, in ours that send to it, and in the store's: the old rows or
-    the new; then the same call ends, and Milvus finds what exact search finds."""
+@pytest.mark.parametrize("by_uri", [False, True])
+def test_killed_at_any_line_milvus_and_the_rows_agree_afterwards(
+    by_uri: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Killed in our lines that send to Milvus, in the store's, and in those of a Milvus Lite in the process: the old
+    rows or the new; then the same call ends, and Milvus finds what exact search finds."""
     pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    uri = request.getfixturevalue("server") if by_uri else None
 
     def updated(folder: Path) -> None:
         update(folder)
@@ -128,26 +132,32 @@ def test_killed_at_any_line_milvus_and_the_rows_agree_afterwards(tmp_path: Path)
     def same(folder: Path) -> None:
         store = Store(folder)
         queries = torch.eye(4)[:2] / torch.arange(1.0, 5)
-        found, exact = (kind(store).search(queries, 90) for kind in (MilvusIndex, ExactIndex))
+        indexes = MilvusIndex(store, uri, name=f"of_{folder.name}"), ExactIndex(store)
+        found, exact = (index.search(queries, 90) for index in indexes)
         assert torch.equal(found.ids, exact.ids)
         torch.testing.assert_close(found.scores, exact.scores)
 
+    def begun(folder: Path) -> Path:
+        """Rows, and a Milvus that has them: a file beside them, or a collection of this folder's name."""
+        shutil.copytree(tmp_path / "start", folder)
+        assert not by_uri or forked(lambda: same(folder)) > 0
+        return folder
+
     build(tmp_path / "start", 1)
-    assert forked(lambda: same(tmp_path / "start")) > 0
+    assert by_uri or forked(lambda: same(tmp_path / "start")) > 0
     old = content(tmp_path / "start")
-    for traced in ((*OURS, "retriever/milvus.py"), ("/milvus_lite/",)):
-        shutil.copytree(tmp_path / "start", tmp_path / "done")
-        total = forked(lambda: updated(tmp_path / "done"), traced=traced)
-        new = content(tmp_path / "done")
+    for traced in ((*OURS, "retriever/milvus.py"), *([] if by_uri else [("/milvus_lite/",)])):
+        done = begun(tmp_path / "done")
+        total = forked(lambda done=done: updated(done), traced=traced)
+        new = content(done)
         for point in sorted(random.Random(traced[-1]).sample(range(1, total + 1), POINTS // 2)):
-            folder = tmp_path / str(point)
-            shutil.copytree(tmp_path / "start", folder)
+            folder = begun(tmp_path / str(point))
             assert forked(lambda folder=folder: updated(folder), point, traced) == -1
             assert content(folder) in (old, new)
             assert forked(lambda folder=folder: updated(folder)) > 0
             assert content(folder) == new
             shutil.rmtree(folder)
-        shutil.rmtree(tmp_path / "done")
+        shutil.rmtree(done)
 
 
 def test_a_killed_build_encodes_nothing_twice_but_the_batch_it_was_in(tmp_path: Path) -> None:
@@ -316,12 +326,12 @@ def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path
     assert Store.open(tmp_path / "a").manifest["encoder"] == 20
 
 
-@pytest.mark.parametrize("kind", INDEXES)
-def test_a_reader_searches_one_whole_version_while_another_process_builds(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", [*INDEXES, BY_URI], indirect=True)
+def test_a_reader_searches_one_whole_version_while_another_process_builds(
+    over: Callable[[Store], Index], tmp_path: Path
+) -> None:
     """Every kind, until it has answered from three versions: each time with the rows of one, and all that it finds has
     its score there. Who has one open keeps it, and what it finds."""
-    if kind == "Milvus Lite":
-        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
     build(tmp_path, 0)
     context, queries = multiprocessing.get_context("fork"), torch.eye(4)[:2] / torch.arange(1.0, 5)
     enough = context.Event()
@@ -333,15 +343,17 @@ def test_a_reader_searches_one_whole_version_while_another_process_builds(kind: 
             version += 1
             build(tmp_path, version)
 
-    first = INDEXES[kind](Store.open(tmp_path))
-    kept = None if kind == "Milvus Lite" else first.search(queries, 9)  # it starts threads, and below is a fork
+    first = over(Store.open(tmp_path))
+    kept = (
+        None if isinstance(first, MilvusIndex) else first.search(queries, 9)
+    )  # it starts threads, and below is a fork
     process, seen, end = context.Process(target=write), set(), time.monotonic() + 120
     process.start()
     try:
         while len(seen) < 3 and time.monotonic() < end:
             store = Store.open(tmp_path)
             try:
-                hits = INDEXES[kind](store).search(queries, 9)
+                hits = over(store).search(queries, 9)
             except StoreError as error:
                 assert "call reload()" in str(error)  # noqa: PT017 - it may come or not
                 continue
@@ -349,7 +361,7 @@ def test_a_reader_searches_one_whole_version_while_another_process_builds(kind: 
             scores = queries @ torch.cat([rows_of(batch) for batch in sources(version)]).T
             assert (hits.ids >= 0).all()
             torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids))
-            if kind not in ("IVF", "SQ", "PQ"):
+            if getattr(first, "kind", None) not in ("IVF", "SQ", "PQ"):
                 torch.testing.assert_close(hits.scores, scores.topk(9).values)
             seen.add(version)
     finally:
@@ -454,7 +466,7 @@ def test_a_build_that_filled_the_disk_says_what_of_it_lies_where(
 
 
 def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
-    """It loads and answers; a change is refused with the way out."""
+    """It loads and answers; a change is refused with the way out, and so is Milvus Lite, which writes to be read."""
     build(small_disk / "a", 1)
     gc.collect()
     assert os.system(f"mount -o remount,ro {small_disk}") == 0
@@ -464,6 +476,10 @@ def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
         index.add([Source("x", "x", 1)], torch.ones(1, 4))
     with pytest.raises(OSError, match=r"must be writable|Read-only"):
         index.save(small_disk / "b")
+    with pytest.raises(
+        OSError, match=r"Milvus Lite's file must be writable, .* ExactIndex or FaissIndex, copy the fold"
+    ):
+        MilvusIndex.load(small_disk / "a").search(torch.ones(1, 4), 1)
 
 
 @pytest.mark.parametrize("state", ["full", "read-only"])

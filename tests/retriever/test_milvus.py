@@ -145,6 +145,17 @@ def test_a_server_that_goes_is_told_and_one_that_is_back_goes_on(
                 time.sleep(1)
 
 
+def test_a_file_that_another_process_has_open_is_told(store: Store) -> None:
+    """Milvus Lite's belongs to one process at a time; once that has ended, it is searched."""
+    index = MilvusIndex(store)
+    with (
+        serving(Path(index.uri))(),
+        pytest.raises(ConnectionError, match=r"milvus.db: check .*that no other process has the file open"),
+    ):
+        index.search(drawn(1, 3), 1)
+    same_as_exact(index, store)
+
+
 def test_a_token_goes_to_the_server_and_into_no_error(store: Store) -> None:
     """To one that lets nobody in: it has seen the token, and the error says what to change and not the token."""
     seen = set()
