@@ -12,7 +12,8 @@ class Estimate(NamedTuple):
         disk: bytes of rows to be written; the old version stays beside them until the new one is whole.
         memory: bytes of rows held at a time, as encoded and as stored.
         structure: bytes of a search structure, of memory and, beside rows in a folder, of disk.
-        seconds: of encoding; None where that is too little to be measured first.
+        seconds: of encoding, without the structure, which the first search builds; None where that is too little to be
+            measured first.
     """
 
     disk: int
@@ -33,5 +34,5 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         disk, memory = ((each + self.structure) / 1e6 for each in (self.disk, self.memory))
-        time = "" if self.seconds is None else f", about {self.seconds / 60:,.1f} minutes"
+        time = "" if self.seconds is None else f", about {self.seconds / 60:,.1f} minutes to encode"
         return f"{f'{disk:,.1f} MB of disk, ' if disk else ''}{memory:,.1f} MB of memory{time}"

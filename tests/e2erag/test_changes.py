@@ -371,7 +371,7 @@ def test_what_a_build_takes_is_told_before_anything_is_encoded(
     expected = Estimate(0 if folder is None else 2 * numbers, (4 + 2) * numbers, structure)
     assert told == [expected, expected._replace(seconds=90.0)]
     assert caplog.messages == [f"to index {count} passages: {each}" for each in told]
-    assert str(Estimate(10**6, 10**7, 10**6, 90)) == "2.0 MB of disk, 11.0 MB of memory, about 1.5 minutes"
+    assert str(Estimate(10**6, 10**7, 10**6, 90)) == "2.0 MB of disk, 11.0 MB of memory, about 1.5 minutes to encode"
     if folder:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2 * numbers - 1))
         with pytest.raises(OSError, match="nothing was written: make room"):
@@ -403,7 +403,9 @@ def test_time_is_told_of_many_passages_and_a_terminal_shows_it(
     rag.index(many)
     count = len(rag.corpus.passages)
     assert sizes == [count, 1, 2, count]
-    assert re.search(rf"to index {count} passages: .* MB of memory, about \d+\.\d minutes\n", capsys.readouterr().err)
+    assert re.search(
+        rf"to index {count} passages: .* MB of memory, about \d+\.\d minutes to encode\n", capsys.readouterr().err
+    )
 
 
 def test_settings_of_an_index_that_go_together() -> None:
