@@ -1,10 +1,13 @@
-"""Reading gates as one more dimension of the keys against a float mask with gradient: time, forward and backward.
+"""Gates as one more dimension of the keys against a float mask with gradient: time, forward and backward.
 
     python benchmarks/attention.py [--quick] [--json FILE]
 
 Both in one run on the same tensors (SmolLM2-135M's heads, causal), in the precision that the processor computes fastest
 in, on a GPU where there is one. FlexAttention, which takes log w as a function of the score, goes back on GPUs
 alone: elsewhere only what it gives is compared. Differences are of float32.
+
+Then a whole encoder, all-MiniLM-L6-v2, over passages of 64, 128 and 256 tokens, with gates in its keys, as a mask, and
+with none (`bare`).
 """
 
 import argparse
@@ -17,14 +20,17 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from e2erag.generator.attention import gated_attention
+from e2erag.extract.attention import gated_attention
+from e2erag.models import resolve
 from e2erag.precision import autocast
+from e2erag.rag import RETRIEVER
+from e2erag.retriever import Encoder
 
 HEADS, DIM = 9, 64
 
 
 def seconds(step: object, repeats: int) -> float:
-    """The median of several runs, after one to warm up."""
+    """The median of several runs, after one to warm up; 0: that one."""
     times = []
     for _ in range(repeats + 1):
         start = perf_counter()
@@ -32,7 +38,32 @@ def seconds(step: object, repeats: int) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(perf_counter() - start)
-    return sorted(times[1:])[repeats // 2]
+    return sorted(times[1:])[repeats // 2] if repeats else times[0]
+
+
+def encoder(repeats: int, device: str, lengths: tuple[int, ...]) -> dict[str, float]:
+    """2,048 tokens of it, one form after the other in every round: medians as ratios to gates in keys."""
+    model, figures = Encoder.load(resolve(RETRIEVER)).to(device), {}
+    for length in lengths:
+        ids = torch.randint(1000, 20000, (2048 // length, length), device=device)
+        there = torch.ones_like(ids, dtype=torch.bool)
+        there[1::2, -length // 8 :] = False
+        gates = F.logsigmoid(torch.randn(ids.shape, device=device)).requires_grad_()
+        forms = {"keys": (True, gates), "mask": (False, gates), "bare": (True, None)}
+        made, times = {}, {name: [] for name in forms}
+
+        def embedded(given: torch.Tensor | None, ids: torch.Tensor = ids, there: torch.Tensor = there) -> torch.Tensor:
+            return model.embed(ids, there, given)
+
+        for _ in range(repeats + 1):
+            for name, (model.takes_keys, given) in forms.items():
+                times[name].append(seconds(lambda f=embedded, given=given: f(given).sum().backward(), 0))
+                made[name] = embedded(given).detach()
+        figures[f"encoder_{length}_difference"] = (made["keys"] - made["mask"]).abs().max().item()
+        median = {name: sorted(each[1:])[repeats // 2] for name, each in times.items()}
+        for name in ("mask", "bare"):
+            figures[f"encoder_{length}_{name}_over_keys"] = median[name] / median["keys"]
+    return figures
 
 
 def main() -> None:
@@ -72,8 +103,9 @@ def main() -> None:
     for form in (keys, mask, flex) if device == "cuda" else (keys, mask):
         figures[f"{form.__name__}_seconds"] = seconds(lambda form=form: form(q, k, v).sum().backward(), repeats)
         figures[f"{form.__name__}_over_keys"] = figures[f"{form.__name__}_seconds"] / figures["keys_seconds"]
+    figures |= encoder(repeats, device, (128,) if options.quick else (64, 128, 256))
     for name, value in figures.items():
-        print(f"{name:20} {value:.4g}")
+        print(f"{name:28} {value:.4g}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 

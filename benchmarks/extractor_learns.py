@@ -26,7 +26,8 @@ Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles p
 **reports**: the ten accident reports of examples/ntsb, of which every seed draws six to learn from and four to test on;
 candidates of every granularity, the prior on. They have no clean print, so what is told is what training moved.
 
-A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again.
+A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again. Beside it stand
+what training logged and the extractor that came of it.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
 from torch import Tensor
 
@@ -273,9 +275,10 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
             epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, mined=size.mined,
             refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
             token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
-            lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
+            lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
+        save_file(rag.model.extractor.state_dict(), reader.parent / f"{arm}-{seed}" / "extractor.safetensors")
         seconds, steps = done.seconds, float(done.steps)
     figures = {}
     for mode in ("soft", "hard") if arm in GATED else ("soft",):
@@ -359,7 +362,7 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
             base = "retriever" if arm == "both" else "printed"
             figures[f"{arm} {mode}"] = {
                 "gate_boilerplate": {
-                    n: interval([v[f"{n}_boilerplate"] for v in values]) for n in ("retrieve", "read")
+                    n: interval([v.get(f"{n}_boilerplate", np.nan) for v in values]) for n in ("retrieve", "read")
                 },
                 "gate_text": {n: interval([v[f"{n}_text"] for v in values]) for n in ("retrieve", "read")},
                 "distance_closed": {

@@ -5,8 +5,9 @@
 Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradient in the question's vector, through the
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
 the K found, `near` at ranks K < r ≤ 4K, `far` beyond. The JSON file has an objective's figures over all settings of the
-real corpus, and under `settings` each by itself. `--tails` compares other guesses of the unread passages' likelihood
-with the closed book, and other passages to read, on the real corpus. Three corpora:
+real corpus, and under `settings` each by itself (time and memory of the real corpus' reader alone). `--tails` compares
+other guesses of the unread passages' likelihood with the closed book, and other passages to read, on the real corpus.
+Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
            scores are all-MiniLM-L6-v2's; τ = .05 and .1.
@@ -203,7 +204,7 @@ class Cost(NamedTuple):
     memory_ratio: float
 
 
-def summary(errors: list[Errors], where: list[Tensor], cost: Cost) -> dict[str, dict[str, float]]:
+def summary(errors: list[Errors], where: list[Tensor], cost: Cost | None) -> dict[str, dict[str, float]]:
     """Medians and means over questions, per reach; nothing where there is no question."""
     joined = Errors(*map(torch.cat, zip(*errors, strict=True)))
     out = {}
@@ -214,7 +215,8 @@ def summary(errors: list[Errors], where: list[Tensor], cost: Cost) -> dict[str, 
             out[name] = {
                 "cosine": float(np.median(cosine)), "relative_error": float(np.median(relative)),
                 "cosine_mean": float(cosine.mean()), "relative_error_mean": float(relative.mean()),
-                "variance": float(variance.median()), **cost._asdict(), "questions": int(chosen.sum()),
+                "variance": float(variance.median()), "questions": int(chosen.sum()),
+                **(cost._asdict() if cost else {}),
             }  # fmt: skip
     return out
 
@@ -293,7 +295,12 @@ def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: E
         real = [(errors[name], where) for corpus, _, _, where, errors in cells if corpus == "real"]
         figures[name] = summary([e for e, _ in real], [w for _, w in real], over_k(costs, name))
         figures[name]["settings"] = [
-            {"corpus": corpus, "temperature": temperature, "k": k, **summary([errors[name]], [where], costs[k][name])}
+            {
+                "corpus": corpus,
+                "temperature": temperature,
+                "k": k,
+                **summary([errors[name]], [where], costs[k][name] if corpus == "real" else None),
+            }
             for corpus, temperature, k, where, errors in cells
         ]
     return figures

@@ -21,9 +21,9 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   product in the same precision;
   attention_share: of the time in torch's operations (on a GPU of its kernels) what the attention kernels take.
 
-With --device cuda those three alone are taken, in the precision that "auto" has there; that has not been run yet, on
-any GPU. The two losses on one batch are printed side by side. Hugging Face's part needs `pip install
-e2erag[benchmarks]`.
+With --device cuda all of it is measured there, in the precision that "auto" has there, and the peak is of the memory
+that torch has given out; that has not been run yet, on any GPU. The two losses on one batch are printed side by side.
+Hugging Face's part needs `pip install e2erag[benchmarks]`.
 """
 
 import argparse
@@ -55,8 +55,8 @@ from transformers import PreTrainedTokenizerBase
 
 from e2erag.config import RAGConfig
 from e2erag.extract import Document, Extractor, ExtractorConfig
+from e2erag.extract.attention import NAME
 from e2erag.generator import GeneratorConfig
-from e2erag.generator.attention import NAME
 from e2erag.generator.prompt import SYSTEM
 from e2erag.joint import Joint
 from e2erag.questions import Question
@@ -155,16 +155,17 @@ def bare_step(rag: RAG, asked: list[Question], k: int) -> Callable[[], None]:
     def step() -> None:
         model.zero_grad(set_to_none=True)
         reader.set_attn_implementation("sdpa")
-        total, source, hidden = torch.zeros(()), None, torch.zeros(())
-        for name, module, how in calls:
-            if name == "head":
-                total = total + module(hidden.flatten(0, 1)[: how["tokens"]]).logsumexp(-1).mean()
-                continue
-            given = how | ({"encoder_hidden_states": source} if "encoder_hidden_states" in how else {})
-            hidden = module(**given).last_hidden_state
-            if name in ("query", "passage"):
-                total = total + hidden[:, 0].mean()
-            source = hidden if name == "encoder" else source
+        total, source, hidden = torch.zeros((), device=model.device), None, torch.zeros(())
+        with model.autocast():
+            for name, module, how in calls:
+                if name == "head":
+                    total = total + module(hidden.flatten(0, 1)[: how["tokens"]]).float().logsumexp(-1).mean()
+                    continue
+                given = how | ({"encoder_hidden_states": source} if "encoder_hidden_states" in how else {})
+                hidden = module(**given).last_hidden_state
+                if name in ("query", "passage"):
+                    total = total + hidden[:, 0].mean()
+                source = hidden if name == "encoder" else source
         total.backward()
         reader.set_attn_implementation(NAME)
 
@@ -182,9 +183,9 @@ def utilisation(rag: RAG, asked: list[Question], k: int, rounds: int) -> dict[st
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products are all counted
         step()
     tokens = tokens_of(rag, asked, k)
-    times = [seconds(partial(finished, step, device)) for _ in range(1 + rounds)][1:]
+    times = [seconds(step) for _ in range(1 + rounds)][1:]
     with profile() as seen:
-        finished(step, device)
+        seconds(step)
     return {
         "tokens_per_second": tokens / median(times),
         "model_flops_utilisation": counter.get_total_flops() / median(times) / peak_flops(model),
@@ -204,13 +205,6 @@ def tokens_of(rag: RAG, asked: list[Question], k: int) -> int:
     special = encoder.max_tokens - encoder.room
     encoded = sum(min(int(lines.sizes[each].sum()), encoder.room) + special for each in passages)
     return read + encoded + sum(map(len, encoder.tokenizer(texts)["input_ids"]))
-
-
-def finished(work: Callable[[], object], device: torch.device) -> None:
-    """A GPU's calls return before they are done."""
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def attention_share(seen: profile, device: torch.device) -> float:
@@ -233,8 +227,7 @@ def peak_flops(model: Joint) -> float:
     with torch.no_grad(), model.autocast():
         dtype = (a[:8, :8] @ a[:8, :8]).dtype
     a = a.to(dtype)
-    work = partial(finished, partial(torch.mm, a, a), model.device)
-    return 2 * size**3 / min(seconds(work) for _ in range(4))
+    return 2 * size**3 / min(seconds(partial(torch.mm, a, a)) for _ in range(4))
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face's RAG
@@ -277,11 +270,8 @@ def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str
     model = RagSequence(config, question_encoder=towers[0], generator=reader, retriever=found).eval()
     model.set_context_encoder_for_training(towers[1])
     batch = words([q.question for q in asked], return_tensors="pt", padding=True)
-    return model, {
-        "input_ids": batch["input_ids"],
-        "attention_mask": batch["attention_mask"],
-        "labels": labels(rag, asked),
-    }
+    given = {name: batch[name].to(rag.model.device) for name in ("input_ids", "attention_mask")}
+    return model.to(rag.model.device), given | {"labels": labels(rag, asked)}
 
 
 def labels(rag: RAG, asked: list[Question]) -> Tensor:
@@ -289,13 +279,16 @@ def labels(rag: RAG, asked: list[Question]) -> Tensor:
     start = rag.model.generator.reader.start
     rows = rag.model.generator.prompt.answers([q.answers[0] for q in asked])
     rows = [torch.cat([torch.from_numpy(start), torch.from_numpy(row)]) for row in rows]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=rag.model.generator.tokenizer.pad_token_id)
+    pad = rag.model.generator.tokenizer.pad_token_id
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad).to(rag.model.device)
 
 
-def hf_step(model: Any, batch: dict[str, Tensor]) -> None:
-    """One step's loss and gradient."""
+def hf_step(model: Any, rag: RAG, batch: dict[str, Tensor]) -> None:
+    """One step's loss and gradient, in the precision of ours."""
     model.zero_grad(set_to_none=True)
-    model(**batch).loss.mean().backward()
+    with rag.model.autocast():
+        loss = model(**batch).loss.mean()
+    loss.backward()
 
 
 def hf_loss_on_our_tokens(model: Any, rag: RAG, asked: list[Question], k: int) -> Tensor:
@@ -310,14 +303,19 @@ def hf_loss_on_our_tokens(model: Any, rag: RAG, asked: list[Question], k: int) -
     ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True)
     given = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": terms.prior_logp}
-    return model(**given, labels=labels(rag, asked), n_docs=k).loss
+    with rag.model.autocast():
+        there = {name: value.to(rag.model.device) for name, value in given.items()}
+        return model(**there, labels=labels(rag, asked), n_docs=k).loss
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def resident_peak() -> float:
-    """MiB, the most that was resident since the process began (on Linux: since `forget_peak`)."""
+def peak() -> float:
+    """MiB, the most that was resident since the process began (on Linux: since `forget_peak`); of a GPU's that it gave
+    out."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -327,26 +325,29 @@ def resident_peak() -> float:
 
 
 def forget_peak() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def alone(arm: str, passages: int, k: int) -> None:
+def alone(arm: str, passages: int, k: int, device: str) -> None:
     """In a process of its own: seconds and MiB of a step, as JSON on the last line."""
-    rag, asked = system("t5", passages, k), questions(BATCH)
+    rag, asked = system("t5", passages, k, device), questions(BATCH)
     if arm != "hf":
         step: Callable[[], object] = partial(our_step, rag, asked, k, rag_sequence, 0.02 if arm == "ours" else 0.0)
     else:
         model, batch = hugging_face(rag, k, asked)
-        step = partial(hf_step, model, batch)
+        step = partial(hf_step, model, rag, batch)
     forget_peak()
-    before = resident_peak()
+    before = peak()
     times = [seconds(step) for _ in range(2)]
-    print(json.dumps({"seconds": median(times), "MiB": resident_peak() - before}))
+    print(json.dumps({"seconds": median(times), "MiB": peak() - before}))
 
 
-def apart(arm: str, passages: int = PASSAGES, k: int = K) -> dict[str, float]:
-    command = [sys.executable, __file__, "--arm", arm, "--passages", str(passages), "--k", str(k)]
+def apart(arm: str, device: str, passages: int = PASSAGES, k: int = K) -> dict[str, float]:
+    size = ["--passages", str(passages), "--k", str(k), "--device", device]
+    command = [sys.executable, __file__, "--arm", arm, *size]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
@@ -354,14 +355,14 @@ def apart(arm: str, passages: int = PASSAGES, k: int = K) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a round or three, no growth")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda: then what the step makes of the device alone")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--arm", choices=["ours", "every row", "hf"], help=argparse.SUPPRESS)
     parser.add_argument("--passages", type=int, default=PASSAGES, help=argparse.SUPPRESS)
     parser.add_argument("--k", type=int, default=K, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
-        alone(options.arm, options.passages, options.k)
+        alone(options.arm, options.passages, options.k, options.device)
         return
     rounds, asked = (3 if options.quick else 7), questions(BATCH)
     figures: dict[str, float] = {}
@@ -372,25 +373,21 @@ def main() -> None:
             print(f"{name:24} {value:.4f}", flush=True)
 
     note(**utilisation(system("llama", PASSAGES, K, options.device), asked, K, rounds))
-    if options.device != "cpu":
-        if options.json:
-            options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-        return
     for reader in ("llama", "t5"):
-        rag = system(reader, PASSAGES, K)
+        rag = system(reader, PASSAGES, K, options.device)
         bare = bare_step(rag, asked, K)
         times = interleaved({"ours": partial(our_step, rag, asked, K, marginal, 0.0), "bare": bare}, rounds)
         note(**{"over_bare" if reader == "llama" else "over_bare_t5": over(times, "ours", "bare")})
 
     for name, k in ((f"_k{FEW}", FEW), ("", MANY)):
-        rag = system("t5", PASSAGES, k)
+        rag = system("t5", PASSAGES, k, options.device)
         model, batch = hugging_face(rag, k, asked)
         ours = our_step(rag, asked, k, rag_sequence, 0.0)
         theirs = hf_loss_on_our_tokens(model, rag, asked, k).detach()
         note(**{f"loss{name}": ours.mean().item(), f"loss_hf_rag{name}": theirs.mean().item()})
         note(**{f"difference{name}": (ours - theirs).abs().max().item()})
         arms = {
-            "hf": partial(hf_step, model, batch),
+            "hf": partial(hf_step, model, rag, batch),
             "ours": partial(our_step, rag, asked, k, rag_sequence, 0.02),
             "every row": partial(our_step, rag, asked, k, rag_sequence, 0.0),
         }
@@ -398,12 +395,12 @@ def main() -> None:
         note(**{f"over_hf_rag{name}": over(times, "hf", "ours")})
         note(**{f"over_hf_rag_every_row{name}": over(times, "hf", "every row")})
     note(questions_per_second=BATCH / median(times["ours"]))
-    ours_alone, theirs_alone = apart("ours", k=MANY), apart("hf", k=MANY)
+    ours_alone, theirs_alone = (apart(arm, options.device, k=MANY) for arm in ("ours", "hf"))
     note(peak_MiB=ours_alone["MiB"], peak_MiB_hf_rag=theirs_alone["MiB"])
     note(peak_over_hf_rag=ours_alone["MiB"] / theirs_alone["MiB"])
     if not options.quick:
-        every = partial(apart, "every row")
-        own, grown = every(k=MANY), {"k": every(k=4 * MANY), "corpus": every(16 * PASSAGES, MANY)}
+        every = partial(apart, "every row", options.device)
+        own, grown = every(k=MANY), {"k": every(k=4 * MANY), "corpus": every(passages=16 * PASSAGES, k=MANY)}
         for name, found in grown.items():
             note(**{f"seconds_{name}_grown": found["seconds"] / own["seconds"]})
             note(**{f"peak_{name}_grown": found["MiB"] / own["MiB"]})

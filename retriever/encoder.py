@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from e2erag.extract.tokens import LineTokens, buckets, pad, per_call
-from e2erag.retriever.gate_mask import gate_mask
+from e2erag.retriever.gate_mask import gate_mask, in_keys, takes_keys
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.lora import load_lora, save_lora, without_lora
 
@@ -44,6 +44,8 @@ class Encoder(nn.Module):
         dim: components of a vector: the first `truncate_dim` where the model's configuration has that, taken after its
             head, as sentence-transformers does.
         normalizes: whether vectors come with length 1.
+        takes_keys: whether gates reach attention through its keys, and fused kernels and windows stay (`takes_keys`);
+            else they are a mask in place of the model's own.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -73,6 +75,7 @@ class Encoder(nn.Module):
         self.pool_prompt = bool(settings.get("include_prompt", True))
         self.causal = any(getattr(module, "is_causal", False) for module in self.transformer.modules())
         self.token_budget, self.held_tokens = token_budget, held_tokens
+        self.takes_keys = takes_keys(self.transformer)
 
     @property
     def transformer(self) -> Any:
@@ -192,7 +195,7 @@ class Encoder(nn.Module):
             pooled = batch.mask.clone()
             pooled[:, :skip] = False
             at = batch.owner[pooled]
-            hidden = self._hidden(batch.ids, batch.mask.long())[pooled].to(rows.dtype)
+            hidden = self._hidden(batch.ids, batch.mask)[pooled].to(rows.dtype)
             rows.index_add_(0, at, F.pad(hidden, (0, 1), value=1.0))
         slot = np.concatenate([np.append(slot, -1) for slot in slots]) if len(slots) else np.zeros(0, np.int64)
         return LineSums.of(rows, slot, sizes, self.finish)
@@ -279,10 +282,7 @@ class Encoder(nn.Module):
         attend: bool = True,
     ) -> Float[Tensor, "rows dim"]:
         """One padded batch; vectors in float32 whatever the precision inside."""
-        attention: Tensor | dict[str, Tensor] = mask.long()
-        if log_gates is not None and attend:
-            attention = gate_mask(self.transformer, log_gates, mask, self.causal)
-        hidden = self._hidden(ids, attention, position_ids)
+        hidden = self._hidden(ids, mask, log_gates if attend else None, position_ids)
         if self.pooling == "mean":
             pooled = mask & (torch.arange(ids.shape[1], device=ids.device) >= skip)
             weight = pooled.to(hidden.dtype) * (1.0 if log_gates is None else log_gates.exp())
@@ -305,10 +305,16 @@ class Encoder(nn.Module):
     def _hidden(
         self,
         ids: Int[Tensor, "rows tokens"],
-        attention: Tensor | dict[str, Tensor],
+        mask: Bool[Tensor, "rows tokens"],
+        log_gates: Float[Tensor, "rows tokens"] | None = None,
         position_ids: Int[Tensor, "rows tokens"] | None = None,
     ) -> Float[Tensor, "rows tokens dim"]:
         extra = {} if position_ids is None else {"position_ids": position_ids}
+        attention: Tensor = mask.long()
+        if log_gates is not None and self.takes_keys:
+            extra |= in_keys(log_gates)
+        elif log_gates is not None:
+            attention = gate_mask(log_gates, mask, self.causal)
         hidden = self.transformer(input_ids=ids, attention_mask=attention, **extra).last_hidden_state
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 

@@ -1,44 +1,59 @@
-"""Gates in attention: log w[line(t)] of every key token, in the form of mask that a model's own attention takes."""
+"""Gates in attention: log w[line(t)] of every key token, in the form that a model's own attention takes."""
 
-import math
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-_WINDOWED = ("mistral", "modernbert", "qwen2", "qwen3")
-"""Architectures whose windows are drawn here as they draw them themselves, compared token by token in the tests."""
+from e2erag.extract.attention import NAME
+
+
+def takes_keys(transformer: Any) -> bool:
+    """Switch a model to attention that takes gates in its keys, if it can be; its masks, and windows, stay its own.
+
+    Whether gates arrive is tried with three tokens: a model may keep its arguments to itself."""
+    if not getattr(transformer, "_supports_attention_backend", False):
+        return False
+    before = transformer.config._attn_implementation
+    transformer.set_attn_implementation(NAME)
+    ids = torch.arange(3, device=transformer.device)[None]
+    gate = torch.tensor([[-4.0, 0.0, 0.0]], device=transformer.device)
+    kept = transformer.training
+    with torch.no_grad():
+        transformer.eval()
+        open_, turned = (
+            transformer(input_ids=ids, attention_mask=torch.ones_like(ids), **in_keys(each)).last_hidden_state
+            for each in (torch.zeros_like(gate), gate)
+        )
+        transformer.train(kept)
+    if torch.equal(open_, turned):
+        transformer.set_attn_implementation(before)
+        return False
+    return True
+
+
+def in_keys(log_gates: Float[Tensor, "rows tokens"]) -> dict[str, Tensor]:
+    """What `gated_attention` takes, of a model that looks back as of one that looks both ways."""
+    return {"key_bias": log_gates, "source_bias": log_gates}
 
 
 def gate_mask(
-    transformer: Any, log_gates: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], causal: bool
-) -> Float[Tensor, "rows 1 _ tokens"] | dict[str, Float[Tensor, "rows 1 _ tokens"]]:
-    """What is added to the attention logits; by kind of layer where a model has several.
-
-    A ready-made mask is taken as it is, so what a query token mustn't see (padding, tokens behind it, tokens out of its
-    window) is in it.
+    log_gates: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], causal: bool
+) -> Float[Tensor, "rows 1 _ tokens"]:
+    """What is added to the attention logits of a model that takes a ready-made mask in place of its own.
 
     Args:
         mask: false on padding.
         causal: whether a token sees only itself and those before it.
     """
     closed = torch.finfo(torch.bfloat16).min  # finite in either precision: a row that sees nothing isn't NaN
-    full = torch.where(mask, log_gates, closed)[:, None, None, :]
-    window = _window(transformer.config)
+    seen = torch.where(mask, log_gates, closed)[:, None, None, :]
     at = torch.arange(mask.shape[1], device=mask.device)
-    back = at[:, None] - at  # how far before the query a key stands
-    if causal:
-        full = torch.where(back >= 0, full, closed)
-    if window is None:
-        return full
-    # as in transformers.masking_utils: to both sides so far inclusive; causal, so many tokens with the query itself
-    near = full if len(at) <= window else torch.where(back < window if causal else back.abs() <= window, full, closed)
-    kinds = getattr(transformer.config, "layer_types", None)
-    return near if kinds is None else {"full_attention": full, "sliding_attention": near}
+    return torch.where(at[:, None] >= at, seen, closed) if causal else seen
 
 
-def check_attention(transformer: Any, max_tokens: int, way_out: str) -> None:
+def check_mask(transformer: Any, max_tokens: int, way_out: str) -> None:
     """Refuse a model whose own attention a mask of gates would put out of force.
 
     Args:
@@ -47,17 +62,10 @@ def check_attention(transformer: Any, max_tokens: int, way_out: str) -> None:
     """
     config = transformer.config
     kind = str(getattr(config, "model_type", ""))
-    windows = (_window(config) or math.inf) < max_tokens and kind not in _WINDOWED
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    windows = window is not None and window < max_tokens
     if windows or kind.startswith("deberta"):
         raise ValueError(
             f'gates="attend" adds to every attention logit, and {kind or "this model"} has attention of its own '
             f"({'windows' if windows else 'disentangled'}), which that would replace: use {way_out}"
         )
-
-
-def _window(config: Any) -> int | None:
-    """How many tokens a model's windowed layers look at (to each side, where they look both ways); None: all."""
-    if not getattr(config, "use_sliding_window", True):
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
-from e2erag.retriever.gate_mask import check_attention
+from e2erag.retriever.gate_mask import check_mask
 from e2erag.retriever.lora import add_lora
 
 NUMBERS = "numbers.safetensors"
@@ -84,9 +84,9 @@ class Retriever(nn.Module):
                 f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
                 'use gates="attend", or a model with mean pooling'
             )
-        if c.gates == "attend":
+        if c.gates == "attend" and not encoder.takes_keys:
             pools = 'RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else ""
-            check_attention(encoder.transformer, encoder.max_tokens, f"{pools}another encoder")
+            check_mask(encoder.transformer, encoder.max_tokens, f"{pools}another encoder")
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))

@@ -32,6 +32,7 @@ FIGURES = {
     "gate_read": "gate for reading, mean",
     "gate_carry": "gate of carried lines, mean",
     "gate_gap": "|soft − hard| gate for reading, mean",
+    "gate_gap_retrieve": "|soft − hard| gate for finding, mean",
     "cut": "cut, mean",
     "divergence": "KL of gates' and cuts' means to their rates, nats",
     "tokens_kept": "tokens that reading gates let through, share",
@@ -75,7 +76,10 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
     mean = score.sum(1, keepdim=True) / several[:, None]
     ids = terms.ids[terms.ids >= 0]
     out = terms.gates.extraction
-    soft, hard = (extractor.log_gates(out.read, mode).exp() for mode in ("soft", "hard"))
+    gap = {}
+    for name, logits in (("gate_gap", out.read), ("gate_gap_retrieve", out.retrieve)):
+        soft, hard = (extractor.log_gates(logits, mode).exp() for mode in ("soft", "hard"))
+        gap[name] = (soft - hard).abs().mean()
     return {
         "entropy": _entropy(torch.cat([prior, tail], 1)).mean(),
         "posterior_entropy": _entropy(posterior).mean(),
@@ -89,8 +93,8 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
         "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
         "gate_read": torch.sigmoid(out.read).mean(),
         "gate_carry": torch.sigmoid(out.carry).mean(),
-        "gate_gap": (soft - hard).abs().mean(),
         "cut": torch.sigmoid(out.cut).mean(),
+        **gap,
     }
 
 

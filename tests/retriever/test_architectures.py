@@ -10,6 +10,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import (
     AlbertConfig,
     AutoModel,
+    BertModel,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
@@ -24,8 +25,9 @@ from transformers import (
     T5Config,
 )
 
+from e2erag.extract import CLOSED
+from e2erag.extract.attention import NAME
 from e2erag.retriever import Encoder, Retriever, RetrieverConfig
-from e2erag.retriever.gate_mask import gate_mask
 from e2erag.testing import tiny_encoder
 
 LINES = ["the pilot was 85 years", "engine maker lycoming"]
@@ -83,6 +85,7 @@ WINDOWED = [
         for full in (0, 1)
     ),
     Qwen2Config(**SMALL, num_key_value_heads=2, sliding_window=3, use_sliding_window=False),
+    Starcoder2Config(**SMALL, num_key_value_heads=2, sliding_window=3),
 ]
 
 
@@ -101,12 +104,11 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp
     there = torch.ones_like(ids, dtype=torch.bool)
     there[1, 20:] = False
     with torch.no_grad():
-        bias = gate_mask(encoder.transformer, torch.zeros(2, 24), there, encoder.causal)
-        states = encoder._hidden(ids, bias)
-        torch.testing.assert_close(states[there], encoder._hidden(ids, there.long())[there], atol=1e-5, rtol=0)
+        states = encoder._hidden(ids, there, torch.zeros(2, 24))
+        torch.testing.assert_close(states[there], encoder._hidden(ids, there)[there], atol=1e-5, rtol=0)
         turned = torch.zeros(2, 24)
         turned[:, 12] = -5.0
-        moved = encoder._hidden(ids, gate_mask(encoder.transformer, turned, there, encoder.causal)) - states
+        moved = encoder._hidden(ids, there, turned) - states
     sees = moved[0].abs().amax(1) > 1e-6
     assert sees[12]
     assert not (encoder.causal and sees[:12].any())
@@ -118,7 +120,49 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp
 @pytest.mark.parametrize(
     "config",
     [
-        Starcoder2Config(**SMALL, num_key_value_heads=2, sliding_window=32),
+        RobertaConfig(**SMALL),
+        ElectraConfig(**SMALL, embedding_size=32),
+        DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, max_position_embeddings=128),
+        Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=8),
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=64),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig, tmp_path: Path) -> None:
+    """Vectors and the gates' slopes, with lines turned down, one shut, and rows padded."""
+    encoder = encoder_of(config, tmp_path)
+    lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
+    gates = torch.tensor([-0.7, CLOSED], requires_grad=True)
+    made = []
+    for keys in (True, False):
+        assert encoder.takes_keys or not keys
+        encoder.takes_keys = keys
+        vectors = encoder.encode_lines(lines, every, gates, every)
+        made.append((vectors, *torch.autograd.grad(vectors.square().sum(), gates)))
+    for keys, mask in zip(*made, strict=True):
+        torch.testing.assert_close(keys, mask, atol=1e-5, rtol=1e-4)
+    assert made[0][1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mpnet", "t5", "bert"])
+def test_gates_go_in_keys_where_attention_takes_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model with attention of its own gets a mask, and so does one that keeps its arguments to itself."""
+    if kind == "bert":
+        assert tiny_encoder().takes_keys
+        forward = BertModel.forward
+        monkeypatch.setattr(BertModel, "forward", lambda self, key_bias=None, source_bias=None, **k: forward(self, **k))
+    config = {"mpnet": MPNetConfig(**SMALL), "t5": T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2)}
+    encoder = tiny_encoder() if kind == "bert" else encoder_of(config[kind], tmp_path)
+    assert not encoder.takes_keys
+    assert encoder.transformer.config._attn_implementation != NAME
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32),
         DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
     ],
     ids=lambda config: config.model_type,
@@ -126,8 +170,9 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp
 def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
     config: PretrainedConfig, tmp_path: Path
 ) -> None:
-    """A mask of gates would take it away."""
+    """A mask of gates would take it away: windows, of a model that doesn't take keys, and disentangled attention."""
     encoder = encoder_of(config, tmp_path)
+    encoder.takes_keys = False
     with pytest.raises(ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"pool\"\)"):
         Retriever(encoder, RetrieverConfig())
     retriever = Retriever(encoder, RetrieverConfig(gates="pool"))

@@ -35,7 +35,7 @@ ROWS = [{"question": "how old was the pilot ?", "answers": ["85"]}, {"question":
 def one_question() -> Terms:
     """Passages of probability .5 and .3 explain the answer with .8 and .1, none with .05; a third was not found."""
     line = torch.tensor([0.0, 4.0])
-    out = Extraction(line, line, line, line, line, line, line)
+    out = Extraction(line, line, line, line, line, line, line)._replace(retrieve=torch.tensor([1.0, 4.0]))
     return Terms(
         prior_logp=torch.tensor([[0.5, 0.3, 0.0]]).log(),
         answer_logp=torch.tensor([[0.8, 0.1, 0.0]]).log(),
@@ -67,6 +67,8 @@ def test_the_figures_are_the_sums_they_say_they_are() -> None:
     assert (row["distinct"], row["staleness"]) == (1, 0.25)
     soft = 0.5 / torch.sigmoid(torch.tensor(1.5)).item()  # the first line's gate, which hard mode shuts
     assert row["gate_gap"] == pytest.approx(soft / 2, rel=1e-5)
+    soft = torch.sigmoid(torch.tensor(1.0)).item() / torch.sigmoid(torch.tensor(1.5)).item()  # hard mode opens it
+    assert row["gate_gap_retrieve"] == pytest.approx((1 - soft) / 2, rel=1e-5)
 
 
 def test_passages_that_were_mined_or_named_do_not_count_as_found() -> None:

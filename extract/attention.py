@@ -1,0 +1,65 @@
+"""Gates in attention without leaving the fused kernel: log w of a key, added to every logit on that key.
+
+A bias that needs a gradient forces the slow "math" kernel, which holds every attention matrix. Instead the bias
+becomes one more dimension: queries get a constant, keys get log w,
+
+    ⟨[q ; 1/c], [k ; log w]⟩ · c  =  c·⟨q, k⟩ + log w        (c the softmax scale)
+
+and the fused kernel never knows. Registered with `transformers.AttentionInterface`, so it serves every model that
+takes its attention from there, a retriever's encoder as well as a reader, with whatever mask the model makes itself.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "e2erag_gated"
+"""Of the implementation, as `set_attn_implementation` takes it."""
+
+
+def gated_attention(
+    module: Any,
+    query: Float[Tensor, "rows heads queries dim"],
+    key: Float[Tensor, "rows kv_heads keys dim"],
+    value: Float[Tensor, "rows kv_heads keys dim"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    key_bias: Float[Tensor, "rows keys"] | None = None,
+    source_bias: Float[Tensor, "rows sources"] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`transformers`' sdpa attention with log w per key added to the logits; without gates, sdpa itself.
+
+    Args:
+        key_bias: for attention that looks back (causal).
+        source_bias: for attention over an encoder's tokens, its own and the decoder's. A decoder hands its arguments to
+            both of its attentions, so the module's `is_causal` says which of the two is meant.
+    """
+    bias = key_bias if getattr(module, "is_causal", True) else source_bias
+    if bias is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    dim = query.shape[-1]
+    scale = dim**-0.5 if scaling is None else scaling
+    width = 1 if query.device.type == "cpu" else 8  # GPU kernels want a multiple of eight
+    column = bias.to(key.dtype)[:, None, :, None].expand(*key.shape[:3], 1)
+    query = torch.cat([query, query.new_full((*query.shape[:3], 1), 1 / scale)], -1)
+    out, _ = sdpa_attention_forward(
+        module,
+        F.pad(query, (0, width - 1)),
+        F.pad(torch.cat([key, column], -1), (0, width - 1)),
+        F.pad(value, (0, width)),
+        attention_mask,
+        scaling=scale,
+        **kwargs,
+    )
+    return out[..., :dim], None
+
+
+AttentionInterface.register(NAME, gated_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
