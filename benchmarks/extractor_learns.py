@@ -95,8 +95,8 @@ class Size:
         k: passages read per question; k_learning, mined: while training.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
-        epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore, lr_extractor:
-            `FitConfig`'s.
+        objective, epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore,
+            lr_extractor: `FitConfig`'s.
     """
 
     corpus: str = "squad"
@@ -113,6 +113,7 @@ class Size:
     mined: int = 0
     hidden: int = 24
     prior_weight: float = 0.0
+    objective: str = "marginal"
     epochs: int = 1
     batch_size: int = 8
     refresh_every: int = 6
@@ -272,8 +273,8 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm in FROZEN:
         rag.index(train.documents)
         config = FitConfig(
-            epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning, mined=size.mined,
-            refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
+            objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
+            mined=size.mined, refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
             token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
             lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
