@@ -118,9 +118,11 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     if model.reading == "marginal":
         rows, slots = model.rows(corpus, asked, answers, found, gates, "soft")
         bias: Tensor = gates.read
+        rows_each = k + 1  # each alone, and the closed book
     else:
         prior = flat[found].log_softmax(1)
         rows, bias, slots = model.fused_rows(corpus, asked, answers, found, prior, gates, "soft")  # type: ignore[assignment]  # none without gates
+        rows_each = 2
 
     def read() -> Tensor:
         with model.autocast():
@@ -135,7 +137,7 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     tokens, read_tokens = [size + special for size in sizes], [row.size for row in rows]
     return (
         _stage(encoded, tokens, encoder.token_budget, batch_size * k),
-        _stage(_saved(model, read), read_tokens, generator.config.token_budget, batch_size * (k + 1)),
+        _stage(_saved(model, read), read_tokens, generator.config.token_budget, batch_size * rows_each),
         float(question * batch_size),
     )
 
