@@ -7,11 +7,14 @@ in, on a GPU where there is one. FlexAttention, which takes log w as a function 
 alone: elsewhere only what it gives is compared. Differences are of float32.
 
 Then a whole encoder, all-MiniLM-L6-v2, over passages of 64, 128 and 256 tokens, with gates in its keys, as a mask, and
-with none (`bare`).
+with none (`bare`); and without gradient.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -50,19 +53,26 @@ def encoder(repeats: int, device: str, lengths: tuple[int, ...]) -> dict[str, fl
         there[1::2, -length // 8 :] = False
         gates = F.logsigmoid(torch.randn(ids.shape, device=device)).requires_grad_()
         forms = {"keys": (True, gates), "mask": (False, gates), "bare": (True, None)}
-        made, times = {}, {name: [] for name in forms}
 
         def embedded(given: torch.Tensor | None, ids: torch.Tensor = ids, there: torch.Tensor = there) -> torch.Tensor:
             return model.embed(ids, there, given)
 
-        for _ in range(repeats + 1):
-            for name, (model.takes_keys, given) in forms.items():
-                times[name].append(seconds(lambda f=embedded, given=given: f(given).sum().backward(), 0))
-                made[name] = embedded(given).detach()
-        figures[f"encoder_{length}_difference"] = (made["keys"] - made["mask"]).abs().max().item()
-        median = {name: sorted(each[1:])[repeats // 2] for name, each in times.items()}
-        for name in ("mask", "bare"):
-            figures[f"encoder_{length}_{name}_over_keys"] = median[name] / median["keys"]
+        def step(given: torch.Tensor | None, embedded: Callable[..., torch.Tensor] = embedded) -> None:
+            embedded(given).sum().backward()
+
+        for way, work, context in (("", step, nullcontext), ("_frozen", embedded, torch.no_grad)):
+            times: dict[str, list[float]] = {name: [] for name in forms}
+            with context():
+                for _ in range(repeats + 1):
+                    for name, (model.takes_keys, given) in forms.items():
+                        times[name].append(seconds(partial(work, given), 0))
+            median = {name: sorted(each[1:])[repeats // 2] for name, each in times.items()}
+            for name in ("mask", "bare"):
+                figures[f"encoder_{length}{way}_{name}_over_keys"] = median[name] / median["keys"]
+        made = []
+        for model.takes_keys in (True, False):
+            made.append(embedded(gates).detach())
+        figures[f"encoder_{length}_difference"] = (made[0] - made[1]).abs().max().item()
     return figures
 
 
@@ -105,7 +115,7 @@ def main() -> None:
         figures[f"{form.__name__}_over_keys"] = figures[f"{form.__name__}_seconds"] / figures["keys_seconds"]
     figures |= encoder(repeats, device, (128,) if options.quick else (64, 128, 256))
     for name, value in figures.items():
-        print(f"{name:28} {value:.4g}")
+        print(f"{name:34} {value:.4g}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 

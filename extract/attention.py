@@ -5,7 +5,8 @@ becomes one more dimension: queries get a constant, keys get log w,
 
     ⟨[q ; 1/c], [k ; log w]⟩ · c  =  c·⟨q, k⟩ + log w        (c the softmax scale)
 
-and the fused kernel never knows. Registered with `transformers.AttentionInterface`, so it serves every model that
+and the fused kernel never knows. Where the bias needs no gradient, a CPU's fused kernel takes it as a mask, which costs
+nothing (`benchmarks/attention.py`). Registered with `transformers.AttentionInterface`, so it serves every model that
 takes its attention from there, a retriever's encoder as well as a reader, with whatever mask the model makes itself.
 """
 
@@ -41,7 +42,10 @@ def gated_attention(
         source_bias: for attention over an encoder's tokens, its own and the decoder's. A decoder hands its arguments to
             both of its attentions, so the module's `is_causal` says which of the two is meant.
     """
-    bias = key_bias if getattr(module, "is_causal", True) else source_bias
+    causal = getattr(module, "is_causal", True)
+    bias = key_bias if causal else source_bias
+    if bias is not None and _as_mask(bias) and (attention_mask is not None or not causal):
+        attention_mask, bias = _with_bias(attention_mask, bias.to(query.dtype)[:, None, None]), None
     if bias is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     dim = query.shape[-1]
@@ -59,6 +63,18 @@ def gated_attention(
         **kwargs,
     )
     return out[..., :dim], None
+
+
+def _as_mask(bias: Tensor) -> bool:
+    """Whether a fused kernel takes this for a mask."""
+    return bias.device.type == "cpu" and not (bias.requires_grad and torch.is_grad_enabled())
+
+
+def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """Both in one; what a mask shuts stays shut."""
+    if mask is None:
+        return bias
+    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else mask + bias
 
 
 AttentionInterface.register(NAME, gated_attention)

@@ -129,7 +129,7 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp
     ids=lambda config: config.model_type,
 )
 def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig, tmp_path: Path) -> None:
-    """Vectors and the gates' slopes, with lines turned down, one shut, and rows padded."""
+    """Vectors and the gates' slopes, with lines turned down, one shut, and rows padded; and vectors without slopes."""
     encoder = encoder_of(config, tmp_path)
     lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
     gates = torch.tensor([-0.7, CLOSED], requires_grad=True)
@@ -141,6 +141,8 @@ def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig
         made.append((vectors, *torch.autograd.grad(vectors.square().sum(), gates)))
     for keys, mask in zip(*made, strict=True):
         torch.testing.assert_close(keys, mask, atol=1e-5, rtol=1e-4)
+    encoder.takes_keys = True
+    torch.testing.assert_close(encoder.encode_lines(lines, every, gates.detach(), every), made[0][0], atol=1e-5, rtol=0)
     assert made[0][1].abs().max() > 1e-3
 
 
