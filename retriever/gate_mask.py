@@ -8,29 +8,47 @@ from torch import Tensor
 
 from e2erag.extract.attention import NAME
 
+OPEN, TURNED = torch.zeros(1, 3), torch.tensor([[-4.0, 0.0, 0.0]])
+"""Gates of three tokens, with which it is tried whether a model's attention minds them."""
+
 
 def takes_keys(transformer: Any) -> bool:
-    """Switch a model to attention that takes gates in its keys, if it can be; its masks, and windows, stay its own.
-
-    Whether gates arrive is tried with three tokens: a model may keep its arguments to itself."""
+    """Switch a model to attention that takes gates in its keys, if it can be; its masks, and windows, stay its own."""
     if not getattr(transformer, "_supports_attention_backend", False):
         return False
     before = transformer.config._attn_implementation
     transformer.set_attn_implementation(NAME)
-    ids = torch.arange(3, device=transformer.device)[None]
-    gate = torch.tensor([[-4.0, 0.0, 0.0]], device=transformer.device)
-    kept = transformer.training
-    with torch.no_grad():
-        transformer.eval()
+    if not torch.equal(*(_states(transformer, **in_keys(gates)) for gates in (OPEN, TURNED))):
+        return True
+    transformer.set_attn_implementation(before)  # it keeps its arguments to itself
+    return False
+
+
+def takes_mask(transformer: Any, causal: bool) -> bool:
+    """Whether a mask of gates does in a model what it should: nothing where all are open, and else something."""
+    there = torch.ones(1, 3, dtype=torch.bool)
+    try:
+        plain = _states(transformer, attention_mask=there.long())
         open_, turned = (
-            transformer(input_ids=ids, attention_mask=torch.ones_like(ids), **in_keys(each)).last_hidden_state
-            for each in (torch.zeros_like(gate), gate)
+            _states(transformer, attention_mask=gate_mask(gates, there, causal)) for gates in (OPEN, TURNED)
         )
-        transformer.train(kept)
-    if torch.equal(open_, turned):
-        transformer.set_attn_implementation(before)
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):  # of another form of mask
         return False
-    return True
+    return torch.allclose(plain, open_, atol=1e-3) and not torch.equal(open_, turned)
+
+
+@torch.no_grad()
+def _states(transformer: Any, **given: Tensor) -> Tensor:
+    """Of three tokens, without dropout."""
+    kept, device = transformer.training, transformer.device
+    ids = torch.arange(3, device=device)[None]
+    mask = {"attention_mask": torch.ones_like(ids)}
+    try:
+        moved = {name: value.to(device) for name, value in given.items()}
+        states: Tensor = transformer.eval()(input_ids=ids, **(mask | moved)).last_hidden_state
+    finally:
+        transformer.train(kept)
+    return states
 
 
 def in_keys(log_gates: Float[Tensor, "rows tokens"]) -> dict[str, Tensor]:
@@ -53,7 +71,7 @@ def gate_mask(
     return torch.where(at[:, None] >= at, seen, closed) if causal else seen
 
 
-def check_mask(transformer: Any, max_tokens: int, way_out: str) -> None:
+def check_mask(transformer: Any, causal: bool, max_tokens: int, way_out: str) -> None:
     """Refuse a model whose own attention a mask of gates would put out of force.
 
     Args:
@@ -61,11 +79,10 @@ def check_mask(transformer: Any, max_tokens: int, way_out: str) -> None:
         way_out: what else a caller can do.
     """
     config = transformer.config
-    kind = str(getattr(config, "model_type", ""))
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     windows = window is not None and window < max_tokens
-    if windows or kind.startswith("deberta"):
+    if windows or not takes_mask(transformer, causal):
         raise ValueError(
-            f'gates="attend" adds to every attention logit, and {kind or "this model"} has attention of its own '
-            f"({'windows' if windows else 'disentangled'}), which that would replace: use {way_out}"
+            f'gates="attend" adds to every attention logit, and {getattr(config, "model_type", "this model")} has '
+            f"attention of its own ({'windows' if windows else 'no mask of gates reaches it'}): use {way_out}"
         )

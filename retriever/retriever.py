@@ -86,7 +86,7 @@ class Retriever(nn.Module):
             )
         if c.gates == "attend" and not encoder.takes_keys:
             pools = 'RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else ""
-            check_mask(encoder.transformer, encoder.max_tokens, f"{pools}another encoder")
+            check_mask(encoder.transformer, encoder.causal, encoder.max_tokens, f"{pools}another encoder")
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))

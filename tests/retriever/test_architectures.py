@@ -14,6 +14,8 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    FNetConfig,
+    LongformerConfig,
     MistralConfig,
     ModernBertConfig,
     MPNetConfig,
@@ -166,13 +168,16 @@ def test_gates_go_in_keys_where_attention_takes_them(
     [
         MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=32),
         DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16),
+        LongformerConfig(**SMALL, attention_window=8),
+        FNetConfig(**{name: value for name, value in SMALL.items() if name != "num_attention_heads"}),
     ],
     ids=lambda config: config.model_type,
 )
 def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
     config: PretrainedConfig, tmp_path: Path
 ) -> None:
-    """A mask of gates would take it away: windows, of a model that doesn't take keys, and disentangled attention."""
+    """A mask of gates would take it away, or do nothing: windows, of a model that doesn't take keys, disentangled and
+    sparse attention, and none."""
     encoder = encoder_of(config, tmp_path)
     encoder.takes_keys = False
     with pytest.raises(ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"pool\"\)"):
