@@ -7,7 +7,8 @@ in, on a GPU where there is one. FlexAttention, which takes log w as a function 
 alone: elsewhere only what it gives is compared. Differences are of float32.
 
 Then a whole encoder, all-MiniLM-L6-v2, over passages of 64, 128 and 256 tokens, with gates in its keys, as a mask, and
-with none (`bare`); and without gradient.
+with none (`bare`). `frozen` is without gradient, where on a CPU what would stand in keys is a mask too: there `bare`
+tells what it costs.
 """
 
 import argparse
@@ -47,6 +48,7 @@ def seconds(step: object, repeats: int) -> float:
 def encoder(repeats: int, device: str, lengths: tuple[int, ...]) -> dict[str, float]:
     """2,048 tokens of it, one form after the other in every round: medians as ratios to gates in keys."""
     model, figures = Encoder.load(resolve(RETRIEVER)).to(device), {}
+    model.take_gates("another encoder")
     for length in lengths:
         ids = torch.randint(1000, 20000, (2048 // length, length), device=device)
         there = torch.ones_like(ids, dtype=torch.bool)

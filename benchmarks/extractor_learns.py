@@ -439,7 +439,8 @@ def main() -> None:
     figures = summary(results) | {"seeds": seeds, "size": asdict(size)}
     print(json.dumps(figures, indent=2))
     if options.json:
-        write_file(options.json, json.dumps(figures | {"cells": results}, indent=2))
+        known = json.loads(json.dumps(figures | {"cells": results}), parse_constant=lambda _: None)  # NaN is no JSON
+        write_file(options.json, json.dumps(known, indent=2))
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ class Background:
         corpus, index = rag._ready()
         if not rag.indexer.proposes_alike(index.manifest, rag.config.mode):
             raise ValueError(
-                "in the background the candidates stay, and in hard mode, or where settings of the extractor have "
-                "changed, others would be proposed now: call rag.refresh()"
+                "in the background the candidates stay, and in hard mode, or where settings of the extractor or this "
+                "library's proposals have changed, others would be proposed now: call rag.refresh()"
             )
         place = rag.config.index
         if place.folder is None:

@@ -412,6 +412,7 @@ class Indexer:
             "tokenizer": corpus.tokenizer,
             "prompts": {"document": encoder.prompt("document"), "pooled": encoder.pool_prompt},
             "pooling": encoder.settings() | {"gates": retriever.config.gates},
+            "similarity": encoder.similarity,
             "dim": encoder.dim,
             "prior_weight": retriever.config.prior_weight,
             "extractor": fingerprint(extractor),

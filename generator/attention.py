@@ -45,7 +45,7 @@ def use_gates(model: Any) -> None:
         attentions = [module for module in model.get_decoder().modules() if hasattr(module, "is_causal")]
         reached = model._can_set_attn_implementation() and {module.is_causal for module in attentions} == {True, False}
     else:
-        reached = getattr(model, "_supports_attention_backend", False)
+        reached = getattr(model, "_supports_attention_backend", False) and model._supports_sdpa  # else: sinks, softcaps
     if not reached:
         raise ValueError(
             f"{type(model).__name__} doesn't take its attention from transformers.AttentionInterface, so reading gates "

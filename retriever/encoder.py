@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from e2erag.extract.tokens import LineTokens, buckets, pad, per_call
-from e2erag.retriever.gate_mask import gate_mask, in_keys, takes_keys
+from e2erag.retriever.gate_mask import check_mask, gate_mask, in_keys, takes_keys
 from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.lora import load_lora, save_lora, without_lora
 
@@ -44,8 +44,9 @@ class Encoder(nn.Module):
         dim: components of a vector: the first `truncate_dim` where the model's configuration has that, taken after its
             head, as sentence-transformers does.
         normalizes: whether vectors come with length 1.
-        takes_keys: whether gates reach attention through its keys, and fused kernels and windows stay (`takes_keys`);
-            else they are a mask in place of the model's own.
+        similarity: how the model's own configuration compares two vectors: "cosine" where it doesn't say.
+        takes_keys: whether gates reach attention through its keys, so that fused kernels and windows stay
+            (`take_gates`); else they are a mask in place of the model's own.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
         self.pool_prompt = bool(settings.get("include_prompt", True))
         self.causal = any(getattr(module, "is_causal", False) for module in self.transformer.modules())
         self.token_budget, self.held_tokens = token_budget, held_tokens
-        self.takes_keys = takes_keys(self.transformer)
+        self.similarity, self.takes_keys = str(model.similarity_fn_name), False
 
     @property
     def transformer(self) -> Any:
@@ -105,15 +106,22 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.device
 
-    @property
-    def similarity(self) -> str:
-        """How the model's own configuration compares two vectors: "cosine" where it doesn't say."""
-        return str(self.model.similarity_fn_name)
+    def take_gates(self, way_out: str) -> None:
+        """Get attention ready for gates: in its keys, or as a mask in place of its own.
+
+        Args:
+            way_out: what else a caller can do.
+
+        Raises:
+            ValueError: neither reaches it."""
+        self.takes_keys = takes_keys(self.transformer)
+        if not self.takes_keys:
+            check_mask(self.transformer, self.causal, self.max_tokens, way_out)
 
     def settings(self) -> dict[str, Any]:
         """How vectors are made of tokens' states, beside the weights."""
         head = [{"module": type(module).__name__, **module.get_config_dict()} for module in self.head]
-        return {"mode": self.pooling, "head": head, "similarity": self.similarity}
+        return {"mode": self.pooling, "head": head}
 
     def token_fingerprint(self) -> str:
         """A hash of the tokenizer and the longest input: two encoders that share it cut texts into the same tokens."""
@@ -314,7 +322,7 @@ class Encoder(nn.Module):
         if log_gates is not None and self.takes_keys:
             extra |= in_keys(log_gates)
         elif log_gates is not None:
-            attention = gate_mask(log_gates, mask, self.causal)
+            attention = gate_mask(log_gates.to(self.transformer.dtype), mask, self.causal)
         hidden = self.transformer(input_ids=ids, attention_mask=attention, **extra).last_hidden_state
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 

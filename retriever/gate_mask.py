@@ -1,5 +1,6 @@
 """Gates in attention: log w[line(t)] of every key token, in the form that a model's own attention takes."""
 
+import logging
 from typing import Any
 
 import torch
@@ -8,46 +9,61 @@ from torch import Tensor
 
 from e2erag.extract.attention import NAME
 
+logger = logging.getLogger(__name__)
+
 OPEN, TURNED = torch.zeros(1, 3), torch.tensor([[-4.0, 0.0, 0.0]])
-"""Gates of three tokens, with which it is tried whether a model's attention minds them."""
+"""Gates of three tokens, with which it is tried what a model's attention makes of them."""
 
 
 def takes_keys(transformer: Any) -> bool:
-    """Switch a model to attention that takes gates in its keys, if it can be; its masks, and windows, stay its own."""
-    if not getattr(transformer, "_supports_attention_backend", False):
+    """Switch a model to attention that takes gates in its keys, if with open gates it is its own, and heeds others.
+
+    Masks and windows stay the model's. Softcaps and sinks, which a fused kernel leaves out, keep a model from it."""
+    if not (getattr(transformer, "_supports_attention_backend", False) and transformer._supports_sdpa):
         return False
-    before = transformer.config._attn_implementation
+    before, plain, heeds = transformer.config._attn_implementation, _states(transformer), False
     transformer.set_attn_implementation(NAME)
-    if not torch.equal(*(_states(transformer, **in_keys(gates)) for gates in (OPEN, TURNED))):
-        return True
-    transformer.set_attn_implementation(before)  # it keeps its arguments to itself
-    return False
+    try:
+        heeds = _heeded(plain, *(_states(transformer, **in_keys(gates)) for gates in (OPEN, TURNED)))
+    finally:
+        if not heeds:
+            transformer.set_attn_implementation(before)
+    if heeds and before != "sdpa":
+        logger.info("gates in attention take the place of %s by one like sdpa", before)
+    return heeds
 
 
 def takes_mask(transformer: Any, causal: bool) -> bool:
     """Whether a mask of gates does in a model what it should: nothing where all are open, and else something."""
-    there = torch.ones(1, 3, dtype=torch.bool)
+    there, plain = torch.ones(1, 3, dtype=torch.bool), _states(transformer)
+    masks = (gate_mask(gates.to(transformer.dtype), there, causal) for gates in (OPEN, TURNED))
     try:
-        plain = _states(transformer, attention_mask=there.long())
-        open_, turned = (
-            _states(transformer, attention_mask=gate_mask(gates, there, causal)) for gates in (OPEN, TURNED)
-        )
-    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError):  # of another form of mask
+        open_, turned = (_states(transformer, attention_mask=mask) for mask in masks)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, IndexError):  # it wants masks of another form
         return False
-    return torch.allclose(plain, open_, atol=1e-3) and not torch.equal(open_, turned)
+    return _heeded(plain, open_, turned)
+
+
+def _heeded(plain: Tensor, open_: Tensor, turned: Tensor) -> bool:
+    """Open gates change no more than rounding does, and a gate that is turned down changes more."""
+    noise, change = ((each.float() - open_.float()).abs().max() for each in (plain, turned))
+    rounding = torch.finfo(plain.dtype).eps ** 0.5 * plain.float().abs().max()
+    return bool(noise <= rounding and change > 3 * noise)  # false where either is NaN
 
 
 @torch.no_grad()
 def _states(transformer: Any, **given: Tensor) -> Tensor:
     """Of three tokens, without dropout."""
-    kept, device = transformer.training, transformer.device
+    modes, device = [(module, module.training) for module in transformer.modules()], transformer.device
     ids = torch.arange(3, device=device)[None]
-    mask = {"attention_mask": torch.ones_like(ids)}
+    moved = {name: value.to(device) for name, value in ({"attention_mask": torch.ones_like(ids)} | given).items()}
     try:
-        moved = {name: value.to(device) for name, value in given.items()}
-        states: Tensor = transformer.eval()(input_ids=ids, **(mask | moved)).last_hidden_state
+        states: Tensor = transformer.eval()(input_ids=ids, **moved).last_hidden_state
     finally:
-        transformer.train(kept)
+        for module, training in modes:
+            module.training = training
     return states
 
 
@@ -65,7 +81,8 @@ def gate_mask(
         mask: false on padding.
         causal: whether a token sees only itself and those before it.
     """
-    closed = torch.finfo(torch.bfloat16).min  # finite in either precision: a row that sees nothing isn't NaN
+    # finite in every precision: a row that sees nothing isn't NaN
+    closed = max(torch.finfo(each).min for each in (torch.bfloat16, log_gates.dtype))
     seen = torch.where(mask, log_gates, closed)[:, None, None, :]
     at = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(at[:, None] >= at, seen, closed) if causal else seen

@@ -26,7 +26,7 @@ CREATE TABLE structure (version INTEGER, kind TEXT, file TEXT, rows INTEGER, sha
 """
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+REFUSED = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class StoreError(ValueError):
@@ -108,7 +108,7 @@ class Ledger:
                 f"{self.path} can't be read as an index' ledger ({error}): fetch the folder afresh or build it anew"
             ) from error
         except OSError as error:
-            if error.errno in _REFUSED and "stays as it was" not in str(error):
+            if error.errno in REFUSED and "stays as it was" not in str(error):
                 raise self._refused(error, error.errno) from error
             raise
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.retriever.index import Hits, Prior, Queries, check_queries
-from e2erag.retriever.ledger import StoreError, Version
+from e2erag.retriever.ledger import REFUSED, StoreError, Version
 from e2erag.retriever.sampled import RESCORED, SampledIndex
 from e2erag.retriever.store import Store
 
@@ -103,8 +103,9 @@ class MilvusIndex(SampledIndex):
             except ConnectionError:
                 raise
             except Exception as error:
-                if number := re.search(r"message=\[Errno (\d+)\]", str(error)):
-                    raise self._unwritten(int(number[1]), str(error)) from error
+                number = re.search(r"message=\[Errno (\d+)\]", str(error))
+                if number and (self._embedded or int(number[1]) in REFUSED):
+                    raise self._unwritten(int(number[1]), str(error).strip()) from error
                 if getattr(error, "code", None) == _UNREACHABLE:
                     self._client, self._version = None, -1  # one that is back has to load its collections
                     raise _silent(self.uri, error) from error
@@ -121,21 +122,24 @@ class MilvusIndex(SampledIndex):
 
     def _check_writable(self) -> None:
         """Refuse a folder that Milvus Lite, which locks its file and writes where it reads, can't open."""
-        if self._embedded and self._client is None and not os.access(Path(self.uri).parent, os.W_OK):
+        file = Path(self.uri)
+        place = file if file.exists() else file.parent
+        if self._embedded and self._client is None and place.exists() and not os.access(place, os.W_OK):
             raise OSError(
-                errno.EROFS,
-                "Milvus Lite's file must be writable, even to be searched, and this folder isn't; the rows are whole "
-                "and what was there before stays as it was: load them with ExactIndex or FaissIndex, copy the folder "
-                "to where it can be written, or give the uri of a Milvus elsewhere",
+                errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES,
+                f"Milvus Lite's file must be writable, even to be searched, and {place} isn't; the rows are whole and "
+                "what was there before stays as it was: load them with ExactIndex or FaissIndex, copy the folder to "
+                "where it can be written, or give the uri of a Milvus elsewhere",
                 self.uri,
             )
 
     def _unwritten(self, number: int, message: str) -> OSError:
+        """What an error of the disk means, here or of a Milvus Lite that serves elsewhere."""
         if self._embedded:
             return OSError(number, os.strerror(number), self.uri)
         text = (
-            f"Milvus must have room and leave to write, and this one hasn't ({message.strip()}); the rows here are "
-            "whole, and what was there before stays as it was: mend it there, and search again"
+            f"Milvus must have room and leave to write, and this one hasn't ({message}); the rows here are whole, and "
+            "what was there before stays as it was: mend it there, and search again"
         )
         return OSError(number, text, self.uri)
 

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from e2erag.extract.tokens import LineTokens
 from e2erag.retriever.encoder import Encoder
-from e2erag.retriever.gate_mask import check_mask
 from e2erag.retriever.lora import add_lora
 
 NUMBERS = "numbers.safetensors"
@@ -73,20 +72,21 @@ class Retriever(nn.Module):
     def __init__(self, encoder: Encoder, config: RetrieverConfig | None = None, query: Encoder | None = None) -> None:
         super().__init__()
         self.config = c = config or RetrieverConfig()
-        compared = {tower.similarity for tower in (encoder, query or encoder)}
-        if len(compared) > 1 or not compared <= {"cosine", "dot"}:
-            raise ValueError(
-                f"both towers are compared by cosine or both by dot, and these models say {' and '.join(compared)}: "
-                'give SentenceTransformer(…, similarity_fn_name="dot") the one they were trained for'
-            )
+        for tower in (encoder, query or encoder):
+            if tower.similarity not in ("cosine", "dot") or tower.similarity != encoder.similarity:
+                raise ValueError(
+                    "both towers are compared by cosine, or both by dot, and distances aren't searched; "
+                    f"{tower.similarity!r} came beside {encoder.similarity!r}: take models that were trained so, or "
+                    'say so by SentenceTransformer(…, similarity_fn_name="dot")'
+                )
         if c.gates == "pool" and encoder.pooling != "mean":
             raise ValueError(
                 f'gates="pool" weighs lines in mean pooling, and this model pools by {encoder.pooling!r}: '
                 'use gates="attend", or a model with mean pooling'
             )
-        if c.gates == "attend" and not encoder.takes_keys:
+        if c.gates == "attend":
             pools = 'RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else ""
-            check_mask(encoder.transformer, encoder.causal, encoder.max_tokens, f"{pools}another encoder")
+            encoder.take_gates(f"{pools}another encoder")
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))

@@ -10,11 +10,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import (
     AlbertConfig,
     AutoModel,
+    BertConfig,
     BertModel,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     FNetConfig,
+    Gemma2Config,
     LongformerConfig,
     MistralConfig,
     ModernBertConfig,
@@ -66,11 +68,13 @@ SMALL = {
     ids=lambda config: config.model_type,
 )
 def test_open_gates_are_the_plain_model_whatever_the_architecture(config: PretrainedConfig, tmp_path: Path) -> None:
-    """A gate of one on every line changes nothing, through each model's own attention."""
-    retriever = Retriever(encoder_of(config, tmp_path), RetrieverConfig())
-    lines = retriever.passage.lines(LINES)
+    """A gate of one on every line changes nothing of what the model gives before it is a retriever's, through its own
+    attention."""
+    encoder = encoder_of(config, tmp_path)
+    lines = encoder.lines(LINES)
     every = [np.arange(len(LINES))]
-    plainly = retriever.encode_passages(lines, every)
+    plainly = encoder.encode_lines(lines, every)
+    retriever = Retriever(encoder, RetrieverConfig())
     gated = retriever.encode_passages(lines, every, torch.zeros(len(LINES)), every)
     torch.testing.assert_close(gated, plainly, atol=1e-5, rtol=0)
     half = retriever.encode_passages(lines, every, torch.tensor([-3.0, 0.0]), every)
@@ -91,26 +95,28 @@ WINDOWED = [
 ]
 
 
+@pytest.mark.parametrize("learning", [True, False])  # in keys, and as a mask
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 @pytest.mark.parametrize("config", WINDOWED, ids=lambda config: config.model_type)
-def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp_path: Path) -> None:
+def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, learning: bool, tmp_path: Path) -> None:
     """Gates of one are the plain model, token by token, where texts are longer than what a layer looks at; and a gate
     acts, whatever the pooling, on tokens that see it."""
     encoder = encoder_of(config, tmp_path, pooling)
-    retriever = Retriever(encoder, RetrieverConfig())
     lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
-    plainly = retriever.encode_passages(lines, every)
-    gated = retriever.encode_passages(lines, every, torch.zeros(2), every)
+    plainly = encoder.encode_lines(lines, every)
+    retriever = Retriever(encoder, RetrieverConfig())
+    gated = retriever.encode_passages(lines, every, torch.zeros(2, requires_grad=learning), every)
     torch.testing.assert_close(gated, plainly, atol=1e-5, rtol=0)
     ids = torch.arange(2, 26)[None].repeat(2, 1)
     there = torch.ones_like(ids, dtype=torch.bool)
     there[1, 20:] = False
-    with torch.no_grad():
-        states = encoder._hidden(ids, there, torch.zeros(2, 24))
-        torch.testing.assert_close(states[there], encoder._hidden(ids, there)[there], atol=1e-5, rtol=0)
-        turned = torch.zeros(2, 24)
-        turned[:, 12] = -5.0
-        moved = encoder._hidden(ids, there, turned) - states
+    turned = torch.zeros(2, 24)
+    turned[:, 12] = -5.0
+    turned.requires_grad_(learning)
+    states = encoder._hidden(ids, there, torch.zeros(2, 24, requires_grad=learning))
+    torch.testing.assert_close(states[there], encoder._hidden(ids, there)[there], atol=1e-5, rtol=0)
+    moved = encoder._hidden(ids, there, turned) - states
+    assert not learning or torch.autograd.grad(moved[there].square().sum(), turned)[0].isfinite().all()
     sees = moved[0].abs().amax(1) > 1e-6
     assert sees[12]
     assert not (encoder.causal and sees[:12].any())
@@ -133,6 +139,7 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, tmp
 def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig, tmp_path: Path) -> None:
     """Vectors and the gates' slopes, with lines turned down, one shut, and rows padded; and vectors without slopes."""
     encoder = encoder_of(config, tmp_path)
+    encoder.take_gates("")
     lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
     gates = torch.tensor([-0.7, CLOSED], requires_grad=True)
     made = []
@@ -148,19 +155,46 @@ def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig
     assert made[0][1].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "t5", "bert"])
-def test_gates_go_in_keys_where_attention_takes_them(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+OWN = {
+    "mpnet": MPNetConfig(**SMALL),
+    "t5": T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2),
+    "gemma2": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, sliding_window=64),  # softcaps
+    "bert": BertConfig(**SMALL),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", OWN)
+def test_a_model_whose_attention_takes_no_keys_gets_a_mask(
+    kind: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model with attention of its own gets a mask, and so does one that keeps its arguments to itself."""
+    """Attention of its own, softcaps that a fused kernel leaves out, and arguments that it keeps to itself: what the
+    model computes with stays, and so do the modes of its modules."""
     if kind == "bert":
-        assert tiny_encoder().takes_keys
         forward = BertModel.forward
         monkeypatch.setattr(BertModel, "forward", lambda self, key_bias=None, source_bias=None, **k: forward(self, **k))
-    config = {"mpnet": MPNetConfig(**SMALL), "t5": T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2)}
-    encoder = tiny_encoder() if kind == "bert" else encoder_of(config[kind], tmp_path)
+    encoder = encoder_of(OWN[kind], tmp_path)
+    encoder.transformer.to(dtype).train()
+    next(encoder.transformer.children()).eval()
+    before, modes = encoder.transformer.config._attn_implementation, [m.training for m in encoder.transformer.modules()]
+    Retriever(encoder, RetrieverConfig())
     assert not encoder.takes_keys
-    assert encoder.transformer.config._attn_implementation != NAME
+    assert encoder.transformer.config._attn_implementation == before
+    assert [module.training for module in encoder.transformer.modules()] == modes
+
+
+def test_gates_in_pooling_leave_attention_as_it_was_chosen() -> None:
+    """Only gates in attention take its place, and weights that are no numbers take none."""
+    encoder = tiny_encoder()
+    encoder.transformer.set_attn_implementation("eager")
+    Retriever(encoder, RetrieverConfig(gates="pool"))
+    assert encoder.transformer.config._attn_implementation == "eager"
+    Retriever(encoder, RetrieverConfig())
+    assert encoder.transformer.config._attn_implementation == NAME
+    broken = tiny_encoder()
+    broken.transformer.embeddings.word_embeddings.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="no mask of gates reaches it"):
+        Retriever(broken, RetrieverConfig())
 
 
 @pytest.mark.parametrize(
@@ -174,12 +208,12 @@ def test_gates_go_in_keys_where_attention_takes_them(
     ids=lambda config: config.model_type,
 )
 def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
-    config: PretrainedConfig, tmp_path: Path
+    config: PretrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mask of gates would take it away, or do nothing: windows, of a model that doesn't take keys, disentangled and
     sparse attention, and none."""
     encoder = encoder_of(config, tmp_path)
-    encoder.takes_keys = False
+    monkeypatch.setattr(type(encoder.transformer), "_supports_attention_backend", False)
     with pytest.raises(ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"pool\"\)"):
         Retriever(encoder, RetrieverConfig())
     retriever = Retriever(encoder, RetrieverConfig(gates="pool"))

@@ -131,8 +131,7 @@ def test_without_room_for_its_copy_milvus_says_so_and_goes_on_later(left: int, s
 
 
 def test_without_room_in_milvus_elsewhere_that_is_told_and_mended_there(small_disk: Path, tmp_path: Path) -> None:
-    """Its disk is full, or can't be written to: the error names the Milvus; the rows stay, and with room, or leave, the
-    same index finds everything."""
+    """Its disk is full: the error names the Milvus; the rows stay, and with room the same index finds everything."""
     pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
     store = Store(tmp_path / "a")
     store.add([Source("a", "x", 2000)], rows_of(2000, 0))
