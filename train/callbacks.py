@@ -201,8 +201,8 @@ class Checkpoint(L.Callback):
         if changed:
             raise ValueError(
                 f"the run in {self.folder.parent} can't go on, for it began with something else "
-                f"({', '.join(changed)}): begin with the same system, questions, FitConfig and release, or name another "
-                "folder"
+                f"({', '.join(changed)}): begin with the same system, questions, FitConfig and release, or name "
+                "another folder"
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
