@@ -85,7 +85,7 @@ class Finder(nn.Module):
             log_prior: log π of every candidate, from `log_prior`.
             slope_limit: see `Joint.forward`."""
         with self.autocast():
-            if mode == "hard" and self.retriever.config.gates == "attend":
+            if mode == "hard" and self.retriever.config.gates != "pool":
                 lines = [corpus.lines(i) for i in passages.tolist()]
                 kept = [gates.kept(gates.retrieve, *passage) for passage in lines]
                 texts = [corpus.texts(*passage) for passage in zip(passages.tolist(), kept, strict=True)]

@@ -39,7 +39,9 @@ class RetrieverConfig:
         gates: where a gate acts: "attend" on attention and pooling, "pool" on pooling alone, so that a change of the
             extractor needs no encoding where it leaves the passages as they are; it needs a model with mean pooling.
             What is pooled anew (`LineSums`) lies with the index, in memory or in its folder, and in a saved system: a
-            float32 row for each line of each passage and one more a passage.
+            float32 row for each line of each passage and one more a passage. "hard": in hard mode alone, where shut
+            lines are gone; for models whose attention takes no gates and that don't pool by the mean. Gates for finding
+            learn nothing from answers then (those for reading, cuts and the prior do).
         lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
         bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. None: dense alone.
         token_budget: padded tokens of one forward pass; bounds its memory.
@@ -51,15 +53,15 @@ class RetrieverConfig:
     learn_temperature: bool = False
     prior_weight: float = 1.0
     tied: bool = True
-    gates: Literal["attend", "pool"] = "attend"
+    gates: Literal["attend", "pool", "hard"] = "attend"
     lora: int | None = None
     bm25: float | None = None
     token_budget: int = 2048
     held_tokens: int = 16384
 
     def __post_init__(self) -> None:
-        if self.gates not in ("attend", "pool"):
-            raise ValueError(f"gates act by 'attend' or by 'pool', got {self.gates!r}")
+        if self.gates not in ("attend", "pool", "hard"):
+            raise ValueError(f"gates act by 'attend', by 'pool' or in 'hard' mode alone, got {self.gates!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature divides the inner product and must be above 0, got {self.temperature}")
         if self.token_budget < 1 or self.held_tokens < 0:
@@ -85,8 +87,8 @@ class Retriever(nn.Module):
                 'use gates="attend", or a model with mean pooling'
             )
         if c.gates == "attend":
-            pools = 'RetrieverConfig(gates="pool"), or ' if encoder.pooling == "mean" else ""
-            encoder.take_gates(f"{pools}another encoder")
+            way_out = "pool" if encoder.pooling == "mean" else "hard"
+            encoder.take_gates(f'RetrieverConfig(gates="{way_out}"), or another encoder')
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))
@@ -118,7 +120,10 @@ class Retriever(nn.Module):
         slots: Sequence[Int[np.ndarray, " _"]] | None = None,
     ) -> Float[Tensor, "passages dim"]:
         """d(z; w), with the gates where the configuration wants them; see `Encoder.encode_lines`."""
-        return self.passage.encode_lines(lines, passages, log_gates, slots, attend=self.config.gates == "attend")
+        gates = self.config.gates
+        return self.passage.encode_lines(
+            lines, passages, None if gates == "hard" else log_gates, slots, attend=gates == "attend"
+        )
 
     def passage_rows(
         self, vectors: Float[Tensor, "passages dim"], log_prior: Float[Tensor, " passages"]

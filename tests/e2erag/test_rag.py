@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NTSB
+from conftest import NTSB, PAGES
 from helpers import hide_page
 from pypdf import PdfWriter
 
@@ -19,6 +19,8 @@ from e2erag import RAG, QuestionError, RAGConfig, read_questions
 from e2erag.artefact import ManifestError
 from e2erag.extract import GateMode, ReadError
 from e2erag.joint import Reading
+from e2erag.questions import Question
+from e2erag.retriever import RetrieverConfig
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 
 QUESTIONS = ["how old was the pilot in accident NYC08 ?", "who made the engine ?", "seats 2 ?"]
@@ -375,3 +377,27 @@ def test_a_file_whose_name_is_not_utf_8_is_saved_and_loaded_by_that_name(tmp_pat
     assert again.corpus.documents == system.corpus.documents
     assert str(name) in {citation.file for citation in again.ask("how old was the pilot ?").citations}
     assert again.delete(name) == 1
+
+
+def test_finding_gates_that_act_in_hard_mode_alone() -> None:
+    """Soft, vectors are those of open gates, whatever the gates; hard, those of a system whose gates act on attention
+    too. A step trains the extractor all the same."""
+    rows = {}
+    for gates in ("attend", "hard"):
+        retriever = RetrieverConfig(temperature=0.2, gates=gates)
+        system = tiny_rag(retriever=retriever, config=RAGConfig(k=2, precision="float32"))
+        weight = system.model.extractor.gates.weight
+        for gated in (True, False):
+            with torch.no_grad():
+                weight.zero_() if not gated else weight.normal_(generator=torch.Generator().manual_seed(1))
+            for mode in ("soft", "hard"):
+                system.config = replace(system.config, mode=mode)
+                system.index([tiny_document(PAGES)])
+                rows[gates, gated, mode] = system.index_.vectors[:, :-1].clone()
+    assert torch.equal(rows["hard", True, "soft"], rows["hard", False, "soft"])
+    assert not torch.equal(rows["attend", True, "soft"], rows["attend", False, "soft"])
+    torch.testing.assert_close(rows["hard", True, "hard"], rows["attend", True, "hard"])
+    assert not torch.equal(rows["hard", True, "hard"], rows["hard", False, "hard"])
+    learning = {name: p.clone() for name, p in system.model.extractor.named_parameters()}
+    system.fit([Question("how old was the pilot ?", ("85",))], epochs=1, k=2, progress=False)
+    assert any(not torch.equal(learning[name], p) for name, p in system.model.extractor.named_parameters())

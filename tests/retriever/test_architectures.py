@@ -220,3 +220,17 @@ def test_a_model_with_attention_of_its_own_pools_by_gates_or_is_refused(
     lines, every = retriever.passage.lines(LINES), [np.arange(len(LINES))]
     gated = retriever.encode_passages(lines, every, torch.zeros(len(LINES)), every)
     torch.testing.assert_close(gated, retriever.encode_passages(lines, every), atol=1e-5, rtol=0)
+
+
+def test_a_model_that_no_gate_reaches_has_them_in_hard_mode_alone(tmp_path: Path) -> None:
+    """DeBERTa, pooled by CLS: the refusal names the way out, with which a line that is turned down changes nothing."""
+    config = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=16)
+    encoder = encoder_of(config, tmp_path, "cls")
+    with pytest.raises(
+        ValueError, match=r"has attention of its own .*: use RetrieverConfig\(gates=\"hard\"\), or another"
+    ):
+        Retriever(encoder, RetrieverConfig())
+    retriever = Retriever(encoder, RetrieverConfig(gates="hard"))
+    lines, every = encoder.lines(LINES), [np.arange(2)]
+    gated = retriever.encode_passages(lines, every, torch.tensor([CLOSED, 0.0]), every)
+    assert torch.equal(gated, retriever.encode_passages(lines, every))
