@@ -1,121 +1,130 @@
-"""Gates as one more dimension of the keys against a float mask with gradient: time, forward and backward.
+"""Gates as one more dimension of the keys, and as a mask: time, of a reader's attention and of a whole encoder.
 
     python benchmarks/attention.py [--quick] [--json FILE]
 
-Both in one run on the same tensors (SmolLM2-135M's heads, causal), in the precision that the processor computes fastest
-in, on a GPU where there is one. FlexAttention, which takes log w as a function of the score, goes back on GPUs
-alone: elsewhere only what it gives is compared. Differences are of float32.
+All forms in turn in one run on the same tensors, in the precision that the processor computes fastest in, on a GPU
+where there is one. `keys`, `mask` and no gates (`bare`): forward and backward, and (`frozen`) forward alone with
+nothing to learn, for which `gated_attention` takes the mask on a CPU. `difference` is between keys and mask.
 
-Then a whole encoder, all-MiniLM-L6-v2, over passages of 64, 128 and 256 tokens, with gates in its keys, as a mask, and
-with none (`bare`). `frozen` is without gradient, where on a CPU what would stand in keys is a mask too: there `bare`
-tells what it costs.
+reader      attention alone, with SmolLM2-135M's heads, causal, 300 tokens. FlexAttention takes log w as a function of
+            the score and goes back on GPUs alone: elsewhere only what it gives is compared, in float32.
+encoder_N   all-MiniLM-L6-v2, 2,048 tokens in passages of N, of which every other has an eighth of padding.
 """
 
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from time import perf_counter
+from statistics import median
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
+from rounds import interleaved, over
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from e2erag.extract.attention import gated_attention
+from e2erag.extract import attention
 from e2erag.models import resolve
 from e2erag.precision import autocast
 from e2erag.rag import RETRIEVER
 from e2erag.retriever import Encoder
 
-HEADS, DIM = 9, 64
+HEADS, DIM, TOKENS, ROWS = 9, 64, 300, 10
+Form = Callable[[], Tensor]
 
 
-def seconds(step: object, repeats: int) -> float:
-    """The median of several runs, after one to warm up; 0: that one."""
-    times = []
-    for _ in range(repeats + 1):
-        start = perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(perf_counter() - start)
-    return sorted(times[1:])[repeats // 2] if repeats else times[0]
+def compared(learning: dict[str, Form], frozen: dict[str, Form], rounds: int) -> dict[str, float]:
+    """Of each form's time, the ratio to keys'; forward and backward, and forward alone."""
+    steps = {name: lambda form=form: form().sum().backward() for name, form in learning.items()}
+    times, figures = interleaved(steps, rounds), {}
+    with torch.no_grad():
+        still = interleaved(frozen, rounds)
+    for name in learning.keys() - {"keys"}:
+        figures[f"{name}_over_keys"] = over(times, name, "keys")
+    for name in frozen.keys() - {"keys"}:
+        figures[f"frozen_{name}_over_keys"] = over(still, name, "keys")
+    return dict(sorted(figures.items())) | {"keys_seconds": median(times["keys"])}
 
 
-def encoder(repeats: int, device: str, lengths: tuple[int, ...]) -> dict[str, float]:
-    """2,048 tokens of it, one form after the other in every round: medians as ratios to gates in keys."""
-    model, figures = Encoder.load(resolve(RETRIEVER)).to(device), {}
-    model.take_gates("another encoder")
-    for length in lengths:
-        ids = torch.randint(1000, 20000, (2048 // length, length), device=device)
-        there = torch.ones_like(ids, dtype=torch.bool)
-        there[1::2, -length // 8 :] = False
-        gates = F.logsigmoid(torch.randn(ids.shape, device=device)).requires_grad_()
-        forms = {"keys": (True, gates), "mask": (False, gates), "bare": (True, None)}
+def in_keys(work: Form) -> Form:
+    """Gates in keys, also where a mask would be taken."""
 
-        def embedded(given: torch.Tensor | None, ids: torch.Tensor = ids, there: torch.Tensor = there) -> torch.Tensor:
-            return model.embed(ids, there, given)
+    def always() -> Tensor:
+        with patch.object(attention, "_as_mask", lambda _: False):
+            return work()
 
-        def step(given: torch.Tensor | None, embedded: Callable[..., torch.Tensor] = embedded) -> None:
-            embedded(given).sum().backward()
+    return always
 
-        for way, work, context in (("", step, nullcontext), ("_frozen", embedded, torch.no_grad)):
-            times: dict[str, list[float]] = {name: [] for name in forms}
-            with context():
-                for _ in range(repeats + 1):
-                    for name, (model.takes_keys, given) in forms.items():
-                        times[name].append(seconds(partial(work, given), 0))
-            median = {name: sorted(each[1:])[repeats // 2] for name, each in times.items()}
-            for name in ("mask", "bare"):
-                figures[f"encoder_{length}{way}_{name}_over_keys"] = median[name] / median["keys"]
-        made = []
-        for model.takes_keys in (True, False):
-            made.append(embedded(gates).detach())
-        figures[f"encoder_{length}_difference"] = (made[0] - made[1]).abs().max().item()
-    return figures
+
+def reader(rounds: int, device: torch.device) -> dict[str, float]:
+    with autocast(device):
+        half = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if half else torch.float32
+    q, k, v = (torch.randn(ROWS, HEADS, TOKENS, DIM, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    gate = F.logsigmoid(torch.randn(ROWS, TOKENS, device=device)).to(dtype).requires_grad_()
+    below = torch.ones(TOKENS, TOKENS, dtype=torch.bool, device=device).tril()[None, None]
+    blocks = create_block_mask(lambda row, head, i, j: i >= j, None, None, TOKENS, TOKENS, device=str(device))
+    attend = torch.compile(flex_attention) if device.type == "cuda" else flex_attention
+
+    def forms(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> dict[str, Form]:
+        def keys() -> Tensor:
+            return attention.gated_attention(SimpleNamespace(is_causal=True), q, k, v, None, DIM**-0.5, gate)[0]
+
+        return {
+            "keys": in_keys(keys),
+            "mask": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=attention.with_bias(below, gate)),
+            "bare": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            "flex": lambda: attend(q, k, v, score_mod=lambda s, row, head, i, j: s + gate[row, j], block_mask=blocks),
+        }
+
+    learning, frozen = forms(q, k, v, gate), forms(*(each.detach() for each in (q, k, v, gate)))
+    if device.type != "cuda":
+        del learning["flex"], frozen["flex"]
+    exact = forms(*(each.detach().float() for each in (q, k, v, gate)))
+    with torch.no_grad():
+        plain = exact["keys"]().transpose(1, 2)
+        differences = {n: (plain - exact[f]()).abs().max().item() for n, f in (("", "mask"), ("flex_", "flex"))}
+    return compared(learning, frozen, rounds) | {f"{name}difference": value for name, value in differences.items()}
+
+
+def encoder(rounds: int, device: torch.device, length: int) -> dict[str, float]:
+    model = Encoder.load(resolve(RETRIEVER)).to(device)
+    model.take_gates()
+    ids = torch.randint(1000, 20000, (2048 // length, length), device=device)
+    there = torch.ones_like(ids, dtype=torch.bool)
+    there[1::2, -length // 8 :] = False
+    gates = F.logsigmoid(torch.randn(ids.shape, device=device)).requires_grad_()
+
+    def forms(gates: Tensor) -> dict[str, Form]:
+        def masked() -> Tensor:
+            with patch.object(model, "takes_keys", False):
+                return model.embed(ids, there, gates)
+
+        return {
+            "keys": in_keys(lambda: model.embed(ids, there, gates)),
+            "mask": masked,
+            "bare": lambda: model.embed(ids, there),
+        }
+
+    frozen = forms(gates.detach())
+    with torch.no_grad():
+        difference = (frozen["keys"]() - frozen["mask"]()).abs().max().item()
+    return compared(forms(gates), frozen, rounds) | {"difference": difference}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, one length")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
-    repeats, rows, tokens = (3 if options.quick else 11), 10, 300
+    rounds, device = 3 if options.quick else 11, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = (rows, HEADS, tokens, DIM)
-    with autocast(torch.device(device)):
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    gate = F.logsigmoid(torch.randn(rows, tokens, device=device)).to(dtype).requires_grad_()
-    module = SimpleNamespace(is_causal=True)
-    below = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-    blocks = create_block_mask(lambda row, head, i, j: i >= j, None, None, tokens, tokens, device=device)
-    attend = torch.compile(flex_attention) if device == "cuda" else flex_attention
-
-    def keys(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return gated_attention(module, q, k, v, None, DIM**-0.5, gate)[0].transpose(1, 2)
-
-    def mask(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        bias = torch.where(below, gate[:, None, None, :], torch.finfo(gate.dtype).min)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-
-    def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attend(q, k, v, score_mod=lambda score, row, head, i, j: score + gate[row, j], block_mask=blocks)
-
-    figures = {}
-    with torch.no_grad():
-        exact = keys(*(each.detach().float() for each in (q, k, v)))
-        for form in (mask, flex):
-            other = form(*(each.detach().float() for each in (q, k, v)))
-            figures[f"{form.__name__}_difference"] = (exact - other).abs().max().item()
-    for form in (keys, mask, flex) if device == "cuda" else (keys, mask):
-        figures[f"{form.__name__}_seconds"] = seconds(lambda form=form: form(q, k, v).sum().backward(), repeats)
-        figures[f"{form.__name__}_over_keys"] = figures[f"{form.__name__}_seconds"] / figures["keys_seconds"]
-    figures |= encoder(repeats, device, (128,) if options.quick else (64, 128, 256))
+    parts = {"reader": reader(rounds, device)}
+    for length in (128,) if options.quick else (64, 128, 256):
+        parts[f"encoder_{length}"] = encoder(rounds, device, length)
+    figures = {f"{part}_{name}": value for part, found in parts.items() for name, value in found.items()}
     for name, value in figures.items():
         print(f"{name:34} {value:.4g}")
     if options.json:

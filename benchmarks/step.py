@@ -135,9 +135,6 @@ def bare_step(rag: RAG, asked: list[Question], k: int) -> Callable[[], None]:
 
     def note(name: str, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         plain = {key: value for key, value in kwargs.items() if key not in ("key_bias", "source_bias")}
-        mask = plain.get("attention_mask")
-        if mask is not None and mask.dim() == 4:
-            plain["attention_mask"] = (mask[:, 0, 0] > torch.finfo(mask.dtype).min).long()
         calls.append((name, module, plain if kwargs else {"tokens": len(args[0])}))
 
     parts = {
@@ -208,8 +205,7 @@ def tokens_of(rag: RAG, asked: list[Question], k: int) -> int:
 
 
 def attention_share(seen: profile, device: torch.device) -> float:
-    """Of the time of all operations, that in attention: forward, and backward of fused kernels. (Gates on an encoder's
-    attention mask need its plain form, of which the way back can't be told from other products.)"""
+    """Of the time of all operations, that in attention: forward, and backward of fused kernels."""
     kind, events = "device" if device.type == "cuda" else "cpu", seen.key_averages()
     names = [e for e in events if e.key.startswith("aten::_scaled_dot_product") and e.key.endswith("_backward")]
     names += [e for e in events if e.key == "aten::scaled_dot_product_attention"]

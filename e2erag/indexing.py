@@ -22,7 +22,7 @@ from tqdm import tqdm
 from e2erag.corpus import Corpus, Gates
 from e2erag.estimate import Estimate
 from e2erag.extract import GateMode
-from e2erag.extract.candidates import VERSION
+from e2erag.extract.candidates import PROPOSAL_VERSION
 from e2erag.finder import Finder
 from e2erag.lines import Lines, Summed, Work, runs
 from e2erag.retriever import ExactIndex, Index, IndexConfig, Source, Store, StoreError
@@ -417,13 +417,13 @@ class Indexer:
             "prior_weight": retriever.config.prior_weight,
             "extractor": fingerprint(extractor),
             "extractor_config": self._settings(),
-            "proposals": VERSION,
+            "proposals": PROPOSAL_VERSION,
             "mode": mode,
         }
 
     def proposes_alike(self, manifest: Mapping[str, object], mode: GateMode) -> bool:
         """Whether an index with this manifest has the candidates that would be proposed now, whatever the weights."""
-        now = {"mode": mode, "extractor_config": self._settings(), "proposals": VERSION}
+        now = {"mode": mode, "extractor_config": self._settings(), "proposals": PROPOSAL_VERSION}
         return mode != "hard" and all(manifest.get(name) == value for name, value in now.items())
 
     def changed(self, manifest: Mapping[str, object], corpus: Corpus, mode: GateMode) -> list[str]:

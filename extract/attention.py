@@ -5,8 +5,8 @@ becomes one more dimension: queries get a constant, keys get log w,
 
     ⟨[q ; 1/c], [k ; log w]⟩ · c  =  c·⟨q, k⟩ + log w        (c the softmax scale)
 
-and the fused kernel never knows. Where the bias needs no gradient, a CPU's fused kernel takes it as a mask, which costs
-nothing (`benchmarks/attention.py`). Registered with `transformers.AttentionInterface`, so it serves every model that
+and the fused kernel never knows. Where the bias needs no gradient, a CPU's fused kernel takes it as a mask, which is
+quicker (`benchmarks/attention.py`). Registered with `transformers.AttentionInterface`, so it serves every model that
 takes its attention from there, a retriever's encoder as well as a reader, with whatever mask the model makes itself.
 """
 
@@ -45,7 +45,7 @@ def gated_attention(
     causal = getattr(module, "is_causal", True)
     bias = key_bias if causal else source_bias
     if bias is not None and _as_mask(bias) and (attention_mask is not None or not causal):
-        attention_mask, bias = _with_bias(attention_mask, bias.to(query.dtype)[:, None, None]), None
+        attention_mask, bias = with_bias(attention_mask, bias.to(query.dtype)), None
     if bias is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     dim = query.shape[-1]
@@ -70,11 +70,15 @@ def _as_mask(bias: Tensor) -> bool:
     return bias.device.type == "cpu" and not (bias.requires_grad and torch.is_grad_enabled())
 
 
-def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """Both in one; what a mask shuts stays shut."""
+def with_bias(mask: Tensor | None, bias: Float[Tensor, "rows keys"]) -> Float[Tensor, "rows _ _ keys"]:
+    """A mask, as attention takes it, and log w of the keys in one; what it shuts stays shut."""
+    bias = bias[:, None, None]
     if mask is None:
         return bias
-    return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else mask + bias
+    if mask.dtype != torch.bool:
+        return mask + bias
+    # Finite in every precision that may be computed in: a row that sees nothing isn't NaN.
+    return torch.where(mask, bias, max(torch.finfo(each).min for each in (torch.bfloat16, bias.dtype)))
 
 
 AttentionInterface.register(NAME, gated_attention)

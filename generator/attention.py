@@ -38,17 +38,19 @@ def use_gates(model: Any) -> None:
     """Switch a model to `gated_attention`.
 
     Raises:
-        ValueError: the model doesn't take its attention from transformers' interface, so a gate would do nothing.
+        ValueError: the model doesn't take its attention from transformers' interface, so a gate would do nothing; or it
+            has what fused attention leaves out.
     """
     if model.config.is_encoder_decoder:
         # T5 and BART go through the interface without carrying the flag; the cross attention must be told apart.
         attentions = [module for module in model.get_decoder().modules() if hasattr(module, "is_causal")]
         reached = model._can_set_attn_implementation() and {module.is_causal for module in attentions} == {True, False}
     else:
-        reached = getattr(model, "_supports_attention_backend", False) and model._supports_sdpa  # else: sinks, softcaps
+        reached = getattr(model, "_supports_attention_backend", False) and model._supports_sdpa
     if not reached:
         raise ValueError(
-            f"{type(model).__name__} doesn't take its attention from transformers.AttentionInterface, so reading gates "
-            "can't reach it: use a model that does (Llama, Qwen, Mistral, SmolLM, Gemma, T5, BART, …)"
+            f"{type(model).__name__} doesn't take its attention from transformers.AttentionInterface, or has softcaps "
+            "or sinks, which fused attention leaves out, so reading gates can't reach it: use a model that does "
+            "(Llama, Qwen, Mistral, SmolLM, Gemma, T5, BART, …)"
         )
     model.set_attn_implementation(NAME)

@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         normalizes: whether vectors come with length 1.
         similarity: how the model's own configuration compares two vectors: "cosine" where it doesn't say.
         takes_keys: whether gates reach attention through its keys, so that fused kernels and windows stay
-            (`take_gates`); else they are a mask in place of the model's own.
+            (`take_gates`); else they are a mask in place of the model's own. None: not tried yet.
         token_budget: tokens of a padded batch; with `held_tokens` it bounds memory. Small, so that on a CPU a batch's
             activations stay in the cache; a GPU wants more.
         held_tokens: tokens whose graph is kept for the backward pass. Batches beyond it are computed again there, one
@@ -76,7 +76,8 @@ class Encoder(nn.Module):
         self.pool_prompt = bool(settings.get("include_prompt", True))
         self.causal = any(getattr(module, "is_causal", False) for module in self.transformer.modules())
         self.token_budget, self.held_tokens = token_budget, held_tokens
-        self.similarity, self.takes_keys = str(model.similarity_fn_name), False
+        self.similarity = str(model.similarity_fn_name)
+        self.takes_keys: bool | None = None
 
     @property
     def transformer(self) -> Any:
@@ -106,17 +107,20 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.device
 
-    def take_gates(self, way_out: str) -> None:
-        """Get attention ready for gates: in its keys, or as a mask in place of its own.
+    def take_gates(self) -> bool:
+        """Get attention ready for gates, once: in its keys, or as a mask in place of its own.
 
-        Args:
-            way_out: what else a caller can do.
+        Returns: `takes_keys`.
 
         Raises:
             ValueError: neither reaches it."""
-        self.takes_keys = takes_keys(self.transformer)
-        if not self.takes_keys:
-            check_mask(self.transformer, self.causal, self.max_tokens, way_out)
+        if self.takes_keys is None:
+            keys = takes_keys(self.transformer)
+            if not keys:
+                way_out = "pool" if self.pooling == "mean" else "hard"
+                check_mask(self.transformer, self.causal, self.max_tokens, f'RetrieverConfig(gates="{way_out}")')
+            self.takes_keys = keys
+        return self.takes_keys
 
     def settings(self) -> dict[str, Any]:
         """How vectors are made of tokens' states, beside the weights."""
@@ -319,7 +323,7 @@ class Encoder(nn.Module):
     ) -> Float[Tensor, "rows tokens dim"]:
         extra = {} if position_ids is None else {"position_ids": position_ids}
         attention: Tensor = mask.long()
-        if log_gates is not None and self.takes_keys:
+        if log_gates is not None and self.take_gates():
             extra |= in_keys(log_gates)
         elif log_gates is not None:
             attention = gate_mask(log_gates.to(self.transformer.dtype), mask, self.causal)

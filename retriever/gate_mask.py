@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from e2erag.extract.attention import NAME
+from e2erag.extract.attention import NAME, with_bias
 
 logger = logging.getLogger(__name__)
 
-OPEN, TURNED = torch.zeros(1, 3), torch.tensor([[-4.0, 0.0, 0.0]])
+_OPEN, _TURNED = torch.zeros(1, 3), torch.tensor([[-4.0, 0.0, 0.0]])
 """Gates of three tokens, with which it is tried what a model's attention makes of them."""
 
 
@@ -24,7 +24,7 @@ def takes_keys(transformer: Any) -> bool:
     before, plain, heeds = transformer.config._attn_implementation, _states(transformer), False
     transformer.set_attn_implementation(NAME)
     try:
-        heeds = _heeded(plain, *(_states(transformer, **in_keys(gates)) for gates in (OPEN, TURNED)))
+        heeds = _heeded(plain, *(_states(transformer, **in_keys(gates)) for gates in (_OPEN, _TURNED)))
     finally:
         if not heeds:
             transformer.set_attn_implementation(before)
@@ -36,7 +36,7 @@ def takes_keys(transformer: Any) -> bool:
 def takes_mask(transformer: Any, causal: bool) -> bool:
     """Whether a mask of gates does in a model what it should: nothing where all are open, and else something."""
     there, plain = torch.ones(1, 3, dtype=torch.bool), _states(transformer)
-    masks = (gate_mask(gates.to(transformer.dtype), there, causal) for gates in (OPEN, TURNED))
+    masks = (gate_mask(gates.to(transformer.dtype), there, causal) for gates in (_OPEN, _TURNED))
     try:
         open_, turned = (_states(transformer, attention_mask=mask) for mask in masks)
     except torch.OutOfMemoryError:
@@ -55,12 +55,13 @@ def _heeded(plain: Tensor, open_: Tensor, turned: Tensor) -> bool:
 
 @torch.no_grad()
 def _states(transformer: Any, **given: Tensor) -> Tensor:
-    """Of three tokens, without dropout."""
+    """Of three tokens, without dropout, in the precision of the weights."""
     modes, device = [(module, module.training) for module in transformer.modules()], transformer.device
     ids = torch.arange(3, device=device)[None]
     moved = {name: value.to(device) for name, value in ({"attention_mask": torch.ones_like(ids)} | given).items()}
     try:
-        states: Tensor = transformer.eval()(input_ids=ids, **moved).last_hidden_state
+        with torch.autocast(device.type, enabled=False):
+            states: Tensor = transformer.eval()(input_ids=ids, **moved).last_hidden_state
     finally:
         for module, training in modes:
             module.training = training
@@ -81,11 +82,8 @@ def gate_mask(
         mask: false on padding.
         causal: whether a token sees only itself and those before it.
     """
-    # finite in every precision: a row that sees nothing isn't NaN
-    closed = max(torch.finfo(each).min for each in (torch.bfloat16, log_gates.dtype))
-    seen = torch.where(mask, log_gates, closed)[:, None, None, :]
-    at = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(at[:, None] >= at, seen, closed) if causal else seen
+    seen, at = mask[:, None, None], torch.arange(mask.shape[1], device=mask.device)
+    return with_bias(seen & (at[:, None] >= at) if causal else seen, log_gates)
 
 
 def check_mask(transformer: Any, causal: bool, max_tokens: int, way_out: str) -> None:
@@ -101,5 +99,6 @@ def check_mask(transformer: Any, causal: bool, max_tokens: int, way_out: str) ->
     if windows or not takes_mask(transformer, causal):
         raise ValueError(
             f'gates="attend" adds to every attention logit, and {getattr(config, "model_type", "this model")} has '
-            f"attention of its own ({'windows' if windows else 'no mask of gates reaches it'}): use {way_out}"
+            f"attention of its own ({'windows' if windows else 'no mask of gates reaches it'}): use {way_out}, or "
+            "another encoder"
         )

@@ -122,9 +122,11 @@ class MilvusIndex(SampledIndex):
 
     def _check_writable(self) -> None:
         """Refuse a folder that Milvus Lite, which locks its file and writes where it reads, can't open."""
+        if not self._embedded or self._client is not None:
+            return
         file = Path(self.uri)
         place = file if file.exists() else file.parent
-        if self._embedded and self._client is None and place.exists() and not os.access(place, os.W_OK):
+        if place.exists() and not os.access(place, os.W_OK):
             raise OSError(
                 errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES,
                 f"Milvus Lite's file must be writable, even to be searched, and {place} isn't; the rows are whole and "

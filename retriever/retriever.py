@@ -87,8 +87,7 @@ class Retriever(nn.Module):
                 'use gates="attend", or a model with mean pooling'
             )
         if c.gates == "attend":
-            way_out = "pool" if encoder.pooling == "mean" else "hard"
-            encoder.take_gates(f'RetrieverConfig(gates="{way_out}"), or another encoder')
+            encoder.take_gates()
         if not c.tied and query is not None and set(query.parameters()) & set(encoder.parameters()):
             raise ValueError("untied towers are two models, and these share parameters: leave query out for a copy")
         self.beta = None if c.bm25 is None else nn.Parameter(torch.tensor(float(c.bm25)))

@@ -122,7 +122,7 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
     else:
         prior = flat[found].log_softmax(1)
         rows, bias, slots = model.fused_rows(corpus, asked, answers, found, prior, gates, "soft")  # type: ignore[assignment]  # none without gates
-        rows_each = 2
+        rows_each = 2  # all in one, and the closed book
 
     def read() -> Tensor:
         with model.autocast():

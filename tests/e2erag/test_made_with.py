@@ -12,7 +12,7 @@ from sentence_transformers.base.modules import Dense
 
 from e2erag import RAG, RAGConfig, indexing
 from e2erag.artefact import MANIFEST, ManifestError, write_folder
-from e2erag.extract.candidates import VERSION
+from e2erag.extract.candidates import PROPOSAL_VERSION
 from e2erag.retriever import ExactIndex, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 
@@ -142,7 +142,7 @@ def test_the_manifest_is_in_the_index_folder_and_says_what_it_holds(rag: RAG, tm
     assert there["count"] == len(rag.corpus.passages)
     assert (there["dtype"], there["mode"]) == ("float32", "hard")
     assert {"encoder", "tokenizer", "prompts", "pooling", "extractor", "extractor_config", "corpus"} <= set(there)
-    assert there["proposals"] == VERSION
+    assert there["proposals"] == PROPOSAL_VERSION
 
 
 def test_candidates_that_another_release_proposed_are_proposed_anew(
@@ -153,7 +153,7 @@ def test_candidates_that_another_release_proposed_are_proposed_anew(
     rag = tiny_rag(config=RAGConfig(k=2, mode="soft", precision="float32"))
     rag.index([tiny_document(LINES * 4)])
     rag.save_pretrained(tmp_path / "system")
-    monkeypatch.setattr(indexing, "VERSION", VERSION + 1)
+    monkeypatch.setattr(indexing, "PROPOSAL_VERSION", PROPOSAL_VERSION + 1)
     with pytest.raises(ManifestError, match=r"doesn't fit .* \(proposals\): call RAG\.from_pretrained\(.*reindex=True"):
         RAG.from_pretrained(tmp_path / "system")
     assert len(RAG.from_pretrained(tmp_path / "system", reindex=True).corpus.passages) == len(rag.corpus.passages)

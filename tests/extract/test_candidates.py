@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2erag.extract import KINDS, Box, Document, Extractor, Page, Unit, propose
-from e2erag.extract.candidates import READINGS, VERSION, block_starts
+from e2erag.extract.candidates import PROPOSAL_VERSION, READINGS, block_starts
 from e2erag.extract.document import Cell
 from e2erag.extract.tokens import LineTokens, buckets, pad
 from e2erag.testing import tiny_document, tiny_encoder
@@ -258,7 +258,7 @@ TABLE = Page(3, 612.0, 792.0, tuple(row(i, *cells) for i, cells in enumerate(STO
 
 
 def test_the_version_goes_up_when_other_candidates_are_proposed() -> None:
-    """Candidates of a report with headings, paragraphs and a table, and their texts, are as `VERSION` was last set for.
+    """Candidates of a report with headings, paragraphs and a table, and their texts, are those of `PROPOSAL_VERSION`.
     Where this fails on purpose, set both anew, so that saved systems are indexed anew."""
     document, made = Document("r.pdf", "0", (*REPORT.pages, TABLE)), []
     lines = np.arange(len(document))
@@ -271,4 +271,4 @@ def test_the_version_goes_up_when_other_candidates_are_proposed() -> None:
         made += [(p.start, p.stop, p.carried, p.reading, p.text) for p in propose(document, **options)]
     assert {reading for *_, reading, _ in made} == set(READINGS)
     made += [(p.start, p.stop, p.text) for p in Extractor.fixed(12, 3).propose(document)]
-    assert (VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (1, "f60b3fdf154bd0e9")
+    assert (PROPOSAL_VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (1, "f60b3fdf154bd0e9")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import in_double
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from e2erag.extract import CLOSED
 from e2erag.generator import Generator, GeneratorConfig, Row, Together
@@ -226,8 +227,13 @@ def test_a_model_that_gates_cannot_reach_is_an_error() -> None:
     for module in model.get_decoder().modules():
         if hasattr(module, "is_causal"):
             module.is_causal = True  # as if there were no attention over an encoder
-    with pytest.raises(ValueError, match=r"reading gates can't reach it: use a model that does \(Llama.*T5, BART"):
-        use_gates(model)
+    capped = Gemma2Config(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        intermediate_size=8,
+    )  # fmt: skip
+    for each in (model, AutoModelForCausalLM.from_config(capped)):
+        with pytest.raises(ValueError, match=r"reading gates can't reach it: use a model that does \(Llama.*T5, BART"):
+            use_gates(each)
 
 
 def test_an_encoder_decoder_without_a_start_token_is_an_error() -> None:

@@ -125,6 +125,17 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, lea
         assert not sees[12 + 2 * reach :].any()
 
 
+def test_an_encoder_by_itself_keeps_its_windows_under_gates_too(tmp_path: Path) -> None:
+    """No retriever has looked at it, and the first gates come under autocast, whose rounding is no other attention."""
+    encoder = encoder_of(ModernBertConfig(**SMALL, local_attention=6, global_attn_every_n_layers=2), tmp_path)
+    lines, every = encoder.lines(LINES), [np.arange(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder.encode_lines(lines, every, torch.zeros(2), every)
+    assert encoder.takes_keys
+    plainly = encoder.encode_lines(lines, every)
+    torch.testing.assert_close(encoder.encode_lines(lines, every, torch.zeros(2), every), plainly, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -139,7 +150,7 @@ def test_gates_keep_a_models_windows(config: PretrainedConfig, pooling: str, lea
 def test_gates_in_keys_and_gates_in_a_mask_are_the_same(config: PretrainedConfig, tmp_path: Path) -> None:
     """Vectors and the gates' slopes, with lines turned down, one shut, and rows padded; and vectors without slopes."""
     encoder = encoder_of(config, tmp_path)
-    encoder.take_gates("")
+    encoder.take_gates()
     lines, every = encoder.lines(LINES), [np.arange(2), np.arange(1)]
     gates = torch.tensor([-0.7, CLOSED], requires_grad=True)
     made = []
