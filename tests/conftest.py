@@ -9,15 +9,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import torch
-from helpers import BY_URI, INDEXES, serving
+from helpers import indexes_of, serving
 from hypothesis import settings
 
 from e2erag.rag import RAG
-from e2erag.retriever import Index, MilvusIndex, Store
+from e2erag.retriever import Index, Store
 from e2erag.testing import tiny_document, tiny_rag
 
 # A run that decides whether a change lands draws the same cases each time; at a desk they are new ones.
@@ -79,10 +78,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def over(request: pytest.FixtureRequest) -> Callable[[Store], Index]:
-    """Makes an index of the kind that a test names over a store in a folder, and the same one each time."""
-    if "Milvus" in request.param:
-        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
-    if request.param != BY_URI:
-        return INDEXES[request.param]
-    uri, own = request.getfixturevalue("server"), uuid4().hex
-    return lambda store: MilvusIndex(store, uri, name=f"of_{own}_{store.folder.name}")
+    """Makes an index of the kind that a test names."""
+    return indexes_of(request.param, request)

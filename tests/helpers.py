@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import uuid4
 
+import pytest
 import torch
 from reportlab.pdfgen import canvas
 from torch import nn
@@ -32,6 +34,16 @@ BY_URI = "Milvus by its URI"
 """One more, for which a server must run."""
 OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 """Where an index is written."""
+
+
+def indexes_of(kind: str, request: pytest.FixtureRequest) -> Callable[[Store], Index]:
+    """Makes an index of this kind over a store in a folder, and the same one each time."""
+    if "Milvus" in kind:
+        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
+    if kind != BY_URI:
+        return INDEXES[kind]
+    uri = request.getfixturevalue("server")
+    return lambda store: MilvusIndex(store, uri, name=f"of_{sha256(bytes(store.folder)).hexdigest()[:16]}")
 
 
 def loaded(index: Index, folder: Path) -> Index:

@@ -1,12 +1,15 @@
-"""A full disk: every change of every kind of index says so, and what was there stays, whole and searchable."""
+"""A disk that is full or read-only: every change of every kind of index says so, and what was there stays, whole."""
 
 import errno
+import gc
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import versions
 from helpers import BY_URI, INDEXES, forked, loaded, serving
 
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, Source, Store
@@ -144,3 +147,75 @@ def test_without_room_in_milvus_elsewhere_that_is_told_and_mended_there(small_di
             assert (told.value.errno, told.value.filename) == (errno.ENOSPC, uri)
         filler.unlink()
         assert torch.equal(index.search(torch.eye(DIM), 5).ids, ExactIndex(store).search(torch.eye(DIM), 5).ids)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
+    """The error says so; what was there stays, and can still be read."""
+    versions.build(small_disk / "a", 1)
+    before = versions.content(small_disk / "a")
+    with pytest.raises(OSError, match="what was there before stays as it was: make room"):
+        Store(small_disk / "a").add([Source("large", "x", 10**5)], torch.ones(10**5, 4))
+    assert versions.content(small_disk / "a") == before
+    assert Store(small_disk / "a").add([Source("small", "x", 10)], torch.ones(10, 4)) == 10
+
+
+def test_a_build_that_filled_the_disk_says_what_of_it_lies_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the fourth of six batches. What is done can be kept, or be deleted and encoded again."""
+    versions.build(tmp_path, 1)
+    flush, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = sum(source.passages for batch in versions.sources(1)[:3] for source in batch)
+    begun = tmp_path / "rows-2.bin"
+    with pytest.raises(OSError, match=f"make room. {begun} holds {done} passages of a build .* encoded again"):
+        Store(tmp_path).build(versions.sources(1), versions.rows_of, {"encoder": 3})
+    assert begun.stat().st_size == done * 16
+    shutil.copytree(tmp_path, tmp_path / "kept")
+    begun.unlink()
+    assert Store(tmp_path).build(versions.sources(1), versions.rows_of, {"encoder": 3}) == 90
+    assert Store(tmp_path / "kept").build(versions.sources(1), versions.rows_of, {"encoder": 3}) == 90 - done
+    assert versions.content(tmp_path) == versions.content(tmp_path / "kept")
+
+
+def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
+    """It loads and answers; a change is refused with the way out, and so is Milvus Lite, which writes to be read."""
+    versions.build(small_disk / "a", 1)
+    gc.collect()
+    assert os.system(f"mount -o remount,ro {small_disk}") == 0
+    index = ExactIndex.load(small_disk / "a")
+    assert index.search(torch.ones(1, 4), 1).ids.shape == (1, 1)
+    with pytest.raises(OSError, match="must be writable, and this one isn't"):
+        index.add([Source("x", "x", 1)], torch.ones(1, 4))
+    with pytest.raises(OSError, match=r"must be writable|Read-only"):
+        index.save(small_disk / "b")
+    with pytest.raises(
+        OSError, match=r"Milvus Lite's file must be writable, .* ExactIndex or FaissIndex, copy the fold"
+    ):
+        MilvusIndex.load(small_disk / "a").search(torch.ones(1, 4), 1)
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_without_room_for_a_structure_it_serves_from_memory(state: str, small_disk: Path) -> None:
+    """600 kB of rows on a disk of 1 MB: faiss' structure can't stand beside them, which is told, and is searched."""
+    Store(small_disk / "a").add([Source("a", "x", 10_000)], torch.eye(15).repeat(667, 1)[:10_000])
+    gc.collect()
+    if state == "read-only":
+        assert os.system(f"mount -o remount,ro {small_disk}") == 0
+    said: list[str] = []
+    index = FaissIndex(Store.open(small_disk / "a"), "Flat", said.append)
+    hits = index.search(torch.eye(15), 1)
+    assert (hits.scores == 1).all()
+    assert index.search(torch.eye(15), 1).ids.equal(hits.ids)
+    assert len(said) == 1
+    assert said[0].startswith("Flat's structure stays in memory and isn't kept: an index must be writable, and this")
+    assert {path.name for path in (small_disk / "a").iterdir()} == {"ledger.sqlite", "rows-1.bin"}
+    with pytest.raises(OSError, match=r"must be writable|Read-only"):
+        index.save(small_disk / "b")

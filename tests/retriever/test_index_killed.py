@@ -1,58 +1,27 @@
 """SIGKILL at seeded points: the old index or the new one, never neither; and the same call then ends what was begun."""
 
-import errno
-import gc
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 import pytest
 import torch
-from helpers import BY_URI, INDEXES, OURS, forked
+from helpers import OURS, forked
+from versions import build, content, rows_of, save, sources
 
-from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ShardedIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, FaissIndex, MilvusIndex, Source, Store, StoreError
 from e2erag.retriever.approximate import KINDS
 from e2erag.retriever.index import fingerprint_of
-from e2erag.retriever.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each takes no time")
 
 POINTS = 40
 """Kills per operation."""
-
-
-def sources(version: int) -> list[list[Source]]:
-    """Six batches of two documents; half of them change with the version."""
-    return [[Source(f"{i}.{j}", f"{(version if i % 2 else 0)}", 5 + i) for j in range(2)] for i in range(6)]
-
-
-def rows_of(new: Sequence[Source]) -> torch.Tensor:
-    """Rows that say which document they are of, and of which content."""
-    return torch.cat([torch.full((s.passages, 4), float(s.name) + 100 * int(s.content)) for s in new])
-
-
-def build(folder: Path, version: int) -> int:
-    return Store(folder).build(sources(version), rows_of, {"encoder": version})
-
-
-def content(folder: Path) -> list[list[float]]:
-    """What a reader sees, all of it checked."""
-    store = Store.open(folder)
-    return [store.rows[where].tolist() for _, where in store.sources()]
-
-
-def save(folder: Path) -> None:
-    store = Store()
-    store.build(sources(2), rows_of, {"encoder": 2})
-    store.save(folder)
 
 
 def update(folder: Path) -> None:
@@ -263,239 +232,3 @@ def test_a_document_that_comes_in_two_batches_is_refused(tmp_path: Path) -> None
         Store(tmp_path).build(batches, rows_of)
     with pytest.raises(StoreError, match="holds no whole index"):
         Store.open(tmp_path)
-
-
-CHANGES: dict[str, Callable[[Store], Any]] = {
-    "added": lambda store: store.add([Source("50", "1", 2)], rows_of),
-    "added, without a passage": lambda store: store.add([Source("50", "1", 0)], rows_of),
-    "updated": lambda store: store.update(sources(3)[1], rows_of),
-    "deleted": lambda store: store.delete(["0.0"]),
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("way", ["build", "save"])
-def test_what_another_process_changes_while_a_new_version_is_written_is_not_lost(
-    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would go with the version that is replaced: that one stays, and the same call then ends what it began."""
-    build(tmp_path, 1)
-    put, calls, seen = Store._put, [], []
-
-    def write() -> None:
-        save(tmp_path) if way == "save" else build(tmp_path, 2)
-
-    def meanwhile(store: Store, *args: Any, **kwargs: Any) -> int:
-        if store.folder is not None and not calls:
-            calls.append(1)
-            CHANGES[name](Store(tmp_path))
-            seen.extend(Store.open(tmp_path).sources())
-        return put(store, *args, **kwargs)
-
-    monkeypatch.setattr(Store, "_put", meanwhile)
-    with pytest.raises(StoreError, match="let one write at a time, and call again"):
-        write()
-    assert seen == list(Store.open(tmp_path).sources())
-    write()
-    assert content(tmp_path) == [rows_of([source]).tolist() for batch in sources(2) for source in batch]
-
-
-def test_a_reader_sees_whole_indexes_while_another_process_builds(tmp_path: Path) -> None:
-    """Twenty builds in a row: whoever opens the folder meanwhile gets one version, all of it, and keeps it."""
-    build(tmp_path / "a", 0)
-    process = multiprocessing.get_context("fork").Process(
-        target=lambda: [(torch.set_num_threads(1), build(tmp_path / "a", version)) for version in range(1, 21)]
-    )
-    process.start()
-    versions, first = set(), ExactIndex.load(tmp_path / "a")
-    kept = first.vectors.clone()
-    while process.is_alive():
-        store = Store.open(tmp_path / "a")
-        try:
-            (version,) = {int(s.content) for s, _ in store.sources() if int(s.name[0]) % 2}
-        except StoreError as error:
-            assert "call reload()" in str(error)  # noqa: PT017 - it may come or not
-            continue
-        assert torch.equal(store.rows, torch.cat([rows_of(batch) for batch in sources(version)]))
-        versions.add(version)
-        time.sleep(0.001)
-    process.join()
-    assert process.exitcode == 0
-    assert len(versions) > 1
-    assert torch.equal(first.vectors, kept)
-    assert Store.open(tmp_path / "a").manifest["encoder"] == 20
-
-
-@pytest.mark.parametrize("over", [*INDEXES, BY_URI], indirect=True)
-def test_a_reader_searches_one_whole_version_while_another_process_builds(
-    over: Callable[[Store], Index], tmp_path: Path
-) -> None:
-    """Every kind, until it has answered from three versions: each time with the rows of one, and all that it finds has
-    its score there. Who has one open keeps it, and what it finds."""
-    build(tmp_path, 0)
-    context, queries = multiprocessing.get_context("fork"), torch.eye(4)[:2] / torch.arange(1.0, 5)
-    enough = context.Event()
-
-    def write() -> None:
-        torch.set_num_threads(1)
-        version = 0
-        while not enough.is_set():
-            version += 1
-            build(tmp_path, version)
-
-    first = over(Store.open(tmp_path))
-    kept = (
-        None if isinstance(first, MilvusIndex) else first.search(queries, 9)
-    )  # it starts threads, and below is a fork
-    process, seen, end = context.Process(target=write), set(), time.monotonic() + 120
-    process.start()
-    try:
-        while len(seen) < 3 and time.monotonic() < end:
-            store = Store.open(tmp_path)
-            try:
-                hits = over(store).search(queries, 9)
-            except StoreError as error:
-                assert "call reload()" in str(error)  # noqa: PT017 - it may come or not
-                continue
-            version = store.manifest["encoder"]
-            scores = queries @ torch.cat([rows_of(batch) for batch in sources(version)]).T
-            assert (hits.ids >= 0).all()
-            torch.testing.assert_close(hits.scores, scores.gather(1, hits.ids))
-            if getattr(first, "kind", None) not in ("IVF", "SQ", "PQ"):
-                torch.testing.assert_close(hits.scores, scores.topk(9).values)
-            seen.add(version)
-    finally:
-        enough.set()
-        process.join()
-    assert process.exitcode == 0
-    assert len(seen) == 3
-    if kept is not None:
-        assert torch.equal(first.search(queries, 9).scores, kept.scores)
-
-
-@pytest.mark.parametrize("kind", ["exact", "sharded", *KINDS])
-def test_a_reader_searches_the_rows_it_has_seen_while_another_process_adds(kind: str, tmp_path: Path) -> None:
-    """The writer's structure holds more than the reader knows of: none of it is found before the reader looks."""
-    made = {"exact": ExactIndex, "sharded": ShardedIndex}.get(kind, lambda store: FaissIndex(store, kind))
-    build(tmp_path, 1)
-    reader, queries = made(Store(tmp_path)), torch.eye(4)[:2]
-
-    def write() -> None:
-        faiss.omp_set_num_threads(1)
-        index = made(Store(tmp_path))
-        index.add([Source("1000", "0", 50)], torch.full((50, 4), 1000.0))
-        index.search(queries, 5)
-
-    assert forked(write) > 0
-    before = reader.search(queries, 5)
-    assert before.ids.max() < 90
-    assert (before.scores > 0).all()
-    assert torch.isfinite(reader.log_z(queries, before)).all()
-    reader.store.reload()
-    after = reader.search(queries, 5)
-    assert (after.ids >= 90).any()
-    assert torch.isfinite(reader.log_z(queries, after)).all()
-
-
-@pytest.mark.parametrize(("where", "look"), [(np, "memmap"), (Ledger, "parts")])
-def test_a_version_replaced_between_two_looks_at_it_is_looked_at_anew(
-    where: Any, look: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another process publishes after the ledger was read and before the file is mapped, or before it is verified."""
-    build(tmp_path / "a", 1)
-    original, first = getattr(where, look), True
-
-    def late(*args: Any, **kwargs: Any) -> Any:
-        nonlocal first
-        if first:
-            first = False
-            forked(lambda: build(tmp_path / "a", 2))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(where, look, late)
-    store = Store.open(tmp_path / "a")
-    assert store.manifest["encoder"] == 2
-    assert torch.equal(store.rows, torch.cat([rows_of(batch) for batch in sources(2)]))
-
-
-def test_a_reader_of_a_replaced_version_keeps_its_rows(tmp_path: Path) -> None:
-    """They stay mapped; what lies in the ledger alone is refused with the way out."""
-    build(tmp_path / "a", 1)
-    store = Store(tmp_path / "a")
-    build(tmp_path / "a", 2)
-    assert torch.equal(store.read(3, 9), torch.cat([rows_of(batch) for batch in sources(1)])[3:9])
-    for look in (store.verify, lambda: list(store.sources())):
-        with pytest.raises(StoreError, match=r"call reload\(\) to see it"):
-            look()
-
-
-def test_a_full_disk_loses_nothing(small_disk: Path) -> None:
-    """The error says so; what was there stays, and can still be read."""
-    build(small_disk / "a", 1)
-    before = content(small_disk / "a")
-    with pytest.raises(OSError, match="what was there before stays as it was: make room"):
-        Store(small_disk / "a").add([Source("large", "x", 10**5)], torch.ones(10**5, 4))
-    assert content(small_disk / "a") == before
-    assert Store(small_disk / "a").add([Source("small", "x", 10)], torch.ones(10, 4)) == 10
-
-
-def test_a_build_that_filled_the_disk_says_what_of_it_lies_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full at the fourth of six batches. What is done can be kept, or be deleted and encoded again."""
-    build(tmp_path, 1)
-    flush, calls = os.fsync, []
-
-    def full(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) == 4:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", full)
-    done = sum(source.passages for batch in sources(1)[:3] for source in batch)
-    begun = tmp_path / "rows-2.bin"
-    with pytest.raises(OSError, match=f"make room. {begun} holds {done} passages of a build .* encoded again"):
-        Store(tmp_path).build(sources(1), rows_of, {"encoder": 3})
-    assert begun.stat().st_size == done * 16
-    shutil.copytree(tmp_path, tmp_path / "kept")
-    begun.unlink()
-    assert Store(tmp_path).build(sources(1), rows_of, {"encoder": 3}) == 90
-    assert Store(tmp_path / "kept").build(sources(1), rows_of, {"encoder": 3}) == 90 - done
-    assert content(tmp_path) == content(tmp_path / "kept")
-
-
-def test_a_read_only_folder_is_read_and_not_written(small_disk: Path) -> None:
-    """It loads and answers; a change is refused with the way out, and so is Milvus Lite, which writes to be read."""
-    build(small_disk / "a", 1)
-    gc.collect()
-    assert os.system(f"mount -o remount,ro {small_disk}") == 0
-    index = ExactIndex.load(small_disk / "a")
-    assert index.search(torch.ones(1, 4), 1).ids.shape == (1, 1)
-    with pytest.raises(OSError, match="must be writable, and this one isn't"):
-        index.add([Source("x", "x", 1)], torch.ones(1, 4))
-    with pytest.raises(OSError, match=r"must be writable|Read-only"):
-        index.save(small_disk / "b")
-    with pytest.raises(
-        OSError, match=r"Milvus Lite's file must be writable, .* ExactIndex or FaissIndex, copy the fold"
-    ):
-        MilvusIndex.load(small_disk / "a").search(torch.ones(1, 4), 1)
-
-
-@pytest.mark.parametrize("state", ["full", "read-only"])
-def test_without_room_for_a_structure_it_serves_from_memory(state: str, small_disk: Path) -> None:
-    """600 kB of rows on a disk of 1 MB: faiss' structure can't stand beside them, which is told, and is searched."""
-    Store(small_disk / "a").add([Source("a", "x", 10_000)], torch.eye(15).repeat(667, 1)[:10_000])
-    gc.collect()
-    if state == "read-only":
-        assert os.system(f"mount -o remount,ro {small_disk}") == 0
-    said: list[str] = []
-    index = FaissIndex(Store.open(small_disk / "a"), "Flat", said.append)
-    hits = index.search(torch.eye(15), 1)
-    assert (hits.scores == 1).all()
-    assert index.search(torch.eye(15), 1).ids.equal(hits.ids)
-    assert len(said) == 1
-    assert said[0].startswith("Flat's structure stays in memory and isn't kept: an index must be writable, and this")
-    assert {path.name for path in (small_disk / "a").iterdir()} == {"ledger.sqlite", "rows-1.bin"}
-    with pytest.raises(OSError, match=r"must be writable|Read-only"):
-        index.save(small_disk / "b")

@@ -3,24 +3,23 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import torch
-from helpers import BY_URI, INDEXES, loaded
+from helpers import BY_URI, INDEXES, indexes_of, loaded
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from e2erag.retriever import ExactIndex, Index, MilvusIndex, Source, Store, StoreError
+from e2erag.retriever import ExactIndex, Index, Source, Store, StoreError
 from e2erag.retriever.index import Without, check_queries
 from e2erag.retriever.sampled import SAMPLE
 
 DIM = 8
-KINDS: dict[str, Callable[[Path], Index]] = {
+ELSEWHERE: dict[str, Callable[[Path], Index]] = {
     "exact in memory": lambda _: ExactIndex(Store()),
     "exact, float16": lambda folder: ExactIndex(Store(folder, torch.float16)),
-    **{kind: lambda folder, over=over: over(Store(folder)) for kind, over in INDEXES.items()},
 }
+"""Kinds beside those over a store of float32 in a folder."""
 
 
 def document(name: str, passages: int, seed: int = 0) -> tuple[Source, torch.Tensor]:
@@ -34,15 +33,13 @@ def added(index: Index, *documents: tuple[Source, torch.Tensor]) -> Index:
     return index
 
 
-@pytest.fixture(params=[*KINDS, BY_URI], scope="module")  # tests of one kind in a row: a server isn't left idle
+@pytest.fixture(params=[*ELSEWHERE, *INDEXES, BY_URI], scope="module")  # one kind in a row: no server is left idle
 def make(request: pytest.FixtureRequest) -> Callable[[Path], Index]:
     """Makes an index of each kind over what lies in a folder."""
-    if "Milvus" in request.param:
-        pytest.importorskip("milvus_lite", reason="Milvus Lite isn't installed: pip install 'e2erag[milvus]'")
-    if request.param != BY_URI:
-        return KINDS[request.param]
-    uri = request.getfixturevalue("server")
-    return lambda folder: MilvusIndex(Store(folder), uri, name=f"of_{uuid4().hex}")
+    if request.param in ELSEWHERE:
+        return ELSEWHERE[request.param]
+    over = indexes_of(request.param, request)
+    return lambda folder: over(Store(folder))
 
 
 @pytest.fixture
