@@ -22,6 +22,7 @@ def system(reading: str = "marginal") -> RAG:
     rag = tiny_rag(
         extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(8,), identity_lines=0, kinds=()),
         config=RAGConfig(k=K, mode="soft", precision="float32", reading=reading),
+        reader="t5" if reading == "fid" else "llama",
     )
     pages = [[f"the pilot of aircraft {i} was {n} years" for n in range(8)] for i in range(32)]
     rag.index([tiny_document(pages)])
@@ -42,8 +43,11 @@ def step(rag: RAG) -> tuple[int, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("reading", "shares"), [("marginal", (1 / 3, 2 / 3)), ("concat", (2 / 3, 0.9)), ("parallel", (2 / 3, 0.9))]
-)
+    ("reading", "shares"),
+    [
+        ("marginal", (1 / 3, 2 / 3)), ("concat", (2 / 3, 0.9)), ("parallel", (2 / 3, 0.9)), ("fid", (2 / 3, 0.9)),
+    ],
+)  # fmt: skip
 def test_a_step_stays_within_its_budget(reading: str, shares: tuple[float, float]) -> None:
     """Shares of what the step takes with everything held (eight passages in one row take half of it): the peak is at
     most 5 % over the budget, more than a third of it is used, and the gradient is the same."""
