@@ -92,7 +92,8 @@ class Size:
         share: of the printed lines, those that aren't text.
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
-        k: passages read per question; k_learning, mined: while training.
+        k: passages read per question; k_learning, mined, and negatives drawn: while training.
+        temperature: of the retriever.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         objective, epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore,
@@ -111,6 +112,8 @@ class Size:
     k: int = 2
     k_learning: int = 4
     mined: int = 0
+    negatives: int = 0
+    temperature: float = 0.05
     hidden: int = 24
     prior_weight: float = 0.0
     objective: str = "marginal"
@@ -244,7 +247,7 @@ def system(seed: int, size: Size, reader: Path | None) -> RAG:
         seed=seed,
         generator=reader or GENERATOR,
         extractor=size.candidates,
-        retrieval=RetrieverConfig(prior_weight=size.prior_weight),
+        retrieval=RetrieverConfig(prior_weight=size.prior_weight, temperature=size.temperature),
     )
 
 
@@ -274,7 +277,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         rag.index(train.documents)
         config = FitConfig(
             objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
-            mined=size.mined, refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
+            mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
             token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
             lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip

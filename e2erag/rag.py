@@ -436,6 +436,7 @@ class RAG:
         judged: int = 0,
         tail: bool = True,
         gold: bool = False,
+        negatives: int = 0,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint.forward`.
 
@@ -444,7 +445,7 @@ class RAG:
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
         pages = [corpus.on_page(q.file, q.page) if q.file and q.page else [] for q in questions] if gold else None
-        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages)
+        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages, negatives)
         return self.model(corpus, index, asked, answers, k, *how)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":

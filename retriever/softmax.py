@@ -1,12 +1,82 @@
 """log p(z|x) of the passages found, with Z over the whole corpus, from an index."""
 
+import math
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from e2erag.retriever.index import Hits, Index, Prior, Queries, Without
+from e2erag.retriever.exact import as_scored
+from e2erag.retriever.index import Hits, Index, Prior, Queries, Rows, Without
 from e2erag.retriever.retriever import log_prob_found
+from e2erag.retriever.sampled import SAMPLE
 from e2erag.retriever.spans import Spans
+
+
+class Drawn(NamedTuple):
+    """Passages out of the rest of the corpus, those that Z has by their stored scores alone, which stand for all of it.
+
+    Attributes:
+        rows: ascending, each once.
+        share: of the rest's mass, per question, that each stands for; their sum is 1, or 0 where nothing is left.
+    """
+
+    rows: Int[Tensor, " drawn"]
+    share: Float[Tensor, "questions drawn"]
+
+    def slope(self, queries: Queries, vectors: Rows) -> Float[Tensor, " questions"]:
+        """0, whose slope in what these passages' rows are made of is an estimate of that of log Σ exp(s) over the rest.
+
+        The questions' own slope, and log π's, stand in the stored scores already."""
+        scores = queries.detach()[:, :-1] @ vectors[:, :-1].T
+        return (self.share.to(scores) * (scores - scores.detach())).sum(1)
+
+
+@torch.no_grad()
+def draw(
+    index: Index,
+    queries: Queries,
+    hits: Hits,
+    ids: Int[Tensor, "questions k"],
+    spans: Spans,
+    rows: Int[Tensor, " unique"],
+    count: int,
+    prior: Prior | None = None,
+    noise: torch.Generator | None = None,
+) -> Drawn:
+    """At most `count` passages out of the rest, each as likely as p(z|x) makes it in the mean over the questions.
+
+    A question's slope is then that of their scores weighted by p(z|x) over that mean (self-normalised importance
+    sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row, or, where there are more than
+    `SAMPLE`, out of those that the search has found and so many others.
+
+    Args:
+        ids, rows: as in `log_prob`."""
+    n = len(index.vectors)
+    if not count:
+        return Drawn(rows[:0], queries.new_zeros(len(queries), 0))
+    seen, log_times = torch.arange(n), torch.zeros(n)
+    if n > SAMPLE:
+        near = hits.ids[hits.ids >= 0].unique()
+        others, times = torch.randint(n, (SAMPLE,), generator=noise).unique(return_counts=True)
+        new = ~torch.isin(others, near)
+        seen, order = torch.cat([near, others[new]]).sort()
+        log_times = torch.cat([torch.zeros(len(near)), times[new].log() + math.log(n / SAMPLE)])[order]
+    scored, prior = as_scored(queries, prior)
+    scores = scored @ index.vectors.index_select(0, seen).to(scored).T + log_times.to(scored)
+    if prior is not None:
+        scores = scores + prior[..., seen.to(prior.device)].to(scores)
+    without, _ = _without(ids, spans, rows)
+    column = torch.searchsorted(without.rows, seen).clamp_max(len(without.rows) - 1)
+    out = (without.rows[column] == seen) & without.mask[:, column]
+    p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
+    mean = p.mean(0)
+    point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()
+    met = torch.searchsorted(mean.cumsum(0), point, right=True).clamp_max(len(seen) - 1)
+    chosen, times = met[mean[met] > 0].unique(return_counts=True)
+    share = p[:, chosen] * times / mean[chosen]
+    return Drawn(seen[chosen], (share / share.sum(1, keepdim=True)).nan_to_num(0.0).to(scored))
 
 
 def log_prob(
@@ -18,11 +88,13 @@ def log_prob(
     rows: Int[Tensor, " unique"],
     fresh: Float[Tensor, "questions unique"],
     prior: Prior | None = None,
+    rest_slope: Float[Tensor, " questions"] | None = None,
 ) -> Float[Tensor, "questions k"]:
     """log p(z|x) of the K found; −∞ where an id is −1.
 
     What is encoded afresh for one question serves the others too: it counts in every Z with its fresh score. The rest
-    of the corpus is one term more, log Σ exp of its stored scores, with gradient into the queries and the prior.
+    of the corpus is one term more, log Σ exp of its stored scores, with gradient into the queries and the prior; and
+    into what makes rows where some of it is encoded too (`draw`). Else what moves all rows alike seems to move the K.
     Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
 
     Args:
@@ -30,7 +102,22 @@ def log_prob(
         ids: the K chosen of them, −1 where there was none.
         rows: the passages that stand in `ids`, ascending, each once.
         fresh: their scores, encoded anew.
+        rest_slope: `Drawn.slope`.
     """
+    without, nested = _without(ids, spans, rows)
+    rest = index.log_z(queries, hits, without, prior)
+    if rest_slope is not None:
+        rest = rest + rest_slope.to(rest)
+    scores = torch.cat([fresh, rest.to(queries)[:, None]], 1)
+    where = torch.searchsorted(rows, ids.clamp_min(0)).masked_fill(ids < 0, -1)
+    return log_prob_found(scores, where, nested)
+
+
+def _without(
+    ids: Int[Tensor, "questions k"], spans: Spans, rows: Int[Tensor, " unique"]
+) -> tuple[Without, Bool[Tensor, "questions columns"]]:
+    """What isn't of the rest: passages encoded afresh, and those that repeat one of a question's K; and which of the
+    former do, with a last column for the rest, which doesn't."""
     repeated = spans.repeated(ids)
     out = torch.cat([rows, repeated.rows]).unique()
     mask = torch.zeros(len(ids), len(out), dtype=torch.bool)
@@ -38,7 +125,4 @@ def log_prob(
     column = torch.searchsorted(out, rows)
     nested = torch.cat([mask[:, column], torch.zeros(len(ids), 1, dtype=torch.bool)], 1)
     mask[:, column] = True
-    rest = index.log_z(queries, hits, Without(out, mask), prior)
-    scores = torch.cat([fresh, rest.to(queries)[:, None]], 1)
-    where = torch.searchsorted(rows, ids.clamp_min(0)).masked_fill(ids < 0, -1)
-    return log_prob_found(scores, where, nested)
+    return Without(out, mask), nested

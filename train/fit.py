@@ -55,6 +55,9 @@ class FitConfig:
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
+        negatives: passages a batch that are drawn out of all that none of its questions reads, by p(z|x), and encoded
+            with gradient, so that Z moves as the whole corpus does (`Joint.forward`). 0: only what is read moves, and
+            what would move all passages alike seems to pay, or to cost.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.
@@ -113,6 +116,7 @@ class FitConfig:
     accumulate: int = 1
     k: int = 4
     mined: int = 0
+    negatives: int = 0
     lr_extractor: float = 3e-2
     lr_retriever: float = 5e-5
     lr_generator: float = 5e-5
@@ -193,7 +197,7 @@ class FitConfig:
             raise ValueError(
                 "a run's state is saved in its folder: set folder too, or leave out checkpoint_every and resume"
             )
-        none = ("mined", "rerank", "judged", "memory_budget", "checkpoint_every")
+        none = ("mined", "negatives", "rerank", "judged", "memory_budget", "checkpoint_every")
         for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
             least = 0 if name in none else 1
             if getattr(self, name) < least:
@@ -267,7 +271,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         over_ranks(rag),
         rag.in_mode("soft", kind),
         _frozen(rag.model, config.freeze),
-        within(rag, config.memory_budget, rows, config.batch_size, read_each),
+        within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives),
         learning,
         _quiet(),
     ):

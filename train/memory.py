@@ -73,7 +73,9 @@ def _size(number: int | float) -> str:
 
 
 @contextmanager
-def within(rag: RAG, memory: int, questions: Sequence[Question], batch_size: int, k: int) -> Iterator[None]:
+def within(
+    rag: RAG, memory: int, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0
+) -> Iterator[None]:
     """While a system learns, chunks by `chunks`, as its longest rows measure; afterwards those that were configured.
 
     The budget is of activations: weights, their gradients, the optimiser's, the index and the lines judged (`judged`)
@@ -84,7 +86,7 @@ def within(rag: RAG, memory: int, questions: Sequence[Question], batch_size: int
     retriever, generator = rag.model.retriever, rag.model.generator
     towers = {id(tower): tower for tower in (retriever.passage, retriever.query)}.values()
     before, config = [(tower.token_budget, tower.held_tokens) for tower in towers], generator.config
-    encoder, reader, beside = measured(rag, questions, batch_size, k)
+    encoder, reader, beside = measured(rag, questions, batch_size, k, negatives)
     encoding, reading = chunks(memory, (encoder, reader), beside)
     for tower in towers:
         tower.token_budget, tower.held_tokens = encoding
@@ -98,7 +100,9 @@ def within(rag: RAG, memory: int, questions: Sequence[Question], batch_size: int
 
 
 @torch.enable_grad()
-def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -> tuple[Stage, Stage, float]:
+def measured(
+    rag: RAG, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0
+) -> tuple[Stage, Stage, float]:
     """The passage tower and the reader on the k longest passages and the longest question and answer, and bytes of the
     graph of a batch of questions."""
     corpus, _ = rag._ready()
@@ -136,7 +140,7 @@ def measured(rag: RAG, questions: Sequence[Question], batch_size: int, k: int) -
         encoder.held_tokens = held
     tokens, read_tokens = [size + special for size in sizes], [row.size for row in rows]
     return (
-        _stage(encoded, tokens, encoder.token_budget, batch_size * k),
+        _stage(encoded, tokens, encoder.token_budget, batch_size * k + negatives),
         _stage(_saved(model, read), read_tokens, generator.config.token_budget, batch_size * rows_each),
         float(question * batch_size),
     )

@@ -66,7 +66,7 @@ class TrainModule(L.LightningModule):
         terms = self.rag.terms(
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
-            judged=c.judged, tail=tail, gold="contrastive" in self.weights,
+            judged=c.judged, tail=tail, gold="contrastive" in self.weights, negatives=c.negatives,
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))

@@ -120,6 +120,39 @@ def test_every_stages_gradient_equals_finite_differences(stage: str, reader: Rea
     assert slope.item() == pytest.approx((at(step) - at(-step)) / (2 * step), rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize("stage", ["extractor", "retriever.passage"])
+def test_with_negatives_for_all_the_rest_a_gradient_is_that_of_an_index_that_moves_too(stage: str) -> None:
+    """Two of ten passages are read. Finite differences with everything encoded anew at both ends, against one step's
+    gradient with all others drawn; without negatives it isn't that, for the rest of Z stands still."""
+    system = ten_passages(2)
+    nn.init.zeros_(system.model.extractor.text.weight)  # whose feature is a look-up in the encoder
+    system._reindex(system.corpus)
+    parameters = [p for p in system.model.get_submodule(stage).parameters() if p.requires_grad]
+    direction = [torch.randn_like(p) for p in parameters]
+    values, slopes = [], []
+    for negatives in (10_000, 0):
+        value = loss(system, k=2, negatives=negatives)
+        gradient = torch.autograd.grad(value, parameters, allow_unused=True)
+        values.append(value.item())
+        slopes.append(sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True) if g is not None))
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
+
+    def at(step: float) -> float:
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(d, alpha=step)
+        system._reindex(system.corpus)
+        value = loss(system, k=2).item()
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(d, alpha=step)
+        return value
+
+    true = (at(1e-4) - at(-1e-4)) / 2e-4
+    assert slopes[0] == pytest.approx(true, rel=0.01, abs=1e-4)
+    assert abs(slopes[1] - true) > 0.1 * abs(true)
+
+
 def gradients(system: RAG, objective: Callable[..., Tensor] = marginal, k: int = 3) -> dict[str, float]:
     """Gradient norm per stage, and per output of the extractor."""
     system.model.zero_grad()
