@@ -277,9 +277,10 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         rag.index(train.documents)
         config = FitConfig(
             objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
-            mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, gate_weight=size.gate_weight, keep_rate=size.keep_rate,
-            token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
-            lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
+            mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, keep_rate=size.keep_rate,
+            gate_weight=size.gate_weight, token_price=size.token_price, gate_clip=size.gate_clip,
+            gate_explore=size.gate_explore, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
+            folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
         done = rag.fit([question for question, _ in train.questions], config)
         save_file(rag.model.extractor.state_dict(), reader.parent / f"{arm}-{seed}" / "extractor.safetensors")

@@ -48,8 +48,8 @@ def draw(
     """At most `count` passages out of the rest, each as likely as p(z|x) makes it in the mean over the questions.
 
     A question's slope is then that of their scores weighted by p(z|x) over that mean (self-normalised importance
-    sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row, or, where there are more than
-    `SAMPLE`, out of those that the search has found and so many others.
+    sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row; or, where there are
+    more than `SAMPLE`, out of those that the search has found and so many others.
 
     Args:
         ids, rows: as in `log_prob`."""
