@@ -4,7 +4,7 @@
 
 What makes vectors, an encoder and the extractor's gates, is common to all passages. Here it is a linear map of them,
 s_z = qᵀ·A·d_z / τ at A = I, and compared is the gradient in A of batches of eight questions: its cosine to the exact
-one and |g − g*| / |g*|, medians over batches (of 16 draws each, where something is drawn). Exact is −log Σ_z
+one and |g − g*| / |g*|, medians over batches (of means of 16 draws, where something is drawn). Exact is −log Σ_z
 p(z|x)·p(y|x,z) with every passage read and moving. A step reads the K best of each question (`marginal`), and of the
 other passages
 
@@ -17,8 +17,10 @@ Corpora are those of `gradient_audit.py`; the JSON file has every setting's figu
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from gradient_audit import KS, TEMPERATURES, Step, synthetic
 from reading_table import FOLDER, Size, Table, read, read_tiny
@@ -26,58 +28,51 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.artefact import write_file
-from e2erag.retriever import ExactIndex, Hits, Spans, draw
+from e2erag.retriever import OVERFETCH, ExactIndex, Spans, draw_rest
 from e2erag.train import OBJECTIVES, Options
 
 BATCH, DRAWS, NEGATIVES = 8, 16, (4, 16, 64)
 
 
-def gradients(step: Step, batch: slice) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """The exact gradient in A of a batch of questions, and what steps have for it, of each draw."""
-    (slope,) = torch.autograd.grad(OBJECTIVES["marginal"](step.evidence, Options()).sum(), step.evidence.prior_logp)
-    q, rows, ids = step.q.detach()[batch], step.rows, step.evidence.ids[batch]
-    p, slope = step.prior.detach()[batch].exp(), slope[batch]
-    exact = torch.einsum("bd,bn,ne->de", q, p - step.posterior[batch], rows)
-    read = torch.einsum("bd,bk,bke->de", q, slope, step.found[batch])
-    pull = -slope.sum(1)  # on log Z
-    fresh = ids.unique()
-    still = torch.zeros_like(p)
-    still[:, fresh] = p[:, fresh]
-    rest = 1 - still.sum(1, keepdim=True)
+def gradients(table: Table, temperature: float, k: int) -> Iterator[tuple[Tensor, dict[str, list[Tensor]]]]:
+    """Per batch of questions, the exact gradient in A and what steps have for it, of each draw."""
+    step = Step(table, temperature, k)
+    (slopes,) = torch.autograd.grad(OBJECTIVES["marginal"](step.evidence, Options()).sum(), step.evidence.prior_logp)
+    rows, prior, queries = step.rows, step.prior.detach(), step.q.detach()
+    posterior = (prior + table.token_logp.sum(2)).softmax(1)
+    first = torch.arange(len(rows))
+    spans = Spans(torch.stack([first, first, first + 1, torch.zeros_like(first)], 1), 0.5)  # none repeats another
     index = ExactIndex.of(F.pad(rows, (0, 1)).float())
-    asked = F.pad(q, (0, 1), value=1.0).float()
-    spans = Spans(
-        torch.stack([torch.arange(len(rows))] * 2 + [torch.arange(len(rows)) + 1, torch.zeros(len(rows))], 1).long(),
-        0.5,
-    )
-    hits = Hits(ids, torch.zeros(ids.shape))
-
-    def moved(share: Tensor) -> Tensor:
-        return read + torch.einsum("bd,b,bn,ne->de", q, pull, share, rows)
-
-    found = {"still": [moved(still)]}
-    for count in NEGATIVES:
-        found[f"{count} drawn"] = []
-        for seed in range(DRAWS):
-            noise = torch.Generator().manual_seed(seed)
-            drawn = draw(index, asked, hits, ids, spans, fresh, count, None, noise)
-            found[f"{count} drawn"].append(moved(still.index_add(1, drawn.rows, rest * drawn.share.double())))
-    return exact, found | {"all": [moved(p)]}
+    for batch in torch.arange(len(queries)).split(BATCH):
+        q, p, slope, ids = queries[batch], prior[batch].exp(), slopes[batch], step.evidence.ids[batch]
+        asked, fresh = F.pad(q, (0, 1), value=1.0).float(), ids.unique()
+        hits = index.search(asked, OVERFETCH * k)
+        read = torch.einsum("bd,bk,bke->de", q, slope, step.found[batch])
+        still = torch.zeros_like(p)
+        still[:, fresh] = p[:, fresh]
+        rest = 1 - still.sum(1, keepdim=True)
+        ways = {"still": [still]}
+        for count in NEGATIVES:
+            drawn = [
+                draw_rest(index, asked, hits, ids, spans, fresh, count, None, torch.Generator().manual_seed(seed))
+                for seed in range(DRAWS)
+            ]
+            ways[f"{count} drawn"] = [still.index_add(1, each.rows, rest * each.share.double()) for each in drawn]
+        ways["all"] = [p]
+        weights = {name: [-slope.sum(1, keepdim=True) * moving for moving in each] for name, each in ways.items()}
+        exact = q.T @ (p - posterior[batch]) @ rows
+        yield exact, {name: [read + q.T @ weight @ rows for weight in each] for name, each in weights.items()}
 
 
 def compare(table: Table, temperature: float, k: int) -> dict[str, dict[str, float]]:
     """Medians over batches, per way."""
-    step = Step(table, temperature, k)
-    every = table.token_logp.sum(2).double()
-    step.posterior = (step.prior.detach() + every).softmax(1)
-    errors: dict[str, list[tuple[float, float]]] = {}
-    for start in range(0, len(step.q) - BATCH + 1, BATCH):
-        exact, found = gradients(step, slice(start, start + BATCH))
-        for name, slopes in found.items():
-            cosine = [float(F.cosine_similarity(g.flatten(), exact.flatten(), dim=0)) for g in slopes]
-            relative = [float((g - exact).norm() / exact.norm()) for g in slopes]
-            errors.setdefault(name, []).append((sum(cosine) / len(slopes), sum(relative) / len(slopes)))
-    medians = {name: torch.tensor(each).median(0).values.tolist() for name, each in errors.items()}
+    errors: dict[str, list[list[float]]] = {}
+    for exact, found in gradients(table, temperature, k):
+        for name, each in found.items():
+            cosine = [float(F.cosine_similarity(g.flatten(), exact.flatten(), dim=0)) for g in each]
+            relative = [float((g - exact).norm() / exact.norm()) for g in each]
+            errors.setdefault(name, []).append([float(np.mean(cosine)), float(np.mean(relative))])
+    medians = {name: np.median(each, axis=0).tolist() for name, each in errors.items()}
     return {name: {"cosine": cosine, "relative_error": relative} for name, (cosine, relative) in medians.items()}
 
 

@@ -46,8 +46,8 @@ class SampledIndex(StoredIndex):
             own |= torch.isin(drawn, row)
         found, missing = self._scores(queries, ids, prior), ids < 0
         if without is not None:
-            seen |= _left_out(without, drawn.expand(len(queries), -1))
-            missing = missing | _left_out(without, ids)
+            seen |= left_out(without, drawn.expand(len(queries), -1))
+            missing = missing | left_out(without, ids)
         rest = rest.masked_fill(seen.to(rest.device), -torch.inf) + math.log(n / SAMPLE)
         return torch.cat([found.masked_fill(missing.to(found.device), -torch.inf), rest], 1).logsumexp(1)
 
@@ -84,7 +84,7 @@ class SampledIndex(StoredIndex):
         return scores.masked_fill((ids < 0).to(scores.device), -torch.inf)
 
 
-def _left_out(without: Without, ids: Int[Tensor, "questions k"]) -> Tensor:
+def left_out(without: Without, ids: Int[Tensor, "questions k"]) -> Tensor:
     """Which of these rows the questions leave out."""
     if not len(without.rows):
         return torch.zeros_like(ids, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""log p(z|x) of the passages found, with Z over the whole corpus, from an index."""
+"""log p(z|x) of the passages found, with Z over the whole corpus, from an index; and what moves in the rest's place."""
 
 import math
 from typing import NamedTuple
@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from e2erag.retriever.exact import as_scored
-from e2erag.retriever.index import Hits, Index, Prior, Queries, Rows, Without
+from e2erag.retriever.index import Hits, Index, Prior, Queries, Without
 from e2erag.retriever.retriever import log_prob_found
-from e2erag.retriever.sampled import SAMPLE
+from e2erag.retriever.sampled import SAMPLE, left_out
 from e2erag.retriever.spans import Spans
 
 
@@ -19,22 +19,23 @@ class Drawn(NamedTuple):
 
     Attributes:
         rows: ascending, each once.
-        share: of the rest's mass, per question, that each stands for; their sum is 1, or 0 where nothing is left.
+        share: of the rest's mass, per question, that each stands for; their sum is 1, or 0 where none of them is of a
+            question's rest, which stands still then.
     """
 
     rows: Int[Tensor, " drawn"]
     share: Float[Tensor, "questions drawn"]
 
-    def slope(self, queries: Queries, vectors: Rows) -> Float[Tensor, " questions"]:
+    def slope(self, queries: Queries, vectors: Float[Tensor, "drawn dim"]) -> Float[Tensor, " questions"]:
         """0, whose slope in what these passages' rows are made of is an estimate of that of log Σ exp(s) over the rest.
 
-        The questions' own slope, and log π's, stand in the stored scores already."""
+        The questions' own slope stands in the stored scores already, and so does that of log π, where it is given."""
         scores = queries.detach()[:, :-1] @ vectors[:, :-1].T
         return (self.share.to(scores) * (scores - scores.detach())).sum(1)
 
 
 @torch.no_grad()
-def draw(
+def draw_rest(
     index: Index,
     queries: Queries,
     hits: Hits,
@@ -45,14 +46,18 @@ def draw(
     prior: Prior | None = None,
     noise: torch.Generator | None = None,
 ) -> Drawn:
-    """At most `count` passages out of the rest, each as likely as p(z|x) makes it in the mean over the questions.
+    """At most `count` passages out of the rest, each as likely as p(z|x) among it, in the mean over the questions.
 
-    A question's slope is then that of their scores weighted by p(z|x) over that mean (self-normalised importance
-    sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row; or, where there are
-    more than `SAMPLE`, out of those that the search has found and so many others.
+    A question's slope is then that of their scores weighted by its own p(z|x) over that mean (self-normalised
+    importance sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row; or,
+    where there are more than `SAMPLE`, out of those that the search has found and so many others.
 
     Args:
-        ids, rows: as in `log_prob`."""
+        index: of which no row is dead, as a training run's is.
+        hits, ids, rows: as in `log_prob`.
+        count: 0 draws none.
+        prior: α·log π of every row, where it isn't the stored one.
+        noise: the same numbers are taken of it whatever the questions; None: torch's own generator."""
     n = len(index.vectors)
     if not count:
         return Drawn(rows[:0], queries.new_zeros(len(queries), 0))
@@ -68,8 +73,7 @@ def draw(
     if prior is not None:
         scores = scores + prior[..., seen.to(prior.device)].to(scores)
     without, _ = _without(ids, spans, rows)
-    column = torch.searchsorted(without.rows, seen).clamp_max(len(without.rows) - 1)
-    out = (without.rows[column] == seen) & without.mask[:, column]
+    out = left_out(without, seen.expand(len(queries), -1))
     p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
     mean = p.mean(0)
     point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()
@@ -94,8 +98,8 @@ def log_prob(
 
     What is encoded afresh for one question serves the others too: it counts in every Z with its fresh score. The rest
     of the corpus is one term more, log Σ exp of its stored scores, with gradient into the queries and the prior; and
-    into what makes rows where some of it is encoded too (`draw`). Else what moves all rows alike seems to move the K.
-    Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
+    into what makes rows where some of it is encoded too (`draw_rest`). Else what moves all rows alike seems to move
+    the K. Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
 
     Args:
         hits: what the search with the same queries and prior gave.

@@ -55,9 +55,10 @@ class FitConfig:
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
-        negatives: passages a batch that are drawn out of all that none of its questions reads, by p(z|x), and encoded
-            with gradient, so that Z moves as the whole corpus does (`Joint.forward`). 0: only what is read moves, and
-            what would move all passages alike seems to pay, or to cost.
+        negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
+            encoded with gradient: Z moves, in an estimate, as the whole corpus does (`draw_rest`). Some 16 to 64; few
+            are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost; so
+            it may with a gate_clip, which cuts the slopes of what stands for many as those of one.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.
@@ -98,7 +99,7 @@ class FitConfig:
             two numbers a weight, and `judged` lines.
         clip: largest gradient norm per stage.
         collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
-        seed: of shuffling and gate noise.
+        seed: of shuffling, gate noise and what is drawn.
         folder: where `metrics.csv`, `config.json` and the dashboard `report.png` go; None writes nothing.
         checkpoint_every: steps after which the run's state is saved in `folder`, in place of the one before: what
             learns, two numbers a weight of the optimiser, and the index that is searched. 0: never.
@@ -242,9 +243,8 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
 
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
     passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same
-    weights. (In Z a passage that only another process has found counts as the rest of the corpus does, without
-    gradient.) An index in a folder is one that all processes reach; rank 0 writes there, and index within
-    `over_ranks`.
+    weights. (In Z a passage that only another process has found counts as the rest of the corpus does.) An index in a
+    folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
     (Where gates act on pooling alone and rows are in memory, every process encodes all of the passages.)
 
     Args:

@@ -46,7 +46,8 @@ class TrainModule(L.LightningModule):
         self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
         self.weights = weights_of(config.objective)
-        # Gates are drawn alike on every rank, since all share the corpus; passages for a rank's own questions.
+        # Gates, and where in the rest negatives stand, are drawn alike on every rank, since all share the corpus;
+        # passages read, for a rank's own questions.
         drawn = torch.Generator().manual_seed(config.seed + 1 + rank())
         self.options = Options(config.target_temperature, config.samples, config.per_token, drawn)
 

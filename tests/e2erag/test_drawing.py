@@ -127,14 +127,16 @@ def test_over_a_fresh_index_the_loss_and_the_gates_gradient_are_the_whole_corpus
     assert others["scores.weight"].abs().max() > 0
 
 
-@pytest.mark.parametrize("rerank", [0, 4])
-def test_training_by_pages_drawn_reaches_every_stage(rerank: int) -> None:
-    """Some steps over pages drawn, with fresh ranking and without; the loss falls as it does over all of them."""
+@pytest.mark.parametrize(("rerank", "negatives"), [(0, 0), (4, 0), (0, 3)])
+def test_training_by_pages_drawn_reaches_every_stage(rerank: int, negatives: int) -> None:
+    """Some steps over pages drawn, with fresh ranking and without, and with passages drawn from the pages that aren't;
+    the loss falls as it does over all of them."""
     system = tiny_rag(config=RAGConfig(k=2, mode="soft"))
     system.index([tiny_document(PAGES[:2], "a.pdf"), tiny_document(PAGES[2:], "b.pdf")])
     before = {name: value.clone() for name, value in system.model.state_dict().items()}
     rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED]
-    run = system.fit(rows, epochs=12, batch_size=2, k=2, judged=6, rerank=rerank, lr_generator=3e-3, progress=False)
+    how = {"k": 2, "judged": 6, "rerank": rerank, "negatives": negatives, "lr_generator": 3e-3}
+    run = system.fit(rows, epochs=12, batch_size=2, progress=False, **how)
     assert run.history[-1]["loss"] < run.history[0]["loss"]
     moved = {name.split(".")[0] for name, value in system.model.state_dict().items() if not value.equal(before[name])}
     assert moved == {"extractor", "retriever", "generator"}

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from e2erag.retriever import ExactIndex, FaissIndex, Hits, Index, Source, Spans, Store, draw, log_prob, log_prob_found
+from e2erag.retriever import (
+    ExactIndex,
+    FaissIndex,
+    Hits,
+    Index,
+    Source,
+    Spans,
+    Store,
+    draw_rest,
+    log_prob,
+    log_prob_found,
+)
 from e2erag.retriever.sampled import SAMPLE
 from e2erag.retriever.softmax import Drawn
 
@@ -30,7 +41,7 @@ class Case:
     def draw(self, count: int, seed: int = 0, part: slice = slice(None)) -> Drawn:
         noise = torch.Generator().manual_seed(seed)
         hits = Hits(self.hits.ids[part], self.hits.scores[part])
-        return draw(
+        return draw_rest(
             self.index, self.queries[part], hits, self.ids[part], self.spans, self.unique, count, None, noise
         )  # fmt: skip
 
@@ -112,7 +123,7 @@ def test_nothing_is_drawn_that_is_encoded_and_no_question_is_given_what_repeats_
 
 @pytest.mark.parametrize("kind", ["exact", "HNSW"])
 def test_of_many_rows_those_found_and_some_others_are_enough(kind: str, tmp_path: Path) -> None:
-    """With more rows than are drawn from, shares of those that matter are right to a tenth."""
+    """With more rows than are drawn from, shares of those found are right to a fifth."""
     n = 3 * SAMPLE
     case = Case(n)
     if kind == "HNSW":
@@ -145,6 +156,31 @@ def test_the_random_numbers_taken_do_not_depend_on_what_is_left() -> None:
     states = []
     for case in (Case(60), Case(5)):
         noise = torch.Generator().manual_seed(0)
-        draw(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5), 8, None, noise)
+        draw_rest(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5), 8, None, noise)
         states.append(noise.get_state())
     assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("n", [60, SAMPLE + 500])
+@pytest.mark.parametrize("each", [False, True])
+def test_a_prior_given_counts_in_place_of_the_stored_one(each: bool, n: int) -> None:
+    """What it makes likely is drawn, of all rows or of some, and what it rules out never is."""
+    case = Case(n, sharp=0.1)
+    likely = next(i for i in range(n // 2, n) if not torch.isin(torch.tensor(i), case.ids) and i % 4 == 0)
+    prior = torch.full((n,), -torch.inf)
+    prior[likely] = 5.0
+    prior[case.ids.flatten()] = 0.0
+    prior = prior.expand(QUESTIONS, n) if each else prior
+    hits = case.index.search(case.queries, 6 * K, prior)
+    drawn = draw_rest(case.index, case.queries, hits, case.ids, case.spans, case.unique, 8, prior)
+    assert drawn.rows.tolist() == [likely]
+    assert (drawn.share == 1).all()
+
+
+def test_without_a_hit_there_is_still_a_rest() -> None:
+    """No passage found for any question: all of them are the rest."""
+    case = Case(60)
+    ids, unique = torch.full((QUESTIONS, K), -1), torch.zeros(0, dtype=torch.long)
+    drawn = draw_rest(case.index, case.queries, Hits(ids, torch.zeros(ids.shape)), ids, case.spans, unique, 8)
+    assert 0 < len(drawn.rows) <= 8
+    torch.testing.assert_close(drawn.share.sum(1), torch.ones(QUESTIONS))

@@ -335,6 +335,21 @@ def test_a_gold_passage_is_added_once_and_only_where_there_is_one(rag: RAG) -> N
     assert ids.shape == (4, everything + 1)
 
 
+def test_negatives_change_a_steps_gradient_and_not_its_loss(rag: RAG) -> None:
+    """On the passages' side alone: of two towers only the passages' learns, and the reader's gradient is the same."""
+    firsts = []
+    for negatives in (0, 4):
+        system = tiny_rag(retriever=RetrieverConfig(temperature=0.2, tied=False))
+        system.index(rag.corpus.documents)
+        firsts.append(quick(system, k=1, negatives=negatives, freeze=("retriever.query",)).history[0])
+    for name in ("loss", "mass", "gradient_generator"):
+        assert firsts[0][name] == pytest.approx(firsts[1][name], rel=1e-5)
+    for name in ("gradient_extractor", "gradient_retriever"):
+        assert firsts[0][name] != pytest.approx(firsts[1][name], rel=1e-4)
+    with pytest.raises(ValueError, match="negatives must be at least 0, got -1"):
+        FitConfig(negatives=-1)
+
+
 def test_wrong_settings_are_told_the_right_ones(rag: RAG) -> None:
     """A wrong name gets the nearest one; a wrong objective, stage or number the ones there are."""
     with pytest.raises(TypeError, match=r"fit has no setting 'epoch': did you mean epochs\?"):

@@ -102,6 +102,9 @@ def test_a_budget_without_room_for_a_row_is_refused() -> None:
     assert beside > 0
     assert encoder.step == 4 * K * encoder.longest
     assert reader.step == 4 * (K + 1) * reader.longest
+    more, as_many, _ = measured(rag, ASKED, 4, K, negatives=5)
+    assert more.step == (4 * K + 5) * encoder.longest  # they are encoded and not read
+    assert as_many.step == reader.step
     with pytest.raises(ValueError, match="memory_budget holds at least"):
         rag.fit(ASKED, memory_budget=1000, progress=False)
 
