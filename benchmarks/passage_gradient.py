@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.artefact import write_file
-from e2erag.retriever import OVERFETCH, ExactIndex, Spans, draw_rest
+from e2erag.retriever import OVERFETCH, ExactIndex, Softmax, Spans
 from e2erag.train import OBJECTIVES, Options
 
 BATCH, DRAWS, NEGATIVES = 8, 16, (4, 16, 64)
@@ -46,17 +46,14 @@ def gradients(table: Table, temperature: float, k: int) -> Iterator[tuple[Tensor
     for batch in torch.arange(len(queries)).split(BATCH):
         q, p, slope, ids = queries[batch], prior[batch].exp(), slopes[batch], step.evidence.ids[batch]
         asked, fresh = F.pad(q, (0, 1), value=1.0).float(), ids.unique()
-        hits = index.search(asked, OVERFETCH * k)
+        softmax = Softmax(index, asked, index.search(asked, OVERFETCH * k), ids, spans, fresh)
         read = torch.einsum("bd,bk,bke->de", q, slope, step.found[batch])
         still = torch.zeros_like(p)
         still[:, fresh] = p[:, fresh]
         rest = 1 - still.sum(1, keepdim=True)
         ways = {"still": [still]}
         for count in NEGATIVES:
-            drawn = [
-                draw_rest(index, asked, hits, ids, spans, fresh, count, None, torch.Generator().manual_seed(seed))
-                for seed in range(DRAWS)
-            ]
+            drawn = [softmax.draw(count, torch.Generator().manual_seed(seed)) for seed in range(DRAWS)]
             ways[f"{count} drawn"] = [still.index_add(1, each.rows, rest * each.share.double()) for each in drawn]
         ways["all"] = [p]
         weights = {name: [-slope.sum(1, keepdim=True) * moving for moving in each] for name, each in ways.items()}

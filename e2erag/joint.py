@@ -25,7 +25,7 @@ from e2erag.extract import Extractor, GateMode
 from e2erag.finder import Finder
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision
-from e2erag.retriever import OVERFETCH, Hits, Index, Retriever, draw_rest, log_prob, log_tail
+from e2erag.retriever import OVERFETCH, Hits, Index, Retriever, Softmax, log_tail
 from e2erag.slopes import competing
 
 SURE = 5
@@ -242,8 +242,8 @@ class Joint(Finder):
                 K alone (`rag_sequence`); then the closed book is read without gradient.
             gold: per question, passages of which one is to be read (`Corpus.with_one_of`), beside all others.
             negatives: passages that are drawn for all questions together out of those that none of them reads, and
-                encoded with gradient: as they move all the others do, in an estimate of Z's slope (`draw_rest`). 0: the
-                others stand still.
+                encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`). 0:
+                the others stand still.
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -264,13 +264,14 @@ class Joint(Finder):
         if gold is not None:
             hits = corpus.with_one_of(gold, [f"{x} {y}" for x, y in zip(questions, answers, strict=True)], hits)
         unique = hits[hits >= 0].unique()
-        rest = draw_rest(index, q, found, hits, corpus.spans, unique, negatives, added, noise)
+        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added)
+        rest = softmax.draw(negatives, noise)
         encoded = torch.cat([unique, rest.rows])
         gates, log_prior = said.of(encoded)
         fresh_rows = self.encode(corpus, encoded, gates, log_prior, mode, slope_limit)
         passages, others = fresh_rows.split([len(unique), len(rest.rows)])
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
-        prior = log_prob(index, q, found, hits, corpus.spans, unique, fresh, added, rest.slope(q, others))
+        prior = softmax.log_prob(fresh, rest.slope(q, others))
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
         tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit, tail)
         logp = tokens.sum(2)

@@ -41,7 +41,7 @@ from e2erag.retriever import (
     IndexConfig,
     Retriever,
     RetrieverConfig,
-    log_prob,
+    Softmax,
 )
 from e2erag.retriever.stored import StoredIndex
 from e2erag.saved import DOCUMENTS, load_documents, load_finder, save_corpus, save_finder, take_candidates
@@ -352,7 +352,7 @@ class RAG:
         ids = corpus.spans.distinct(found, k).ids
         rows = ids[ids >= 0].unique()
         fresh = retriever.with_bm25(q @ index.vectors[rows].to(q).T, None if sparse is None else sparse[:, rows])
-        return Found(ids, log_prob(index, q, found, ids, corpus.spans, rows, fresh, added).cpu())
+        return Found(ids, Softmax(index, q, found, ids, corpus.spans, rows, added).log_prob(fresh).cpu())
 
     def passage(self, number: int) -> Passage:
         """A candidate passage by its number, as `search` gives it."""

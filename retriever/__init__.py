@@ -11,7 +11,7 @@ from e2erag.retriever.line_sums import LineSums
 from e2erag.retriever.milvus import MilvusIndex
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
 from e2erag.retriever.sharded import ParallelIndex, ShardedIndex
-from e2erag.retriever.softmax import draw_rest, log_prob
+from e2erag.retriever.softmax import Softmax
 from e2erag.retriever.spans import OVERFETCH, Spans
 from e2erag.retriever.store import Store
 
@@ -30,14 +30,13 @@ __all__ = [
     "Retriever",
     "RetrieverConfig",
     "ShardedIndex",
+    "Softmax",
     "Source",
     "Spans",
     "Store",
     "StoreError",
     "Without",
     "choose",
-    "draw_rest",
-    "log_prob",
     "log_prob_found",
     "log_tail",
 ]

@@ -167,7 +167,7 @@ def log_prob_found(
     """log p(z|x) of the K passages found, with Z over these scores; −∞ where an id is −1.
 
     Args:
-        scores: all that Z sums over: of the whole corpus, or (`log_prob`) of the passages encoded afresh and, in one
+        scores: all that Z sums over: of the whole corpus, or (`Softmax`) of the passages encoded afresh and, in one
             column more, the rest of the corpus.
         ids: rows of the K found, −1 where there was none.
         nested: passages that mostly repeat one of the K; they are left out of Z, so that no text counts twice.

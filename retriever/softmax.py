@@ -1,6 +1,8 @@
 """log p(z|x) of the passages found, with Z over the whole corpus, from an index; and what moves in the rest's place."""
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -34,99 +36,90 @@ class Drawn(NamedTuple):
         return (self.share.to(scores) * (scores - scores.detach())).sum(1)
 
 
-@torch.no_grad()
-def draw_rest(
-    index: Index,
-    queries: Queries,
-    hits: Hits,
-    ids: Int[Tensor, "questions k"],
-    spans: Spans,
-    rows: Int[Tensor, " unique"],
-    count: int,
-    prior: Prior | None = None,
-    noise: torch.Generator | None = None,
-) -> Drawn:
-    """At most `count` passages out of the rest, each as likely as p(z|x) among it, in the mean over the questions.
-
-    A question's slope is then that of their scores weighted by its own p(z|x) over that mean (self-normalised
-    importance sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row; or,
-    where there are more than `SAMPLE`, out of those that the search has found and so many others.
-
-    Args:
-        index: of which no row is dead, as a training run's is.
-        hits, ids, rows: as in `log_prob`.
-        count: 0 draws none.
-        prior: α·log π of every row, where it isn't the stored one.
-        noise: the same numbers are taken of it whatever the questions; None: torch's own generator."""
-    n = len(index.vectors)
-    if not count:
-        return Drawn(rows[:0], queries.new_zeros(len(queries), 0))
-    seen, log_times = torch.arange(n), torch.zeros(n)
-    if n > SAMPLE:
-        near = hits.ids[hits.ids >= 0].unique()
-        others, times = torch.randint(n, (SAMPLE,), generator=noise).unique(return_counts=True)
-        new = ~torch.isin(others, near)
-        seen, order = torch.cat([near, others[new]]).sort()
-        log_times = torch.cat([torch.zeros(len(near)), times[new].log() + math.log(n / SAMPLE)])[order]
-    scored, prior = as_scored(queries, prior)
-    scores = scored @ index.vectors.index_select(0, seen).to(scored).T + log_times.to(scored)
-    if prior is not None:
-        scores = scores + prior[..., seen.to(prior.device)].to(scores)
-    without, _ = _without(ids, spans, rows)
-    out = left_out(without, seen.expand(len(queries), -1))
-    p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
-    mean = p.mean(0)
-    point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()
-    met = torch.searchsorted(mean.cumsum(0), point, right=True).clamp_max(len(seen) - 1)
-    chosen, times = met[mean[met] > 0].unique(return_counts=True)
-    share = p[:, chosen] * times / mean[chosen]
-    return Drawn(seen[chosen], (share / share.sum(1, keepdim=True)).nan_to_num(0.0).to(scored))
-
-
-def log_prob(
-    index: Index,
-    queries: Queries,
-    hits: Hits,
-    ids: Int[Tensor, "questions k"],
-    spans: Spans,
-    rows: Int[Tensor, " unique"],
-    fresh: Float[Tensor, "questions unique"],
-    prior: Prior | None = None,
-    rest_slope: Float[Tensor, " questions"] | None = None,
-) -> Float[Tensor, "questions k"]:
-    """log p(z|x) of the K found; −∞ where an id is −1.
+@dataclass(frozen=True)
+class Softmax:
+    """p(z|x) of some passages, with Z over the whole corpus.
 
     What is encoded afresh for one question serves the others too: it counts in every Z with its fresh score. The rest
     of the corpus is one term more, log Σ exp of its stored scores, with gradient into the queries and the prior; and
-    into what makes rows where some of it is encoded too (`draw_rest`). Else what moves all rows alike seems to move
-    the K. Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
+    into what makes rows where some of it is encoded too (`draw`). Else what moves all rows alike seems to move the K.
+    Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
 
-    Args:
+    Attributes:
         hits: what the search with the same queries and prior gave.
         ids: the K chosen of them, −1 where there was none.
         rows: the passages that stand in `ids`, ascending, each once.
-        fresh: their scores, encoded anew.
-        rest_slope: `Drawn.slope`.
+        prior: α·log π of every row, where it isn't the stored one.
     """
-    without, nested = _without(ids, spans, rows)
-    rest = index.log_z(queries, hits, without, prior)
-    if rest_slope is not None:
-        rest = rest + rest_slope.to(rest)
-    scores = torch.cat([fresh, rest.to(queries)[:, None]], 1)
-    where = torch.searchsorted(rows, ids.clamp_min(0)).masked_fill(ids < 0, -1)
-    return log_prob_found(scores, where, nested)
 
+    index: Index
+    queries: Queries
+    hits: Hits
+    ids: Int[Tensor, "questions k"]
+    spans: Spans
+    rows: Int[Tensor, " unique"]
+    prior: Prior | None = None
 
-def _without(
-    ids: Int[Tensor, "questions k"], spans: Spans, rows: Int[Tensor, " unique"]
-) -> tuple[Without, Bool[Tensor, "questions columns"]]:
-    """What isn't of the rest: passages encoded afresh, and those that repeat one of a question's K; and which of the
-    former do, with a last column for the rest, which doesn't."""
-    repeated = spans.repeated(ids)
-    out = torch.cat([rows, repeated.rows]).unique()
-    mask = torch.zeros(len(ids), len(out), dtype=torch.bool)
-    mask[:, torch.searchsorted(out, repeated.rows)] = repeated.mask
-    column = torch.searchsorted(out, rows)
-    nested = torch.cat([mask[:, column], torch.zeros(len(ids), 1, dtype=torch.bool)], 1)
-    mask[:, column] = True
-    return Without(out, mask), nested
+    @cached_property
+    def _without(self) -> tuple[Without, Bool[Tensor, "questions columns"]]:
+        """What isn't of the rest: passages encoded afresh, and those that repeat one of a question's K; and which of
+        the former do, with a last column for the rest, which doesn't."""
+        repeated = self.spans.repeated(self.ids)
+        out = torch.cat([self.rows, repeated.rows]).unique()
+        mask = torch.zeros(len(self.ids), len(out), dtype=torch.bool)
+        mask[:, torch.searchsorted(out, repeated.rows)] = repeated.mask
+        column = torch.searchsorted(out, self.rows)
+        nested = torch.cat([mask[:, column], torch.zeros(len(self.ids), 1, dtype=torch.bool)], 1)
+        mask[:, column] = True
+        return Without(out, mask), nested
+
+    @torch.no_grad()
+    def draw(self, count: int, noise: torch.Generator | None = None) -> Drawn:
+        """At most `count` passages out of the rest, each as likely as p(z|x) among it, in the mean over the questions.
+
+        A question's slope is then that of their scores weighted by its own p(z|x) over that mean (self-normalised
+        importance sampling of a softmax' gradient, Bengio & Senécal 2008; drawn systematically). Out of every row; or,
+        where there are more than `SAMPLE`, out of those that the search has found and so many others. No row may be
+        dead; in a training run's index none is.
+
+        Args:
+            count: 0 draws none.
+            noise: the same numbers are taken of it whatever the questions; None: torch's own generator."""
+        n = len(self.index.vectors)
+        if not count:
+            return Drawn(self.rows[:0], self.queries.new_zeros(len(self.queries), 0))
+        seen, log_times = torch.arange(n), torch.zeros(n)
+        if n > SAMPLE:
+            near = self.hits.ids[self.hits.ids >= 0].unique()
+            others, times = torch.randint(n, (SAMPLE,), generator=noise).unique(return_counts=True)
+            new = ~torch.isin(others, near)
+            seen, order = torch.cat([near, others[new]]).sort()
+            log_times = torch.cat([torch.zeros(len(near)), times[new].log() + math.log(n / SAMPLE)])[order]
+        scored, prior = as_scored(self.queries, self.prior)
+        scores = scored @ self.index.vectors.index_select(0, seen).to(scored).T + log_times.to(scored)
+        if prior is not None:
+            scores = scores + prior[..., seen.to(prior.device)].to(scores)
+        out = left_out(self._without[0], seen.expand(len(scored), -1))
+        p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
+        mean = p.mean(0)
+        point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()
+        met = torch.searchsorted(mean.cumsum(0), point, right=True).clamp_max(len(seen) - 1)
+        chosen, times = met[mean[met] > 0].unique(return_counts=True)
+        share = p[:, chosen] * times / mean[chosen]
+        return Drawn(seen[chosen], (share / share.sum(1, keepdim=True)).nan_to_num(0.0).to(scored))
+
+    def log_prob(
+        self, fresh: Float[Tensor, "questions unique"], rest_slope: Float[Tensor, " questions"] | None = None
+    ) -> Float[Tensor, "questions k"]:
+        """log p(z|x) of the K chosen; −∞ where an id is −1.
+
+        Args:
+            fresh: scores of `rows`, encoded anew.
+            rest_slope: `Drawn.slope`."""
+        without, nested = self._without
+        rest = self.index.log_z(self.queries, self.hits, without, self.prior)
+        if rest_slope is not None:
+            rest = rest + rest_slope.to(rest)
+        scores = torch.cat([fresh, rest.to(self.queries)[:, None]], 1)
+        where = torch.searchsorted(self.rows, self.ids.clamp_min(0)).masked_fill(self.ids < 0, -1)
+        return log_prob_found(scores, where, nested)

@@ -56,9 +56,9 @@ class FitConfig:
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
         negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
-            encoded with gradient: Z moves, in an estimate, as the whole corpus does (`draw_rest`). Some 16 to 64; few
-            are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost; so
-            it may with a gate_clip, which cuts the slopes of what stands for many as those of one.
+            encoded with gradient: Z moves, in an estimate, as the whole corpus does (`Softmax.draw`). Some 16 to 64;
+            few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost;
+            so it may with a gate_clip, which cuts the slopes of what stands for many as those of one.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.

@@ -11,11 +11,10 @@ from e2erag.retriever import (
     FaissIndex,
     Hits,
     Index,
+    Softmax,
     Source,
     Spans,
     Store,
-    draw_rest,
-    log_prob,
     log_prob_found,
 )
 from e2erag.retriever.sampled import SAMPLE
@@ -41,9 +40,8 @@ class Case:
     def draw(self, count: int, seed: int = 0, part: slice = slice(None)) -> Drawn:
         noise = torch.Generator().manual_seed(seed)
         hits = Hits(self.hits.ids[part], self.hits.scores[part])
-        return draw_rest(
-            self.index, self.queries[part], hits, self.ids[part], self.spans, self.unique, count, None, noise
-        )  # fmt: skip
+        softmax = Softmax(self.index, self.queries[part], hits, self.ids[part], self.spans, self.unique)
+        return softmax.draw(count, noise)
 
     def shares(self) -> Tensor:
         """p(z|x) among the rest: passages not encoded afresh that repeat none of the K."""
@@ -56,7 +54,8 @@ class Case:
     def logp(self, rows: Tensor, drawn: Drawn) -> Tensor:
         """log p(z|x) of the K where rows are these, with slope as far as they are encoded."""
         fresh, slope = self.queries @ rows[self.unique].T, drawn.slope(self.queries, rows[drawn.rows])
-        return log_prob(self.index, self.queries, self.hits, self.ids, self.spans, self.unique, fresh, None, slope)
+        softmax = Softmax(self.index, self.queries, self.hits, self.ids, self.spans, self.unique)
+        return softmax.log_prob(fresh, slope)
 
 
 def test_with_everything_drawn_the_slope_is_the_whole_softmaxes() -> None:
@@ -156,7 +155,7 @@ def test_the_random_numbers_taken_do_not_depend_on_what_is_left() -> None:
     states = []
     for case in (Case(60), Case(5)):
         noise = torch.Generator().manual_seed(0)
-        draw_rest(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5), 8, None, noise)
+        Softmax(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5)).draw(8, noise)
         states.append(noise.get_state())
     assert torch.equal(*states)
 
@@ -172,7 +171,7 @@ def test_a_prior_given_counts_in_place_of_the_stored_one(each: bool, n: int) -> 
     prior[case.ids.flatten()] = 0.0
     prior = prior.expand(QUESTIONS, n) if each else prior
     hits = case.index.search(case.queries, 6 * K, prior)
-    drawn = draw_rest(case.index, case.queries, hits, case.ids, case.spans, case.unique, 8, prior)
+    drawn = Softmax(case.index, case.queries, hits, case.ids, case.spans, case.unique, prior).draw(8)
     assert drawn.rows.tolist() == [likely]
     assert (drawn.share == 1).all()
 
@@ -181,6 +180,7 @@ def test_without_a_hit_there_is_still_a_rest() -> None:
     """No passage found for any question: all of them are the rest."""
     case = Case(60)
     ids, unique = torch.full((QUESTIONS, K), -1), torch.zeros(0, dtype=torch.long)
-    drawn = draw_rest(case.index, case.queries, Hits(ids, torch.zeros(ids.shape)), ids, case.spans, unique, 8)
+    hits = Hits(ids, torch.zeros(ids.shape))
+    drawn = Softmax(case.index, case.queries, hits, ids, case.spans, unique).draw(8)
     assert 0 < len(drawn.rows) <= 8
     torch.testing.assert_close(drawn.share.sum(1), torch.ones(QUESTIONS))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from e2erag.retriever import ExactIndex, Hits, Source, Spans, Store, StoreError, Without, log_prob, log_prob_found
+from e2erag.retriever import ExactIndex, Hits, Softmax, Source, Spans, Store, StoreError, Without, log_prob_found
 from e2erag.retriever.scan import BLOCK, TILE
 
 
@@ -154,7 +154,7 @@ def test_log_prob_is_a_softmax_over_every_passage(seed: int, n: int, k: int) -> 
     nested = torch.zeros(3, n, dtype=torch.bool)
     nested[:, repeated.rows] = repeated.mask
     torch.testing.assert_close(
-        log_prob(index, queries, hits, ids, every, unique, queries @ fresh.T),
+        Softmax(index, queries, hits, ids, every, unique).log_prob(queries @ fresh.T),
         log_prob_found(scores, ids, nested),
         atol=1e-5,
         rtol=0,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, multiprocessing
 
-from e2erag.retriever import ExactIndex, Index, ShardedIndex, Source, Spans, Store, StoreError, Without, log_prob
+from e2erag.retriever import ExactIndex, Index, ShardedIndex, Softmax, Source, Spans, Store, StoreError, Without
 
 N, DIM, K = 400, 5, 9
 
@@ -50,7 +50,7 @@ def answers(index: Index) -> dict[str, Tensor]:
     ids = spans.distinct(hits, K).ids
     unique = ids.unique()
     fresh = queries[:, :-1] @ index.vectors[unique, :-1].double().T + prior[unique] + 0.1
-    logp = log_prob(index, queries, hits, ids, spans, unique, fresh, prior)
+    logp = Softmax(index, queries, hits, ids, spans, unique, prior).log_prob(fresh)
     found["logp"] = logp.detach()
     found["logp to queries"], found["logp to prior"] = torch.autograd.grad(weights @ logp.sum(1), [queries, prior])
     everything = index.search(queries, n + 1)
