@@ -53,6 +53,7 @@ from e2erag.questions import Question, read_questions
 from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
+from e2erag.train.calibrate import calibrate
 
 FIXED = (64, 128, 256)
 ARMS = (
@@ -93,7 +94,7 @@ class Size:
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
         k: passages read per question; k_learning, mined, and negatives drawn: while training.
-        temperature: of the retriever.
+        temperature: of the retriever; calibrate: questions to learn from that it is fitted to first, in every arm.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         objective, epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore,
@@ -114,6 +115,7 @@ class Size:
     mined: int = 0
     negatives: int = 0
     temperature: float = 0.05
+    calibrate: int = 0
     hidden: int = 24
     prior_weight: float = 0.0
     objective: str = "marginal"
@@ -273,9 +275,14 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
     elif arm == "oracle":
         rag.model.extractor = Labelled(rag.model.extractor.config, torch.tensor([role in TEXT for role in test.roles]))
+    asked = [question for question, _ in train.questions]
+    if arm in FROZEN or size.calibrate:
+        rag.index(train.documents)
+    if size.calibrate:
+        done = calibrate(rag, Random(seed).sample(asked, size.calibrate), size.k_learning)
+        print(f"seed {seed}, {arm}: {done}", file=sys.stderr)
     seconds = steps = 0.0
     if arm in FROZEN:
-        rag.index(train.documents)
         config = FitConfig(
             objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
             mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, keep_rate=size.keep_rate,
@@ -283,7 +290,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
             gate_explore=size.gate_explore, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
             folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
-        done = rag.fit([question for question, _ in train.questions], config)
+        done = rag.fit(asked, config)
         save_file(rag.model.extractor.state_dict(), reader.parent / f"{arm}-{seed}" / "extractor.safetensors")
         seconds, steps = done.seconds, float(done.steps)
     figures = {}

@@ -78,9 +78,11 @@ def fit(
     check_started(rag)
     with over_ranks(rag):
         rag.index(files)
-    rag.fit(questions, settings)
+    run = rag.fit(questions, settings)
     if rank() == 0:
         rag.save_pretrained(out)
+        if run.calibration is not None:
+            print(run.calibration)
         print(f"saved to {out}")
 
 

@@ -47,7 +47,7 @@ from e2erag.retriever.stored import StoredIndex
 from e2erag.saved import DOCUMENTS, load_documents, load_finder, save_corpus, save_finder, take_candidates
 
 if TYPE_CHECKING:
-    from e2erag.train import FitConfig, Run
+    from e2erag.train import Calibration, FitConfig, Run
 
 RETRIEVER = "sentence-transformers/all-MiniLM-L6-v2"
 GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -337,7 +337,7 @@ class RAG:
     @torch.no_grad()
     def search(self, questions: Sequence[str], k: int | None = None) -> Found:
         """The k best passages per question, none repeating a better one, with log p(z|x) over the whole corpus."""
-        corpus, index = self._ready()
+        corpus, _ = self._ready()
         questions, k = check_asked(questions), self.config.k if k is None else k
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}: ask for one passage or more, or leave k out")
@@ -346,7 +346,19 @@ class RAG:
         retriever = self.model.retriever
         with self.model.autocast():
             q = retriever.encode_questions(questions)
-        sparse = None if retriever.beta is None else corpus.bm25.scores(questions)
+        return self.search_rows(q, None if retriever.beta is None else corpus.bm25.scores(questions), k)
+
+    @torch.no_grad()
+    def search_rows(
+        self, q: Float[Tensor, "questions row"], sparse: Float[Tensor, "questions passages"] | None, k: int
+    ) -> Found:
+        """`search` for questions that are encoded already.
+
+        Args:
+            q: [q(x)/τ ; 1], of `Retriever.encode_questions`.
+            sparse: their BM25 scores, where these take part."""
+        corpus, index = self._ready()
+        retriever = self.model.retriever
         added = None if sparse is None else retriever.with_bm25(index.vectors[:, -1].to(q), sparse)
         found = index.search(q, OVERFETCH * k, added)
         ids = corpus.spans.distinct(found, k).ids
@@ -453,3 +465,10 @@ class RAG:
         from e2erag.train import fit  # train stands on e2erag: a top-level import would be a circle
 
         return fit(self, questions, config, **changes)
+
+    def calibrate(self, questions: str | Path | Sequence[Any], k: int | None = None) -> "Calibration":
+        """Fit the retriever's temperature, and nothing else, to these questions' answers; see
+        `e2erag.train.calibrate`."""
+        from e2erag.train import calibrate
+
+        return calibrate(self, questions, k)

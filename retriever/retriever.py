@@ -7,7 +7,7 @@ Optionally s_z has a third part, β·BM25(x, z)."""
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +105,12 @@ class Retriever(nn.Module):
     def temperature(self) -> float | Float[Tensor, ""]:
         """τ: as configured, or as learned so far."""
         return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    def set_temperature(self, temperature: float) -> None:
+        """τ from now on, where it learns too; no stored row depends on it."""
+        self.config = replace(self.config, temperature=temperature)
+        if self.log_temperature is not None:
+            self.log_temperature.data.fill_(math.log(temperature))
 
     def encode_questions(self, questions: list[str]) -> Float[Tensor, "questions row"]:
         """[q(x)/τ ; 1], ready for an inner product with `passage_rows`."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from e2erag.extract import GateMode
 from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
-from e2erag.retriever.ranks import rank, ranks
+from e2erag.retriever.ranks import average, rank, ranks
+from e2erag.train.calibrate import Calibration, calibrate
 from e2erag.train.callbacks import Checkpoint, CheckpointFolder, CollapseGuard, Progress
 from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
@@ -89,6 +91,8 @@ class FitConfig:
         judged: lines that the extractor judges in a step (`Joint.forward`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
+        calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
+            (`RAG.calibrate`); 0: it begins as it is.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
@@ -140,6 +144,7 @@ class FitConfig:
     gate_clip: float = 1.0
     gate_explore: float = 0.0
     judged: int = 32_768
+    calibrate: int = 0
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -198,7 +203,7 @@ class FitConfig:
             raise ValueError(
                 "a run's state is saved in its folder: set folder too, or leave out checkpoint_every and resume"
             )
-        none = ("mined", "negatives", "rerank", "judged", "memory_budget", "checkpoint_every")
+        none = ("mined", "negatives", "rerank", "judged", "calibrate", "memory_budget", "checkpoint_every")
         for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
             least = 0 if name in none else 1
             if getattr(self, name) < least:
@@ -224,12 +229,14 @@ class Run:
         seconds: of training.
         history: logged values, a dict per step.
         folder: where `metrics.csv` is, if anything was written.
+        calibration: of the temperature that the run began with, if it was fitted.
     """
 
     steps: int
     seconds: float
     history: list[dict[str, float]]
     folder: Path | None
+    calibration: Calibration | None = None
 
 
 def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | None = None, **changes: Any) -> Run:
@@ -266,6 +273,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     going_on = config.resume and saved is not None and is_saved(saved)
     batches = loader(rows, config.batch_size, config.seed)
     read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
+    calibration = _calibrated(rag, config, rows) if config.calibrate else None
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
@@ -300,7 +308,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             if folder is not None and rank() == 0 and module.history:
                 draw_run(module.history, folder / "report.png")  # of a run that failed above all
         seconds = perf_counter() - start
-    return Run(trainer.global_step, seconds, module.history, folder)
+    return Run(trainer.global_step, seconds, module.history, folder, calibration)
 
 
 def _checked(rag: RAG, config: FitConfig) -> str:
@@ -328,6 +336,15 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             "training searches every row"
         )
     return kind
+
+
+def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question]) -> Calibration:
+    """Every rank fits it alone, to the same questions; what one of them rounds otherwise is shared."""
+    some = Random(config.seed).sample(rows, min(config.calibrate, len(rows)))
+    found = calibrate(rag, some, config.k)
+    temperature = average({"temperature": found.temperature})["temperature"]
+    rag.model.retriever.set_temperature(temperature)
+    return found._replace(temperature=temperature)
 
 
 def _callbacks(

@@ -62,10 +62,13 @@ def test_a_saved_system_trains_over_an_index_in_a_folder(
     rag.index([str(tmp_path / "a.txt")], progress=False)
     rag.save_pretrained(tmp_path / "system")
     call = ["fit", *(str(tmp_path / name) for name in ("a.txt", "q.jsonl", "out"))]
-    where = [f"--index.folder={tmp_path / 'rows'}", "--settings.epochs=1", "--settings.k=1"]
+    settings = ["--settings.epochs=1", "--settings.k=1", "--settings.calibrate=1"]
+    where = [f"--index.folder={tmp_path / 'rows'}", *settings]
     monkeypatch.setattr(sys, "argv", ["e2erag", *call, f"--system={tmp_path / 'system'}", *where])
     main()
-    assert "saved to" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "saved to" in told
+    assert "τ = " in told
     trained, placed = RAG.from_pretrained(tmp_path / "out"), ExactIndex.load(tmp_path / "rows")
     assert torch.equal(trained.index_.vectors, placed.vectors)
     assert not torch.equal(placed.vectors, rag.index_.vectors)

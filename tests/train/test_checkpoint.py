@@ -74,7 +74,7 @@ def alike(one: RAG, other: RAG) -> bool:
         *((after, 9 - after, {}) for after in (1, 2, 3, 8)),  # in an epoch and at its end, beside a refresh and at one
         (3, 7, {"accumulate": 2, "epochs": 4}),
         (5, 4, {"refresh_share": 0.5, "refresh_drift": 1e-6}),
-        (4, 5, {"freeze": ("generator",), "objective": "marginal", "negatives": 5}),
+        (4, 5, {"freeze": ("generator",), "objective": "marginal", "negatives": 5, "calibrate": 3}),
     ],
 )
 def test_it_goes_on_to_the_bit(

@@ -42,10 +42,12 @@ def train(rag: RAG, folder: Path, batch_size: int, index: Path | None = None, sh
         with torch.no_grad():
             rag.model.extractor.scores.bias += 1.0  # weights that are others than rank 0's, as drawn ones would be
     rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
-    settings = {"epochs": 3, "k": 72, "refresh_every": 1, "refresh_share": share, "progress": False}
+    settings = {"epochs": 3, "k": 72, "refresh_every": 1, "refresh_share": share, "calibrate": 2, "progress": False}
     run = rag.fit(rows, batch_size=batch_size, folder=folder / "run", **settings)
     assert type(rag.index_) is ExactIndex
     assert rag.index_.store.folder == index
+    assert run.calibration is not None
+    assert run.calibration.temperature != 0.2
     ids = rag.search(["seats ?"] * (1 + rank())).ids  # each rank what it likes
     save_file({"ids": ids, "rows": rag.index_.vectors.contiguous()}, folder / f"found-{rank()}.safetensors")
     save_file({name: p.detach().clone() for name, p in rag.model.named_parameters()}, folder / f"{rank()}.safetensors")
