@@ -4,7 +4,9 @@
 
     word_f1           words of the pypdf engine against those of PDFium's own text, one bag per page, over all
                       born-digital pages: those where PDFium finds 20 words or more and not mostly invisible ones (OCR)
-    letters_f1        the same over letters: what is not a matter of where a word ends
+    engines_f1        the pypdf engine's words against the pypdfium2 engine's. (PDFium's own text glues words that stand
+                      close, and shows glyphs of TeX's fonts by their codes.)
+    letters_f1        word_f1 over letters: what is not a matter of where a word ends
     pypdf_time_ratio  time of the pypdf engine up to lines, over that of pypdf's `extract_text` of the same pages
     fast_speedup      time of the pypdf engine over that of the pypdfium2 engine, both up to lines
     cache_speedup     time to read files the first time over that of the second, from the cache
@@ -80,6 +82,7 @@ class Tally:
             "born_digital": self.digital,
             "word_f1": self.f1("pypdf"),
             "fast_word_f1": self.f1("pypdfium2"),
+            "engines_f1": self.f1("engines"),
             "letters_f1": self.f1("letters"),
             "pypdf_time_ratio": seconds["pypdf"] / max(seconds["extract_text"], 1e-9),
             "fast_speedup": seconds["pypdf"] / max(seconds["pypdfium2"], 1e-9),
@@ -141,6 +144,7 @@ def measured(file: Path, most: int | None) -> Tally:
                 for name in ("pypdf", "pypdfium2"):
                     tally.compare(name, words("\n".join(found[name])), theirs)
                 ours = words("\n".join(found["pypdf"]))
+                tally.compare("engines", ours, words("\n".join(found["pypdfium2"])))
                 tally.missing += theirs - ours
                 tally.extra += ours - theirs
                 tally.compare("letters", letters("\n".join(found["pypdf"])), letters(text))
@@ -207,7 +211,7 @@ def main() -> None:
     some = [file for _, files in chosen for file in files][: QUICK_FILES if options.quick else None]
     figures["cache_speedup"] = cached(some)
     print()
-    for name in ("word_f1", "letters_f1", "pypdf_time_ratio", "fast_speedup", "cache_speedup"):
+    for name in ("word_f1", "engines_f1", "letters_f1", "pypdf_time_ratio", "fast_speedup", "cache_speedup"):
         print(f"{name:20} {figures[name]:.4f}")
     if options.json:
         options.json.write_text(json.dumps({**figures, "folders": by_folder}, indent=2), encoding="utf-8")

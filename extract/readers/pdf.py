@@ -19,7 +19,7 @@ from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
-READER_VERSION = 4  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+READER_VERSION = 5  # of what this package makes of an engine's runs; goes up when the lines of a file may change
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
 COVERED = 0.5  # … and so is one with next to no text (a number stamped on it, a running head) where they cover this

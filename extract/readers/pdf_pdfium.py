@@ -117,6 +117,8 @@ class _Reading:
         self.m_at = ctypes.byref(self.m)
         self.loose = (ctypes.c_float * 4)()  # left, top, right and bottom of a character's advance and font
         self.loose_at = ctypes.byref(self.loose)
+        self.ink = [ctypes.c_double() for _ in range(4)]  # left, right, bottom and top of a character's glyph
+        self.ink_at = [ctypes.byref(edge) for edge in self.ink]
         self.high = self.low = 0.0  # top and bottom of the last one
         self.edges = (ctypes.c_float * 4)()
         self.edges_at = [ctypes.byref(self.edges, 4 * i) for i in range(4)]
@@ -311,9 +313,9 @@ class _Reading:
         calls.origin(self.handle, first, *self.at)
         x, y = self.x.value, self.y.value
         calls.loose_box(self.handle, first, self.loose_at)
-        _, self.high, _, self.low = self.loose[:]
-        if self.upright:
-            return x, y, self.right(text, last), y
+        left, self.high, _, self.low = self.loose[:]
+        if self.upright:  # characters of an /ActualText share an origin, and its ink
+            return left if left > x + OVERHANG * self.em else x, y, self.right(text, last), y
         calls.origin(self.handle, last, *self.at)
         wide = (self.font.widths[text[last]] if self.font else 0.5) * self.em
         return x, y, self.x.value + wide * self.ux, self.y.value + wide * self.uy
@@ -324,10 +326,20 @@ class _Reading:
         left, _, right, _ = self.loose[:]
         if self.font:
             more = right - left - self.font.widths[text[index]] * self.em
+            if abs(more) > 0.02 * self.em and self.inked(index):
+                calls.origin(self.handle, index, *self.at)
+                bearing = left - self.x.value
+                return float(right + bearing) if 0 < bearing < OVERHANG * self.em else float(right)
             if 0.02 * self.em < more < OVERHANG * self.em:
                 calls.origin(self.handle, index, *self.at)
                 return min(right, self.x.value + right - left - more)
         return float(right)
+
+    def inked(self, index: int) -> bool:
+        """Whether a character's box is its ink, as that of an /ActualText is, which may be of another glyph."""
+        calls.char_box(self.handle, index, *self.ink_at)
+        left, right, bottom, top = (edge.value for edge in self.ink)
+        return self.loose[:] == [left, top, right, bottom]
 
     def leftwards(self, text: str, begin: int, end: int) -> None:
         """Adds a line with right-to-left words as one run, in the order in which it is read.

@@ -10,14 +10,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pypdf import PdfReader
-from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject
+from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject, decode_pdfdocencoding
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
-from e2erag.extract.readers.lines import CELL, SPACE, Run
+from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 
 PypdfFont: Any = None
@@ -41,6 +42,7 @@ _PAINTS = {
     b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
     b"b*": (True, True, True),
 }  # fmt: skip
+_MARKS = {b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le", b"\xef\xbb\xbf": "utf-8"}
 _BLANKS = re.compile(rb"( {4,})")
 
 
@@ -187,6 +189,7 @@ class Walk:
         self.path: list[list[Point]] = []  # subpaths that are not painted yet, in user space
         self.pen = 1.0  # w
         self.stack: list[tuple[Any, ...]] = []  # what q saved
+        self.marked: list[tuple[str, int]] = []  # open marked content: what it stands for, and runs before it
         self.forms: list[int] = []  # the form XObjects that are being drawn
         self.resources: Any = {}
         self.ctm, self.tm, self.tlm = base, IDENTITY, IDENTITY
@@ -199,7 +202,8 @@ class Walk:
             b"TD": self.td_leading, b"Tm": self.set_tm, b"T*": self.next_line, b"Tj": self.tj, b"TJ": self.show,
             b"'": self.quote, b'"': self.double_quote, b"INLINE IMAGE": self.picture, b"w": self.line_width,
             b"m": self.move, b"l": self.line, b"re": self.rectangle, b"h": self.close, b"n": self.no_paint,
-            b"c": self.curve, b"v": self.curve, b"y": self.curve,
+            b"c": self.curve, b"v": self.curve, b"y": self.curve, b"BMC": self.mark, b"BDC": self.mark,
+            b"EMC": self.marked_end,
             **{name: partial(self.paint, *modes) for name, modes in _PAINTS.items()},
         }  # fmt: skip
 
@@ -213,13 +217,15 @@ class Walk:
         if not _SHOWS.search(data) and (not self.forms or len(data) > FRAME_BYTES):
             return
         outer, self.resources = self.resources, self.resources if resources is None else resources.get_object()
-        operators = self.operators
+        operators, marked = self.operators, len(self.marked)
         for operands, name in stream.operations:
             if name in operators:
                 try:
                     operators[name](*operands)
                 except (TypeError, ValueError, LookupError):  # wrong operands; like viewers, go on after them
                     continue
+        while len(self.marked) > marked:  # what is never closed reaches to the end
+            self.marked_end()
         self.resources = outer
 
     def push(self) -> None:
@@ -259,6 +265,27 @@ class Walk:
         """An image fills the unit square (PDF 32000-1, 8.9.5)."""
         a, b, c, d = self.ctm[:4]
         self.pictures += abs(a * d - b * c)
+
+    # Marked content
+
+    def mark(self, _: Any, properties: Any = None) -> None:
+        self.marked.append(("", len(self.runs)))
+        if isinstance(properties, NameObject):
+            properties = _get(_get(self.resources, "/Properties", {}), properties)
+        if isinstance(properties, DictionaryObject):
+            self.marked[-1] = _text(_get(properties, "/ActualText")), len(self.runs)
+
+    def marked_end(self) -> None:
+        """What was shown is what /ActualText says (PDF 32000-1, 14.9.4): a letter of small capitals, a hyphen that a
+        line's end has put in. None, or an empty one, leaves it; one that can't be printed leaves nothing."""
+        text, first = self.marked.pop()
+        shown = [run for run in self.runs[first:] if not run.text.isspace()]
+        if not text or not shown:
+            return
+        begin, line = shown[0], Line(shown[:1], [])
+        last = [begin, *(run for run in shown if line.gap(run) is not None)][-1]
+        drawn = any(char.isprintable() or char > "\x80" for char in text)
+        self.runs[first:] = [replace(begin, text=text, end_x=last.end_x, end_y=last.end_y)] * drawn
 
     # Paths
 
@@ -380,7 +407,7 @@ class Walk:
                 parts, start = [], pen + gap + before
             elif not parts:
                 start = pen + gap + before
-            if blank or gap > SPACE * abs(em):
+            if blank or (parts and gap > SPACE * abs(em)):
                 parts.append(" ")
             parts.append(text)
             pen += gap + advance - after
@@ -420,6 +447,14 @@ class Walk:
 def _matrix(m: Iterable[Any]) -> Matrix:
     a, b, c, d, e, f = (float(v) for v in m)
     return a, b, c, d, e, f
+
+
+def _text(string: Any) -> str:
+    """A text string (PDF 32000-1, 7.9.2.2), as which pypdf gives bytes where it was asked for bytes."""
+    raw = bytes(string) if isinstance(string, bytes) else b""
+    codec = next((codec for mark, codec in _MARKS.items() if raw.startswith(mark)), None)
+    text = raw.decode(codec, "replace") if codec else decode_pdfdocencoding(raw) if raw else str(string or "")
+    return text.strip("\ufeff")
 
 
 def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:

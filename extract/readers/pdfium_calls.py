@@ -28,6 +28,7 @@ _HANDLE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 text_object = _function("FPDFText_GetTextObject", _HANDLE)
 origin = _function("FPDFText_GetCharOrigin", _INT)
 loose_box = _function("FPDFText_GetLooseCharBox", _INT)
+char_box = _function("FPDFText_GetCharBox", _INT)
 matrix = _function("FPDFText_GetMatrix", _INT)
 size = _function("FPDFText_GetFontSize", ctypes.c_double)
 unicode = _function("FPDFText_GetUnicode", ctypes.c_uint)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 from pypdf import PdfWriter
-from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NumberObject
+from pypdf.generic import (
+    ArrayObject,
+    DecodedStreamObject,
+    DictionaryObject,
+    NameObject,
+    NumberObject,
+    TextStringObject,
+)
 from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
@@ -34,12 +41,14 @@ def stream(content: bytes) -> DecodedStreamObject:
 
 
 def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, **forms: bytes) -> Path:
-    """A PDF with these content streams as pages, a font /F (Helvetica), and form XObjects by name."""
+    """A PDF with these content streams as pages, a font /F (Helvetica), properties /P (that it reads "named"), and form
+    XObjects by name."""
     writer = PdfWriter()
     font = font or dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
     if "/ToUnicode" in font:
         font[NameObject("/ToUnicode")] = writer._add_object(font["/ToUnicode"])
-    resources = dictionary(Font=dictionary(F=font), XObject=dictionary())
+    properties = dictionary(P=dictionary(ActualText=TextStringObject("named")))
+    resources = dictionary(Font=dictionary(F=font), XObject=dictionary(), Properties=properties)
     for name, content in forms.items():
         form = stream(content)
         box = ArrayObject(NumberObject(v) for v in (0, 0, int(WIDTH), int(HEIGHT)))

@@ -152,6 +152,45 @@ def test_kerning_is_no_space_and_a_word_gap_is_one(tmp_path: Path) -> None:
     assert texts(tmp_path, b"BT /F 10 Tf 50 700 Td [(K) 20 (er) -80 (ning) -250 (gap)] TJ ET") == ["Kerning gap"]
 
 
+def test_a_move_before_the_first_glyph_of_a_string_is_no_space(tmp_path: Path) -> None:
+    """It may undo a Td that has stepped back."""
+    back = stringWidth("Per", "Helvetica", 10) / 10 * 1000
+    content = b"BT /F 10 Tf 50 700 Td (Per) Tj 0 0 Td [%f (for) -80 (m)] TJ ET" % -back
+    assert texts(tmp_path, content) == ["Perform"]
+
+
+def _span(text: str, shown: bytes) -> bytes:
+    return (
+        b"/Span <</ActualText <" + ("\ufeff" + text).encode("utf-16-be").hex().encode() + b">>> BDC " + shown + b" EMC "
+    )
+
+
+ACTUAL = {
+    "a letter of small capitals": (b"(Hello w) Tj " + _span("o", b"(O) Tj") + b"(rld) Tj", ["Hello world"]),
+    "a soft hyphen": (b"(trans) Tj " + _span("\xad", b"(-) Tj") + b"0 -14 Td (form) Tj", ["trans-", "form"]),
+    "a word of several strings": (
+        b"(See ) Tj " + _span("table", b"(f) Tj (i) Tj [(g) -20 (ure)] TJ") + b"( one) Tj", ["See table one"],
+    ),
+    "a word over two lines": (
+        b"(a ) Tj " + _span("transform", b"(trans-) Tj 0 -14 Td (form) Tj") + b"( b) Tj", ["a transform", "b"],
+    ),
+    "more than is shown": (b"(a ) Tj " + _span("long text indeed", b"(xx) Tj") + b"( b) Tj", ["a long text indeed b"]),
+    "nothing, which leaves it": (b"(a) Tj " + _span("", b"(b) Tj") + b"(c) Tj", ["abc"]),
+    "what can't be printed": (b"(a) Tj " + _span("\x03", b"(xx) Tj") + b"(c) Tj", ["a c"]),
+    "a blank": (b"(a) Tj " + _span(" ", b"(xx) Tj") + b"(c) Tj", ["a c"]),
+    "in another encoding": (b"(a ) Tj /Span <</ActualText (zebra)>> BDC (xx) Tj EMC ( c) Tj", ["a zebra c"]),
+    "by name": (b"(a ) Tj /Span /P BDC (xx) Tj EMC ( c) Tj", ["a named c"]),
+    "never closed": (b"(a ) Tj /Span /P BDC (xx) Tj ( c) Tj", ["a named"]),
+    "of other content": (b"/P <</MCID 1>> BDC (a) Tj /A BMC (b) Tj EMC EMC EMC /Q /None BDC (c) Tj EMC", ["abc"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "expected"), ACTUAL.values(), ids=ACTUAL)
+def test_what_a_file_says_stands_there_is_read(tmp_path: Path, content: bytes, expected: list[str]) -> None:
+    """Its /ActualText, in the place of the glyphs shown; the words around it stay whole."""
+    assert texts(tmp_path, b"BT /F 12 Tf 72 700 Td " + content + b" ET") == expected
+
+
 def test_gap_is_measured_in_ems_not_in_points(tmp_path: Path) -> None:
     """Two points are a word space at size 8 and kerning at size 40."""
     content = b"BT /F %d Tf 50 700 Td (a) Tj %f 0 Td (b) Tj ET"
