@@ -53,7 +53,6 @@ from e2erag.questions import Question, read_questions
 from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
-from e2erag.train.calibrate import calibrate
 
 FIXED = (64, 128, 256)
 ARMS = (
@@ -94,7 +93,8 @@ class Size:
         sizes: of the windows, in lines; 1000: a page, in pieces of `tokens`.
         tokens: of a window, at most.
         k: passages read per question; k_learning, mined, and negatives drawn: while training.
-        temperature: of the retriever; calibrate: questions to learn from that it is fitted to first, in every arm.
+        temperature: of the retriever; calibrate: questions to learn from that it is fitted to first, before any gate
+            is shut.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
         objective, epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore,
@@ -273,14 +273,14 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
-    elif arm == "oracle":
-        rag.model.extractor = Labelled(rag.model.extractor.config, torch.tensor([role in TEXT for role in test.roles]))
     asked = [question for question, _ in train.questions]
     if arm in FROZEN or size.calibrate:
         rag.index(train.documents)
     if size.calibrate:
-        done = calibrate(rag, Random(seed).sample(asked, size.calibrate), size.k_learning)
-        print(f"seed {seed}, {arm}: {done}", file=sys.stderr)
+        some = Random(seed).sample(asked, min(size.calibrate, len(asked)))
+        print(f"seed {seed}, {arm}: {rag.calibrate(some, size.k_learning)}", file=sys.stderr)
+    if arm == "oracle":
+        rag.model.extractor = Labelled(rag.model.extractor.config, torch.tensor([role in TEXT for role in test.roles]))
     seconds = steps = 0.0
     if arm in FROZEN:
         config = FitConfig(

@@ -338,9 +338,7 @@ class RAG:
     def search(self, questions: Sequence[str], k: int | None = None) -> Found:
         """The k best passages per question, none repeating a better one, with log p(z|x) over the whole corpus."""
         corpus, _ = self._ready()
-        questions, k = check_asked(questions), self.config.k if k is None else k
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}: ask for one passage or more, or leave k out")
+        questions, k = check_asked(questions), _checked_k(self.config.k if k is None else k)
         if not questions:
             return Found(torch.zeros(0, k, dtype=torch.long), torch.zeros(0, k))
         retriever = self.model.retriever
@@ -358,7 +356,7 @@ class RAG:
             q: [q(x)/τ ; 1], of `Retriever.encode_questions`.
             sparse: their BM25 scores, where these take part."""
         corpus, index = self._ready()
-        retriever = self.model.retriever
+        retriever, k = self.model.retriever, _checked_k(k)
         added = None if sparse is None else retriever.with_bm25(index.vectors[:, -1].to(q), sparse)
         found = index.search(q, OVERFETCH * k, added)
         ids = corpus.spans.distinct(found, k).ids
@@ -472,3 +470,9 @@ class RAG:
         from e2erag.train import calibrate
 
         return calibrate(self, questions, k)
+
+
+def _checked_k(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}: ask for one passage or more, or leave k out")
+    return k

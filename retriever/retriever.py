@@ -62,7 +62,7 @@ class RetrieverConfig:
     def __post_init__(self) -> None:
         if self.gates not in ("attend", "pool", "hard"):
             raise ValueError(f"gates act by 'attend', by 'pool' or in 'hard' mode alone, got {self.gates!r}")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature divides the inner product and must be above 0, got {self.temperature}")
         if self.token_budget < 1 or self.held_tokens < 0:
             raise ValueError(f"token_budget is at least 1 and held_tokens at least 0, got {self}")

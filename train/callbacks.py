@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from e2erag.retriever import OVERFETCH
 from e2erag.retriever.ranks import device, gathered, rank, ranks
+from e2erag.train.calibrate import Calibration
 from e2erag.train.checkpoint import Batches, read_state, write_state
 from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
@@ -175,6 +177,7 @@ class Checkpoint(L.Callback):
         corpus, index = self.module.rag._ready()
         return {
             "made_with": self.made_with,
+            "calibration": self.module.calibration,
             "history": self.module.history,
             "beside": self.module.beside,
             "gates": self.module.noise.get_state(),
@@ -208,6 +211,9 @@ class Checkpoint(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         module, rag = self.module, self.module.rag
+        if (calibration := state_dict["calibration"]) is not None:
+            module.calibration, retriever = Calibration(*calibration), rag.model.retriever
+            retriever.config = replace(retriever.config, temperature=module.calibration.temperature)
         module.history, module.beside = state_dict["history"], state_dict["beside"]
         module.noise.set_state(state_dict["gates"])
         self._drawn.set_state(state_dict["passages"][rank()])

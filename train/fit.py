@@ -22,7 +22,7 @@ from e2erag.joint import Joint
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import average, rank, ranks
-from e2erag.train.calibrate import Calibration, calibrate
+from e2erag.train.calibrate import Calibration, check_reading, fitted, tried
 from e2erag.train.callbacks import Checkpoint, CheckpointFolder, CollapseGuard, Progress
 from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
@@ -92,7 +92,7 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`); 0: it begins as it is.
+            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
@@ -273,17 +273,17 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     going_on = config.resume and saved is not None and is_saved(saved)
     batches = loader(rows, config.batch_size, config.seed)
     read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
-    calibration = _calibrated(rag, config, rows) if config.calibrate else None
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
         rag.in_mode("soft", kind),
+        _calibrated(rag, config, rows, going_on) as calibration,
         _frozen(rag.model, config.freeze),
         within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives),
         learning,
         _quiet(),
     ):
-        module = TrainModule(rag, config, steps=config.epochs * -(-len(batches) // config.accumulate))
+        module = TrainModule(rag, config, config.epochs * -(-len(batches) // config.accumulate), calibration)
         home = rag.model.device
         asked = -(-len(rows) // ranks()) * ranks()  # an epoch's; some twice where ranks can't share them evenly
         callbacks = _callbacks(config, module, batches, asked * config.epochs, _beginning(config, rows))
@@ -308,7 +308,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
             if folder is not None and rank() == 0 and module.history:
                 draw_run(module.history, folder / "report.png")  # of a run that failed above all
         seconds = perf_counter() - start
-    return Run(trainer.global_step, seconds, module.history, folder, calibration)
+    return Run(trainer.global_step, seconds, module.history, folder, module.calibration)
 
 
 def _checked(rag: RAG, config: FitConfig) -> str:
@@ -324,6 +324,8 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
             f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
+    if config.calibrate:
+        check_reading(rag)
     if config.refresh_device is not None:
         check_device(config.refresh_device)
     if ranks() > 1 and config.refresh_background:
@@ -338,13 +340,16 @@ def _checked(rag: RAG, config: FitConfig) -> str:
     return kind
 
 
-def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question]) -> Calibration:
-    """Every rank fits it alone, to the same questions; what one of them rounds otherwise is shared."""
+@contextmanager
+def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question], going_on: bool) -> Iterator[Calibration | None]:
+    """The temperature that the run begins with, fitted where that is wanted and the run doesn't go on."""
+    if not config.calibrate or going_on:
+        yield None
+        return
     some = Random(config.seed).sample(rows, min(config.calibrate, len(rows)))
-    found = calibrate(rag, some, config.k)
-    temperature = average({"temperature": found.temperature})["temperature"]
-    rag.model.retriever.set_temperature(temperature)
-    return found._replace(temperature=temperature)
+    losses = tried(rag, some, config.k)
+    shared = average({str(temperature): loss for temperature, loss in losses.items()})  # ranks may round otherwise
+    yield fitted(rag, {float(temperature): loss for temperature, loss in shared.items()})
 
 
 def _callbacks(

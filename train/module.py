@@ -15,6 +15,7 @@ from e2erag.extract import Extraction
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import average, average_gradients, rank
+from e2erag.train.calibrate import Calibration
 from e2erag.train.health import answer_found, health, target_entropy
 from e2erag.train.objectives import Options, negligible, weighted, weights_of
 
@@ -33,8 +34,9 @@ give the last batches more weight than the first."""
 class TrainModule(L.LightningModule):
     """Trains the joint model of a RAG over its indexed corpus."""
 
-    def __init__(self, rag: RAG, config: "FitConfig", steps: int) -> None:
+    def __init__(self, rag: RAG, config: "FitConfig", steps: int, calibration: Calibration | None = None) -> None:
         super().__init__()
+        self.calibration = calibration
         self.strict_loading = False  # see `on_save_checkpoint`
         self.rag, self.config, self.steps = rag, config, max(steps, 1)
         self.model = rag.model

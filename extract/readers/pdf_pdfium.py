@@ -119,7 +119,7 @@ class _Reading:
         self.loose_at = ctypes.byref(self.loose)
         self.ink = [ctypes.c_double() for _ in range(4)]  # left, right, bottom and top of a character's glyph
         self.ink_at = [ctypes.byref(edge) for edge in self.ink]
-        self.high = self.low = 0.0  # top and bottom of the last one
+        self.left = self.high = self.low = 0.0  # left, top and bottom of the last one that a piece began with
         self.edges = (ctypes.c_float * 4)()
         self.edges_at = [ctypes.byref(self.edges, 4 * i) for i in range(4)]
         self.modes = ctypes.c_int(), ctypes.c_int()
@@ -236,6 +236,8 @@ class _Reading:
         if owner != self.owner:
             self.style(owner, start)
         x, y, end_x, end_y = self.ends(text, start, stop - 1)
+        if self.upright and self.left > x + OVERHANG * self.em:
+            x = self.left  # characters of an /ActualText share an origin
         if self.upright and stop - start > 1 and end_x - x > (CELL + 1) * (stop - start - 1) * self.em:
             for i in range(start, stop):  # characters that far apart are cells
                 self.piece(text, i, i + 1, owner, between if i == start else "")
@@ -313,9 +315,9 @@ class _Reading:
         calls.origin(self.handle, first, *self.at)
         x, y = self.x.value, self.y.value
         calls.loose_box(self.handle, first, self.loose_at)
-        left, self.high, _, self.low = self.loose[:]
-        if self.upright:  # characters of an /ActualText share an origin, and its ink
-            return left if left > x + OVERHANG * self.em else x, y, self.right(text, last), y
+        self.left, self.high, _, self.low = self.loose[:]
+        if self.upright:
+            return x, y, self.right(text, last), y
         calls.origin(self.handle, last, *self.at)
         wide = (self.font.widths[text[last]] if self.font else 0.5) * self.em
         return x, y, self.x.value + wide * self.ux, self.y.value + wide * self.uy

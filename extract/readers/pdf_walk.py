@@ -43,6 +43,7 @@ _PAINTS = {
     b"b*": (True, True, True),
 }  # fmt: skip
 _MARKS = {b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le", b"\xef\xbb\xbf": "utf-8"}
+_LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
 _BLANKS = re.compile(rb"( {4,})")
 
 
@@ -190,6 +191,7 @@ class Walk:
         self.pen = 1.0  # w
         self.stack: list[tuple[Any, ...]] = []  # what q saved
         self.marked: list[tuple[str, int]] = []  # open marked content: what it stands for, and runs before it
+        self.outer = 0  # how many of them this stream hasn't opened
         self.forms: list[int] = []  # the form XObjects that are being drawn
         self.resources: Any = {}
         self.ctm, self.tm, self.tlm = base, IDENTITY, IDENTITY
@@ -211,21 +213,20 @@ class Walk:
         """Walks a content stream; without `resources` of its own it uses those of the stream that draws it."""
         stream = ContentStream(content, self.reader, "bytes")
         data = stream.get_data()
-        self.budget -= len(data)
-        if self.budget < 0:
-            raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
+        self.charge(len(data))
         if not _SHOWS.search(data) and (not self.forms or len(data) > FRAME_BYTES):
             return
         outer, self.resources = self.resources, self.resources if resources is None else resources.get_object()
-        operators, marked = self.operators, len(self.marked)
+        operators, outer_marks, self.outer = self.operators, self.outer, len(self.marked)
         for operands, name in stream.operations:
             if name in operators:
                 try:
                     operators[name](*operands)
                 except (TypeError, ValueError, LookupError):  # wrong operands; like viewers, go on after them
                     continue
-        while len(self.marked) > marked:  # what is never closed reaches to the end
+        while len(self.marked) > self.outer:  # what is never closed reaches to the end
             self.marked_end()
+        self.outer = outer_marks
         self.resources = outer
 
     def push(self) -> None:
@@ -268,24 +269,38 @@ class Walk:
 
     # Marked content
 
-    def mark(self, _: Any, properties: Any = None) -> None:
+    def mark(self, *operands: Any) -> None:
         self.marked.append(("", len(self.runs)))
+        properties = operands[1] if len(operands) > 1 else None
         if isinstance(properties, NameObject):
-            properties = _get(_get(self.resources, "/Properties", {}), properties)
-        if isinstance(properties, DictionaryObject):
-            self.marked[-1] = _text(_get(properties, "/ActualText")), len(self.runs)
+            named = _get(self.resources, "/Properties")
+            properties = _get(named, properties) if isinstance(named, DictionaryObject) else None
+        if isinstance(properties, DictionaryObject) and (text := _text(_get(properties, "/ActualText"))):
+            self.charge(len(text))
+            self.marked[-1] = text, len(self.runs)
 
     def marked_end(self) -> None:
         """What was shown is what /ActualText says (PDF 32000-1, 14.9.4): a letter of small capitals, a hyphen that a
         line's end has put in. None, or an empty one, leaves it; one that can't be printed leaves nothing."""
+        if len(self.marked) <= self.outer:
+            return
         text, first = self.marked.pop()
+        if not text:
+            return
         shown = [run for run in self.runs[first:] if not run.text.isspace()]
-        if not text or not shown:
+        if not shown:
+            del self.runs[first + 1 :]  # one blank says what many say
             return
         begin, line = shown[0], Line(shown[:1], [])
         last = [begin, *(run for run in shown if line.gap(run) is not None)][-1]
         drawn = any(char.isprintable() or char > "\x80" for char in text)
+        text = one_glyph(text) if RIGHT_TO_LEFT.search(text) else text  # in the order in which it is read
         self.runs[first:] = [replace(begin, text=text, end_x=last.end_x, end_y=last.end_y)] * drawn
+
+    def charge(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
 
     # Paths
 
@@ -451,10 +466,14 @@ def _matrix(m: Iterable[Any]) -> Matrix:
 
 def _text(string: Any) -> str:
     """A text string (PDF 32000-1, 7.9.2.2), as which pypdf gives bytes where it was asked for bytes."""
-    raw = bytes(string) if isinstance(string, bytes) else b""
-    codec = next((codec for mark, codec in _MARKS.items() if raw.startswith(mark)), None)
-    text = raw.decode(codec, "replace") if codec else decode_pdfdocencoding(raw) if raw else str(string or "")
-    return text.strip("\ufeff")
+    if isinstance(string, bytes):
+        codec = next((codec for mark, codec in _MARKS.items() if string.startswith(mark)), None)
+        string = bytes(string).decode(codec, "replace") if codec else decode_pdfdocencoding(bytes(string))
+    return (
+        _LANGUAGE.sub("", string).strip("\ufeff")
+        if isinstance(string, str) and not isinstance(string, NameObject)
+        else ""
+    )
 
 
 def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:

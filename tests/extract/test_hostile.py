@@ -221,6 +221,22 @@ def many_inline_images() -> bytes:
     return page(made(b"BI /W 1 ID x " * 50_000 + TEXT))
 
 
+def repeated_text() -> bytes:
+    """A long text that stands, by its name, for each of many glyphs."""
+    text = b"/Properties << /P << /ActualText (%b) >> >>" % (b"x" * 100_000)
+    return page(made(b"BT /F 1 Tf " + b"/S /P BDC (a) Tj EMC " * 100_000 + b"ET"), resources=text)
+
+
+def nested_marks() -> bytes:
+    return page(made(b"BT /F 1 Tf " + b"/S BMC (a) Tj " * 100_000 + b"EMC " * 100_000 + b"ET"))
+
+
+def nested_texts() -> bytes:
+    """Around blanks, of which none can be left out for what it stands for."""
+    marks = b"/S << /ActualText (x) >> BDC ( ) Tj "
+    return page(made(b"BT /F 1 Tf " + marks * 50_000 + b"EMC " * 50_000 + b"ET"))
+
+
 def many_lines() -> bytes:
     """A letter in every place of a page, each on a line of its own."""
     places = b"".join(b"1 0 0 1 %d %d Tm (a) Tj " % (x * 70, y) for x in range(8) for y in range(0, 800, 1))
@@ -232,7 +248,7 @@ HOSTILE: list[Callable[[], bytes]] = [
     inflated_twice, inflated_text, inflated_rows, run_lengths, object_stream_in_itself, wrong_length, negative_length,
     length_of_itself, previous_table_is_this_one, huge_table, forms_that_fan_out, forms_that_fan_out_within_the_depth,
     huge_page, endless_page, wide_ranges, inflated_map, huge_widths, huge_numbers, backwards_numbers, long_name,
-    open_string, open_dictionaries, many_inline_images, many_lines,
+    open_string, open_dictionaries, many_inline_images, many_lines, repeated_text, nested_marks, nested_texts,
 ]  # fmt: skip
 
 OUTCOME = {

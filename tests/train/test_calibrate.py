@@ -1,5 +1,8 @@
 """A temperature fitted to questions: the one at which their answers are likeliest, and nothing else changes."""
 
+import math
+from dataclasses import replace
+from importlib import import_module
 from itertools import permutations
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from torch import nn
 
 from e2erag import RAG, QuestionError, RAGConfig
 from e2erag.questions import Question, read_questions
-from e2erag.retriever import RetrieverConfig
+from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import marginal
 
@@ -40,6 +43,14 @@ def system(**settings: object) -> RAG:
 def now(rag: RAG) -> float:
     with torch.no_grad():
         return float(rag.model.retriever.temperature)
+
+
+def shut_some(rag: RAG) -> None:
+    """Gates by random weights, so that soft and hard ones differ."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        nn.init.normal_(rag.model.extractor.gates.weight, std=2.0)
+    rag.refresh()
 
 
 def loss(rag: RAG, k: int) -> float:
@@ -90,13 +101,22 @@ def test_fewer_passages_than_are_asked_for() -> None:
     assert done.losses[done.temperature] == pytest.approx(loss(rag, 5), abs=1e-5)
 
 
-def test_a_run_begins_at_the_temperature_fitted_to_some_of_its_questions(rag: RAG) -> None:
-    """Two of the three, drawn by its seed; its first loss is of a system with that τ."""
+def test_a_run_begins_at_the_temperature_fitted_to_some_of_its_questions() -> None:
+    """Two of the three, drawn by its seed; its first loss is of a system with that τ. With soft gates, as it trains."""
     rows, settings = read_questions(ASKED), {"epochs": 1, "batch_size": 3, "k": 2, "progress": False}
-    other = system()
-    run = system().fit(rows, calibrate=2, **settings)
+    other, trained = system(), system()
+    shut_some(trained)
+    shut_some(other)
+    run = trained.fit(rows, calibrate=2, **settings)
     assert run.calibration is not None
-    assert run.calibration in [system().calibrate(pair, 2) for pair in permutations(ASKED, 2)]
+    with other.in_mode("soft"):
+        start = other.model.retriever.config
+        fits = []
+        for pair in permutations(ASKED, 2):
+            fits.append(other.calibrate(pair, 2))
+            other.model.retriever.config = start
+    assert run.calibration in fits
+    assert run.calibration.losses != other.calibrate(rows, 2).losses
     other.model.retriever.set_temperature(run.calibration.temperature)
     assert run.history[0]["loss"] == pytest.approx(other.fit(rows, **settings).history[0]["loss"], abs=1e-6)
     assert other.fit(rows, **settings).calibration is None
@@ -107,6 +127,31 @@ def test_a_best_temperature_at_the_end_of_what_was_tried_is_told() -> None:
     rag = system()
     with pytest.warns(UserWarning, match="τ = 6.4 is the last that was tried"):
         assert rag.calibrate([Question("seats 2 ?", ("N5921D",))]).temperature == pytest.approx(6.4)
+
+
+def test_portions_and_an_estimated_z_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many questions at a time as one likes; and the random numbers of the caller stay what they were."""
+    whole = system(bm25=0.3).calibrate(ASKED, 2)
+    monkeypatch.setattr(import_module("e2erag.train.calibrate"), "AT_ONCE", 2)  # of that name there is a function too
+    before = torch.get_rng_state()
+    parts = system(bm25=0.3)
+    parts.config = replace(parts.config, index=IndexConfig("Flat", str(tmp_path)))
+    parts.refresh()
+    got = parts.calibrate(ASKED, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert got.losses == pytest.approx(whole.losses, abs=1e-5)
+
+
+def test_where_it_makes_no_difference_the_temperature_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One passage has p(z|x) = 1 at any τ; and what is no number chooses none."""
+    rag = system()
+    rag.index([tiny_document([["seats 2"]])])
+    assert rag.calibrate(ASKED, 1).temperature == 0.2
+    with torch.no_grad():
+        rag.model.generator.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(RuntimeError, match=r"τ can't be fitted, .* does the reader diverge"):
+        rag.calibrate(ASKED, 1)
+    assert now(rag) == pytest.approx(0.2)
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:
@@ -121,5 +166,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         tiny_rag().calibrate(ASKED)
     together = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="concat"))
     together.index(DOCUMENTS)
-    with pytest.raises(ValueError, match='with reading="concat" the reader sees them as τ ranks them'):
-        together.calibrate(ASKED)
+    for door in (lambda: together.calibrate(ASKED), lambda: together.fit(ASKED, calibrate=2)):
+        with pytest.raises(ValueError, match='with reading="concat" the reader sees them as τ ranks them'):
+            door()
+    with pytest.raises(ValueError, match="must be above 0, got inf"):
+        rag.model.retriever.set_temperature(math.inf)

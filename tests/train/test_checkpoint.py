@@ -96,6 +96,23 @@ def test_it_goes_on_to_the_bit(
     assert not alike(rag, halted)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_fitted_temperature_is_not_fitted_again(
+    learns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by another system, nor by the one that was stopped, whose weights and τ aren't those of the beginning."""
+    systems = [system(learn_temperature=learns) for _ in range(3)]
+    expected = run(systems[0], tmp_path / "whole", calibrate=3)
+    assert expected.calibration is not None
+    assert expected.calibration.temperature != 0.05
+    stopped(systems[1], tmp_path / "run", 4, monkeypatch, calibrate=3)
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    for rag, folder in ((systems[1], "run"), (systems[2], "again")):
+        got = run(rag, tmp_path / folder, resume=True, calibrate=3)
+        assert (got.history, got.calibration) == (expected.history, expected.calibration)
+        assert rag.model.retriever.config == systems[0].model.retriever.config
+
+
 @pytest.mark.parametrize("kind", ["hard", "pool", "folder", "HNSW", "untied", "lora"])
 def test_so_does_every_kind_of_system(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is trained over another index than its own, and one whose rows lie in a folder."""

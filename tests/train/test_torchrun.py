@@ -49,7 +49,9 @@ def train(rag: RAG, folder: Path, batch_size: int, index: Path | None = None, sh
     assert run.calibration is not None
     assert run.calibration.temperature != 0.2
     ids = rag.search(["seats ?"] * (1 + rank())).ids  # each rank what it likes
-    save_file({"ids": ids, "rows": rag.index_.vectors.contiguous()}, folder / f"found-{rank()}.safetensors")
+    fitted = torch.tensor([run.calibration.temperature, rag.model.retriever.temperature])
+    found = {"ids": ids, "rows": rag.index_.vectors.contiguous(), "temperature": fitted}
+    save_file(found, folder / f"found-{rank()}.safetensors")
     save_file({name: p.detach().clone() for name, p in rag.model.named_parameters()}, folder / f"{rank()}.safetensors")
     if rank() == 0:
         (folder / "history.json").write_text(json.dumps(run.history))
@@ -140,6 +142,7 @@ def alike(alone: Path, together: Path) -> None:
         own = load_file(alone / "found-0.safetensors")
         assert found["ids"].tolist() == own["ids"].tolist() * (1 + number)
         torch.testing.assert_close(found["rows"], own["rows"], atol=1e-5, rtol=1e-5)
+        assert found["temperature"].tolist() == own["temperature"].tolist()
     assert (together / "run" / "report.png").exists()
     assert len((together / "run" / "metrics.csv").read_text().splitlines()) == 4
 

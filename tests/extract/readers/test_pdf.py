@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pdf_fixtures import HEIGHT, NTSB, WIDTH, canvas, with_ligatures, written
 from pypdf import PdfWriter
+from pypdf.generic import ArrayObject, NameObject, NullObject, NumberObject, PdfObject
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
@@ -179,10 +180,32 @@ ACTUAL = {
     "what can't be printed": (b"(a) Tj " + _span("\x03", b"(xx) Tj") + b"(c) Tj", ["a c"]),
     "a blank": (b"(a) Tj " + _span(" ", b"(xx) Tj") + b"(c) Tj", ["a c"]),
     "in another encoding": (b"(a ) Tj /Span <</ActualText (zebra)>> BDC (xx) Tj EMC ( c) Tj", ["a zebra c"]),
+    "words from the right": (b"(word ) Tj " + _span("שלום", b"(xxxx) Tj") + b"( here) Tj", ["word שלום here"]),
+    "of several glyphs": (b"(word ) Tj " + _span("سلام", b"(xx) Tj (yyyyy) Tj") + b"( here) Tj", ["word سلام here"]),
+    "in a language": (b"(a ) Tj " + _span("\x1ben\x1bhi", b"(xx) Tj") + b"( c) Tj", ["a hi c"]),
+    "what is no text": (b"(a ) Tj /Span <</ActualText /Foo>> BDC (xx) Tj EMC ( c) Tj", ["a xx c"]),
     "by name": (b"(a ) Tj /Span /P BDC (xx) Tj EMC ( c) Tj", ["a named c"]),
     "never closed": (b"(a ) Tj /Span /P BDC (xx) Tj ( c) Tj", ["a named"]),
     "of other content": (b"/P <</MCID 1>> BDC (a) Tj /A BMC (b) Tj EMC EMC EMC /Q /None BDC (c) Tj EMC", ["abc"]),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("properties", [ArrayObject(), NameObject("/P"), NumberObject(1), NullObject()])
+def test_broken_properties_cost_only_themselves(tmp_path: Path, properties: PdfObject) -> None:
+    reader = PdfWriter(
+        clone_from=written(tmp_path, b"BT /F 9 Tf 50 700 Td (a ) Tj /Span /P BDC (xx) Tj EMC ( c) Tj ET")
+    )
+    reader.pages[0]["/Resources"][NameObject("/Properties")] = properties
+    reader.write(tmp_path / "broken.pdf")
+    assert [unit.text for unit in read_pdf(tmp_path / "broken.pdf")] == ["a xx c"]
+
+
+def test_a_forms_marks_are_its_own(tmp_path: Path) -> None:
+    """An end too many there doesn't close the page's; one that isn't closed there ends with it."""
+    page = b"BT /F 9 Tf 50 700 Td (a ) Tj ET /Span /P BDC /X Do BT /F 9 Tf 57 700 Td (b) Tj ET EMC"
+    assert texts(tmp_path, page, X=b"EMC 0 0 m 100 0 l S") == ["a named"]
+    page = b"/X Do BT /F 9 Tf 100 700 Td (b) Tj ET EMC BT /F 9 Tf 130 700 Td (c) Tj ET"
+    assert texts(tmp_path, page, X=b"/Span /P BDC BT /F 9 Tf 62 700 Td (x) Tj ET") == ["named b c"]
 
 
 @pytest.mark.parametrize(("content", "expected"), ACTUAL.values(), ids=ACTUAL)
