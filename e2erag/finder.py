@@ -47,7 +47,7 @@ class Finder(nn.Module):
         out = self.extractor(
             layout.to(weight.device, weight.dtype), text.to(weight.device, weight.dtype), page.to(weight.device)
         )
-        found = [self.extractor.log_gates(logits, mode, noise) for logits in (out.retrieve, out.read, out.carry)]
+        found = self.extractor.all_log_gates(out, mode, noise)
         if mode != "hard":
             found[1] = self.extractor.explored(found[1], noise)
         if lines is not None:

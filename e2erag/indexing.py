@@ -97,7 +97,7 @@ class Indexer:
         """Whether the gate mode makes a difference here: a line is turned down or shut, or a gap is cut."""
         extractor, said = self.model.extractor, self.model.gates(corpus, "soft").extraction
         modes: tuple[GateMode, ...] = ("soft", "hard")
-        gates = [extractor.log_gates(each, mode) for each in (said.retrieve, said.read, said.carry) for mode in modes]
+        gates = [log_w for mode in modes for log_w in extractor.all_log_gates(said, mode)]
         return any(bool(log_w.any()) for log_w in (*gates, extractor.taken(said.cut)))
 
     @torch.no_grad()

@@ -45,6 +45,8 @@ class ExtractorConfig:
         identity_lines: first lines of a document that may travel with its passages.
         open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`).
         threshold: a line is kept in hard mode when σ(logit) exceeds it.
+        carry_threshold: likewise, a line that may travel does. Low, because a line too many costs its tokens, and one
+            too few, where it names its document, all of the document's passages.
         cut_threshold: a gap is cut in hard mode when σ(cut) exceeds it. High, because the windows across a cut are
             gone then, while a milder score already ranks them down through the prior.
         cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
@@ -63,6 +65,7 @@ class ExtractorConfig:
     identity_lines: int = 6
     open_logit: float = 1.5
     threshold: float = 0.5
+    carry_threshold: float = 0.2
     cut_threshold: float = 0.9
     cut_logit: float = -2.0
     straight_through: bool = False
@@ -180,13 +183,21 @@ class Extractor(nn.Module):
         inside = F.pad(page[1:] == page[:-1], (1, 0)) if len(page) else page.bool()
         return out._replace(cut=torch.where(inside, out.cut, self.config.cut_logit))
 
+    def all_log_gates(
+        self, said: Extraction, mode: GateMode, generator: torch.Generator | None = None
+    ) -> list[Float[Tensor, " units"]]:
+        """log w of finding, of reading, and of carrying each line; see `log_gates`."""
+        keep = [self.log_gates(logits, mode, generator) for logits in (said.retrieve, said.read)]
+        return [*keep, self.log_gates(said.carry, mode, generator, self.config.carry_threshold)]
+
     def log_gates(
         self,
         logits: Float[Tensor, " units"],
         mode: GateMode,
         generator: torch.Generator | None = None,
+        threshold: float | None = None,
     ) -> Float[Tensor, " units"]:
-        """log w of each line, at most 0.
+        """log w of each line, at most 0; `threshold` where it isn't the configured one of keep gates.
 
         "soft" is w = min(1, σ(logit / T) / σ(open_logit / T)): a sigmoid stretched so that a gate is exactly 1 where it
         starts, and from there on (the upper end of a hard concrete gate, Louizos et al. 2018). The slope passes as if
@@ -196,21 +207,18 @@ class Extractor(nn.Module):
         """
         if self.config.chunk is not None:
             return torch.zeros_like(logits)
-        if mode == "hard":
-            return self._thresholded(logits)
         if mode == "sample":
             # Drawn on the CPU, so that a seed means the same on every device.
             noise = torch.rand(logits.shape, generator=generator, dtype=logits.dtype).clamp(1e-6, 1 - 1e-6)
             logits = logits + torch.logit(noise).to(logits.device)
+        threshold = self.config.threshold if threshold is None else threshold
+        hard = torch.where(torch.sigmoid(logits) > threshold, 0.0, CLOSED)
+        if mode == "hard":
+            return hard
         opening = F.logsigmoid(self.config.open_logit / self.temperature.to(logits.dtype))
         soft = (F.logsigmoid(logits / self.temperature) - opening).clamp_min(CLOSED)
         soft = soft - soft.detach().clamp_min(0.0)
-        if mode == "sample" and self.config.straight_through:
-            return self._thresholded(logits) + (soft - soft.detach())
-        return soft
-
-    def _thresholded(self, logits: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-        return torch.where(torch.sigmoid(logits) > self.config.threshold, 0.0, CLOSED)
+        return hard + (soft - soft.detach()) if mode == "sample" and self.config.straight_through else soft
 
     def taken(self, cut: Float[Tensor, " units"]) -> Bool[Tensor, " units"]:
         """The gaps that are cut in hard mode; a fixed chunker cuts where its chunks end."""

@@ -1,5 +1,7 @@
 """The extractor: open and neutral at first, hard when asked, blind across pages."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_hard_gates_are_one_or_shut() -> None:
     """A logit over the threshold gives log w = 0, one under it `CLOSED`."""
     extractor = Extractor(CONFIG)
     assert extractor.log_gates(torch.tensor([-1.0, 2.0]), "hard").tolist() == [CLOSED, 0.0]
+
+
+def test_what_may_travel_is_left_behind_only_where_it_is_clear() -> None:
+    """Keep gates at a half, the carry gate at a fifth; of a straight-through sample too, and by what is configured."""
+    logits = torch.tensor([-2.0, -1.0, 0.5])
+    keeps, carries = [CLOSED, CLOSED, 0.0], [CLOSED, 0.0, 0.0]
+    said = Extraction(logits, logits, logits, *[torch.zeros(3)] * 4)
+    assert [gates.tolist() for gates in Extractor(CONFIG).all_log_gates(said, "hard")] == [keeps, keeps, carries]
+    strict = Extractor(replace(CONFIG, carry_threshold=0.7, straight_through=True))
+    assert strict.all_log_gates(said, "hard")[2].tolist() == [CLOSED] * 3
+    far = Extraction(*[1000 * (logits + 0.5)] * 7)  # that no noise moves over a threshold
+    assert [gates.tolist() for gates in strict.all_log_gates(far, "sample")] == [keeps] * 3
+    soft = Extractor(CONFIG).all_log_gates(said, "soft")
+    assert torch.equal(soft[0], soft[2])
 
 
 def test_exploring_turns_lines_down_while_learning_and_not_afterwards() -> None:
