@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from e2erag.corpus import Gates
 from e2erag.joint import Evidence
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
@@ -77,7 +78,8 @@ def check_reading(rag: RAG) -> None:
 def tried(rag: RAG, questions: Sequence[Question], k: int) -> dict[float, float]:
     """−log p(y|x), mean over the questions, by τ."""
     now = float(rag.model.retriever.temperature)
-    parts = [_losses(rag, questions[at : at + AT_ONCE], k) for at in range(0, len(questions), AT_ONCE)]
+    gates = rag.model.gates(rag._ready()[0], rag.config.mode)
+    parts = [_losses(rag, gates, questions[at : at + AT_ONCE], k) for at in range(0, len(questions), AT_ONCE)]
     means = torch.cat(parts, 1).mean(1).tolist()
     return {now * 2 ** (step / 2): loss for step, loss in zip(STEPS, means, strict=True)}
 
@@ -103,7 +105,7 @@ def fitted(rag: RAG, losses: Mapping[float, float]) -> Calibration:
     return Calibration(best, dict(losses))
 
 
-def _losses(rag: RAG, questions: Sequence[Question], k: int) -> Float[Tensor, "temperatures questions"]:
+def _losses(rag: RAG, gates: Gates, questions: Sequence[Question], k: int) -> Float[Tensor, "temperatures questions"]:
     """−log p(y|x) by τ."""
     corpus, _ = rag._ready()
     retriever, asked = rag.model.retriever, [question.question for question in questions]
@@ -117,9 +119,9 @@ def _losses(rag: RAG, questions: Sequence[Question], k: int) -> Float[Tensor, "t
             scaled = torch.cat([q[:, :-1] / 2 ** (step / 2), q[:, -1:]], 1)
             found.append(rag.search_rows(scaled, sparse, k))
     ids = _each_once(torch.cat([each.ids for each in found], 1))
-    mode, answers = rag.config.mode, [question.answers[0] for question in questions]
+    answers = [question.answers[0] for question in questions]
     even = torch.zeros(ids.shape, device=rag.model.device)
-    tokens, _ = rag.model.read(corpus, asked, answers, ids, rag.model.gates(corpus, mode), mode, even, negligible=0.0)
+    tokens, _ = rag.model.read(corpus, asked, answers, ids, gates, rag.config.mode, even, negligible=0.0)
     logp = tokens.sum(2).float().cpu()
     losses = []
     for each in found:
