@@ -469,11 +469,9 @@ def _text(string: Any) -> str:
     if isinstance(string, bytes):
         codec = next((codec for mark, codec in _MARKS.items() if string.startswith(mark)), None)
         string = bytes(string).decode(codec, "replace") if codec else decode_pdfdocencoding(bytes(string))
-    return (
-        _LANGUAGE.sub("", string).strip("\ufeff")
-        if isinstance(string, str) and not isinstance(string, NameObject)
-        else ""
-    )
+    if not isinstance(string, str) or isinstance(string, NameObject):
+        return ""
+    return _LANGUAGE.sub("", string).strip("\ufeff")
 
 
 def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:
