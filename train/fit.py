@@ -92,8 +92,8 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. Known trouble:
-            a small τ leaves the prior little weight to learn with, and the demo's three stages learned less so.
+            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. Known
+            trouble: the demo's three stages learned less from a small τ, beside which the prior weighs little.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
