@@ -143,7 +143,7 @@ REPORTS = Size(
     gate_weight=0.3, lr_extractor=3e-2,
 )  # fmt: skip
 """Candidates as in `make demo`; of four passages read one is mined. There `fit`'s defaults, which differ in k_learning,
-mined, negatives, calibrate, token_price, gate_clip and gate_explore, do harm to an extractor alone (LOG.md,
+mined, negatives, token_price, gate_clip and gate_explore, do harm to an extractor alone (LOG.md,
 2026-11-29)."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
 

@@ -15,7 +15,14 @@ from functools import partial
 from typing import Any
 
 from pypdf import PdfReader
-from pypdf.generic import ContentStream, DictionaryObject, IndirectObject, NameObject, decode_pdfdocencoding
+from pypdf.generic import (
+    ContentStream,
+    DictionaryObject,
+    IndirectObject,
+    NameObject,
+    TextStringObject,
+    create_string_object,
+)
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
@@ -42,7 +49,6 @@ _PAINTS = {
     b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
     b"b*": (True, True, True),
 }  # fmt: skip
-_MARKS = {b"\xfe\xff": "utf-16-be", b"\xff\xfe": "utf-16-le", b"\xef\xbb\xbf": "utf-8"}
 _LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
 _BLANKS = re.compile(rb"( {4,})")
 
@@ -229,6 +235,11 @@ class Walk:
         self.outer = outer_marks
         self.resources = outer
 
+    def charge(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
+
     def push(self) -> None:
         self.stack.append((
             self.ctm, self.font, self.size, self.char, self.word, self.stretch, self.leading, self.rise, self.pen
@@ -296,11 +307,6 @@ class Walk:
         drawn = any(char.isprintable() or char > "\x80" for char in text)
         text = one_glyph(text) if RIGHT_TO_LEFT.search(text) else text  # in the order in which it is read
         self.runs[first:] = [replace(begin, text=text, end_x=last.end_x, end_y=last.end_y)] * drawn
-
-    def charge(self, size: int) -> None:
-        self.budget -= size
-        if self.budget < 0:
-            raise PageTooLarge(f"more than {PAGE_BYTES:,} bytes of drawing instructions")
 
     # Paths
 
@@ -466,12 +472,8 @@ def _matrix(m: Iterable[Any]) -> Matrix:
 
 def _text(string: Any) -> str:
     """A text string (PDF 32000-1, 7.9.2.2), as which pypdf gives bytes where it was asked for bytes."""
-    if isinstance(string, bytes):
-        codec = next((codec for mark, codec in _MARKS.items() if string.startswith(mark)), None)
-        string = bytes(string).decode(codec, "replace") if codec else decode_pdfdocencoding(bytes(string))
-    if not isinstance(string, str) or isinstance(string, NameObject):
-        return ""
-    return _LANGUAGE.sub("", string).strip("\ufeff")
+    text = create_string_object(string) if isinstance(string, bytes) else string
+    return _LANGUAGE.sub("", text) if isinstance(text, TextStringObject) else ""
 
 
 def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:
