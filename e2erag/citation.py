@@ -81,6 +81,11 @@ def holds(model: Joint, corpus: Corpus, answer: str, passage: int, gates: Gates,
     return bool(_runs(words(answer), [words(text) for text in _texts(corpus, lines)]))
 
 
+def stands_in(answer: str, text: str) -> bool:
+    """Whether an answer's words follow each other in a text, over the ends of its lines too."""
+    return bool(_runs(words(answer), [words(text)]))
+
+
 def words(text: str) -> list[str]:
     """Runs of letters and digits, case folded: what must agree for an answer to "stand" somewhere."""
     return re.findall(r"\w+", text.casefold())

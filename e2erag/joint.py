@@ -44,6 +44,7 @@ class Evidence:
         length: tokens of each answer, its end token included.
         ids: the passages' numbers, −1 where there was none.
         question_rows, passage_rows: vectors whose inner product is s_z without β·BM25.
+        spans: (document, start, stop, reading) of each passage, lines as `Spans` has them.
         gold: which of the passages may be taken for the right one: those on the page that a question names, all of
             them where it names none. None: all of every question.
     """
@@ -56,6 +57,7 @@ class Evidence:
     ids: Int[Tensor, "questions k"] | None = None
     question_rows: Float[Tensor, "questions row"] | None = None
     passage_rows: Float[Tensor, "questions k row"] | None = None
+    spans: Int[Tensor, "questions k 4"] | None = None
     gold: Bool[Tensor, "questions k"] | None = None
 
 
@@ -228,6 +230,7 @@ class Joint(Finder):
             negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient, unless p(z|x)
                 alone makes it likely to be needed (`SURE`). All paths into retriever and extractor's prior stay exact;
                 the reader loses at most this share per passage, of a loss whose slope in log p(y|x,z) is the share.
+                1: all are, for a loss that teaches the reader nothing.
             mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
                 is over the whole corpus, so whichever passages are read, the sum is the same sum.
             rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
@@ -283,6 +286,7 @@ class Joint(Finder):
             token_logp=tokens[:, :-1],
             length=length,
             ids=hits,
+            spans=corpus.spans.spans[hits.clamp_min(0)],
             question_rows=q,
             passage_rows=passages[place],
             gates=gates,
@@ -328,7 +332,10 @@ class Joint(Finder):
             bias, slots = competing(gates.read, slots, slope_limit)
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         some = partial(self._read_rows, rows, slots, bias)
-        if negligible > 0 and torch.is_grad_enabled():
+        if negligible >= 1:
+            with torch.no_grad():
+                logp = some(torch.ones_like(seat[seat]))
+        elif negligible > 0 and torch.is_grad_enabled():
             rest = log_tail(prior_logp.detach()) if tail else prior_logp.new_full((len(ids),), -torch.inf)
             prior = torch.cat([prior_logp.detach(), rest[:, None]], 1)
             likely = (prior.softmax(1) >= SURE * negligible)[seat]
@@ -341,7 +348,11 @@ class Joint(Finder):
             held = sum(row.size for row, there in zip(rows, likely.tolist(), strict=True) if there)
             logp = torch.where(again[:, None], some(again, held), logp)
         else:
-            logp = some(torch.ones_like(seat[seat]))
+            closed = F.pad(torch.zeros_like(seat[:, 1:]), (0, 1), value=True)[seat]
+            apart = closed & (not tail and torch.is_grad_enabled())
+            with torch.no_grad():
+                logp = some(apart)
+            logp = logp + some(~apart)
         last = seat.sum(1).cumsum(0) - 1  # a question's last row is the closed book
         return _seated(logp, seat), _lengths(rows).to(seat.device)[last]
 

@@ -2,24 +2,35 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+
+class QuestionError(ValueError):
+    """A question file, or a row of one, that isn't one."""
 
 
 @dataclass(frozen=True)
 class Question:
     """A question and its accepted answers; `file` (a name) and `page` (from 1) serve evaluation, and
-    training only where the objective is `contrastive`."""
+    training only where the objective is `contrastive`.
+
+    Raises:
+        QuestionError: the question or an answer is blank or no text, or there is no answer.
+    """
 
     question: str
     answers: tuple[str, ...]
     file: str | None = None
     page: int | None = None
 
-
-class QuestionError(ValueError):
-    """A question file, or a row of one, that isn't one."""
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, str) or not self.question.strip():
+            raise QuestionError(f"`question` must be a non-empty text, got {self.question!r}")
+        texts = () if isinstance(self.answers, str) else self.answers
+        if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise QuestionError(f"`answers` must hold at least one non-empty text, got {self.answers!r}")
 
 
 def read_questions(source: str | Path | Iterable[Question | Mapping[str, Any]]) -> list[Question]:
@@ -72,11 +83,13 @@ def question(row: Any, where: str = "row") -> Question:
             f"{where}: the columns wanted are `question` and `answers` (or `answer`), and optionally `file` and "
             f"`page`; this row has {', '.join(f'`{name}`' for name in row) or 'none'}"
         )
-    text = row["question"]
-    if not isinstance(text, str) or not text.strip():
-        raise QuestionError(f"{where}: `question` must be a non-empty text, got {text!r}")
-    texts = tuple(str(answer).strip() for answer in answers)
-    if not texts or not all(texts):
-        raise QuestionError(f"{where}: `answers` must hold at least one non-empty text, got {answers!r}")
-    page = row.get("page")
-    return Question(text.strip(), texts, row.get("file"), None if page is None else int(page))
+    text, page = row["question"], row.get("page")
+    try:
+        page = None if page is None else int(page)
+    except (TypeError, ValueError):
+        raise QuestionError(f"{where}: `page` must be a page's number, from 1, got {page!r}") from None
+    try:
+        asked = Question(text, tuple(str(answer).strip() for answer in answers), row.get("file"), page)
+    except QuestionError as error:
+        raise QuestionError(f"{where}: {error}") from None
+    return replace(asked, question=text.strip())

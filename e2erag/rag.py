@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -472,7 +473,9 @@ class RAG:
         return calibrate(self, questions, k)
 
 
-def _checked_k(k: int) -> int:
+def _checked_k(k: Any) -> int:
+    if not isinstance(k, Integral):
+        raise ValueError(f"k is a number of passages, got {k!r}: give a whole number from 1, or leave k out")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}: ask for one passage or more, or leave k out")
-    return k
+    return int(k)

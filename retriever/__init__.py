@@ -12,7 +12,7 @@ from e2erag.retriever.milvus import MilvusIndex
 from e2erag.retriever.retriever import Retriever, RetrieverConfig, log_prob_found, log_tail
 from e2erag.retriever.sharded import ParallelIndex, ShardedIndex
 from e2erag.retriever.softmax import Softmax
-from e2erag.retriever.spans import OVERFETCH, Spans
+from e2erag.retriever.spans import OVERFETCH, Spans, repeats
 from e2erag.retriever.store import Store
 
 __all__ = [
@@ -39,4 +39,5 @@ __all__ = [
     "choose",
     "log_prob_found",
     "log_tail",
+    "repeats",
 ]

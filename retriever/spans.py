@@ -25,19 +25,15 @@ class Spans:
         self.spans, self.overlap = spans, overlap
         self.reach = _reach(spans)
 
-    def repeats(self, a: Int[Tensor, "*shape 4"], b: Int[Tensor, "*shape 4"]) -> Bool[Tensor, "*shape"]:
+    def repeats(self, a: Int[Tensor, "*#shape 4"], b: Int[Tensor, "*#shape 4"]) -> Bool[Tensor, "..."]:
         """Whether two spans share too many lines."""
-        shared = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min(0)
-        joined = (a[..., 2] - a[..., 1]) + (b[..., 2] - b[..., 1]) - shared
-        alternatives = (a[..., 3] != b[..., 3]) & (a[..., 3] > 0) & (b[..., 3] > 0)
-        return (a[..., 0] == b[..., 0]) & (shared > self.overlap * joined) & ~alternatives
+        return repeats(a, b, self.overlap)
 
     def distinct(self, hits: Hits, k: int) -> Hits:
         """The k best of `hits` (best first, usually several times k) of which none repeats a better one."""
         n, found = hits.ids.shape
         span = self.spans[hits.ids]
-        pair = (n, found, found, 4)
-        clash = self.repeats(span[:, :, None].expand(pair), span[:, None].expand(pair))
+        clash = self.repeats(span[:, :, None], span[:, None])
         alive = hits.ids >= 0
         row = torch.arange(n)
         chosen = torch.full((n, k), -1)
@@ -54,17 +50,25 @@ class Spans:
 
     def repeated(self, ids: Int[Tensor, "questions k"]) -> Without:
         """All passages that repeat one of the K found, at a cost that doesn't grow with the corpus."""
-        n, k = ids.shape
+        n = len(ids)
         near = ids[:, :, None] + torch.arange(-self.reach, self.reach + 1)
         valid = (ids[:, :, None] >= 0) & (near >= 0) & (near < len(self.spans))
         near = near.clamp(0, len(self.spans) - 1)
-        found = self.spans[ids.clamp_min(0)][:, :, None].expand(n, k, near.shape[2], 4)
-        repeats = valid & self.repeats(found, self.spans[near])
+        found = self.spans[ids.clamp_min(0)][:, :, None]
+        again = valid & self.repeats(found, self.spans[near])
         question = torch.arange(n)[:, None, None].expand_as(near)
-        rows, column = near[repeats].unique(return_inverse=True)
+        rows, column = near[again].unique(return_inverse=True)
         mask = torch.zeros(n, len(rows), dtype=torch.bool)
-        mask[question[repeats], column] = True
+        mask[question[again], column] = True
         return Without(rows, mask)
+
+
+def repeats(a: Int[Tensor, "*#shape 4"], b: Int[Tensor, "*#shape 4"], overlap: float) -> Bool[Tensor, "..."]:
+    """Whether two spans (document, start, stop, reading) share more than `overlap` of their joint lines."""
+    shared = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 1], b[..., 1])).clamp_min(0)
+    joined = (a[..., 2] - a[..., 1]) + (b[..., 2] - b[..., 1]) - shared
+    alternatives = (a[..., 3] != b[..., 3]) & (a[..., 3] > 0) & (b[..., 3] > 0)
+    return (a[..., 0] == b[..., 0]) & (shared > overlap * joined) & ~alternatives
 
 
 def _reach(spans: Int[Tensor, "passages 4"]) -> int:

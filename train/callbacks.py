@@ -30,7 +30,7 @@ class CollapseGuard(L.Callback):
     def __init__(self, stop: bool) -> None:
         self.stop = stop
         self.streak: Counter[str] = Counter()
-        self.alike = 0.0  # `distinct` of the present step, if all questions of each batch find the same
+        self.questions = 0  # of the present step, so far
 
     def state_dict(self) -> dict[str, Any]:
         return {"streak": dict(self.streak)}
@@ -39,13 +39,14 @@ class CollapseGuard(L.Callback):
         self.streak = Counter(state_dict["streak"])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.alike += module.weight / len(batch)
+        self.questions += len(batch)
         if not module.stepped:
             return
-        alike, self.alike = self.alike, 0.0
+        questions, self.questions = self.questions, 0
         passages = len(module.rag.corpus.passages)
         choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
-        seen = symptoms(module.history[-1], 1 / alike, choice, untaught(module.weights))
+        together, read = module.model.reading != "marginal", module.config.k + module.config.mined
+        seen = symptoms(module.history[-1], questions, choice, untaught(module.weights, read, together))
         self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
         for symptom, steps in self.streak.items():
             if steps == self.PATIENCE:
@@ -54,19 +55,17 @@ class CollapseGuard(L.Callback):
                 trainer.should_stop = trainer.should_stop or self.stop
 
 
-def symptoms(
-    row: dict[str, float], questions: int | float, choice: bool = True, unmoved: Collection[str] = ()
-) -> list[str]:
+def symptoms(row: dict[str, float], questions: int, choice: bool = True, unmoved: Collection[str] = ()) -> list[str]:
     """What a step's figures say is wrong, and what to do about it.
 
     Args:
-        questions: of a batch; the harmonic mean of a step's.
+        questions: of a step.
         choice: whether the corpus has so many passages that questions can find different ones.
         unmoved: stages that no gradient is meant to reach."""
     found = []
     if choice and questions > 1 and row["distinct"] <= 1.1 / questions:
         found.append(
-            "every question of a batch found the same passages (`distinct`): the retriever is collapsing. Lower "
+            "every question of a step found the same passages (`distinct`): the retriever is collapsing. Lower "
             "lr_retriever and lr_extractor, or refresh the index more often (refresh_every)"
         )
     if row["entropy"] < 1e-3 and row["utility"] <= 0:

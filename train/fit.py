@@ -28,7 +28,7 @@ from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
-from e2erag.train.objectives import TOGETHER, weights_of
+from e2erag.train.objectives import TOGETHER, untaught, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule, check_device
 
@@ -319,11 +319,19 @@ def _checked(rag: RAG, config: FitConfig) -> str:
         ValueError: this system can't be trained so."""
     if rag.model.retriever.config.tied and any(name.startswith("retriever.") for name in config.freeze):
         raise ValueError("the towers are tied, so one can't be frozen alone: freeze retriever, or use tied=False")
-    apart = [name for name in weights_of(config.objective) if name not in TOGETHER]
-    if rag.model.reading != "marginal" and apart:
+    names, together = weights_of(config.objective), rag.model.reading != "marginal"
+    apart = [name for name in names if name not in TOGETHER]
+    if together and apart:
         raise ValueError(
             f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
             f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
+        )
+    read = config.k + config.mined
+    if "retriever" in untaught(names, read, together) and read == 1 and "retriever" not in config.freeze:
+        warnings.warn(
+            f"with one passage read per question {' and '.join(names)} has nothing for the retriever to learn from: "
+            "raise k, or freeze retriever",
+            stacklevel=3,
         )
     if config.calibrate:
         check_reading(rag)

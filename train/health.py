@@ -7,24 +7,25 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from e2erag.citation import stands_in
 from e2erag.extract import Extractor
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever import log_tail
-from e2erag.train.objectives import TARGETS, Options, joint_logp
+from e2erag.train.objectives import TARGETS, Options, joint_logp, renormalised
 
 FIGURES = {
     "loss": "the objective, nats per question",
     "answer_found": "questions whose answer stands in the K found",
     "utility": "log p(y|x) − log p(y|x,∅), nats: what the K found are worth",
     "entropy": "entropy of p(z|x), K found and tail, nats",
-    "posterior_entropy": "entropy of p(z|x,y), nats",
+    "posterior_entropy": "entropy of p(z|x,y), nats; of K read together it says how much is the tail's",
     "effective": "effective passages, exp of the entropy over the K",
     "mass": "P_K, probability of the K found",
     "posterior_found": "posterior of the K found; the rest is closed book",
     "spread": "standard deviation of s over the K",
-    "distinct": "different passages in a batch, share",
+    "distinct": "different passages in a step's batches, share",
     "staleness": "1 − cosine of stored and fresh vectors",
     "drift": "the same over the corpus, when last looked at",
     "index_age": "steps since the index' weights",
@@ -64,7 +65,7 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
         k: passages that were found; behind them may stand some that were mined or named, which don't count."""
     terms = replace(
         terms, prior_logp=terms.prior_logp[:, :k], answer_logp=terms.answer_logp[:, :k], ids=terms.ids[:, :k],
-        token_logp=None, passage_rows=None, gold=None,
+        token_logp=None, passage_rows=None, spans=None, gold=None,
     )  # fmt: skip
     prior = terms.prior_logp
     tail = log_tail(prior)[:, None]
@@ -74,7 +75,6 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
     several = found.sum(1).clamp_min(1)
     score = prior.masked_fill(~found, 0.0)  # up to log Z, which is common to the K
     mean = score.sum(1, keepdim=True) / several[:, None]
-    ids = terms.ids[terms.ids >= 0]
     out = terms.gates.extraction
     gap = {}
     for name, logits in (("gate_gap", out.read), ("gate_gap_retrieve", out.retrieve)):
@@ -83,12 +83,11 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
     return {
         "entropy": _entropy(torch.cat([prior, tail], 1)).mean(),
         "posterior_entropy": _entropy(posterior).mean(),
-        "effective": _entropy(prior.log_softmax(1)).exp().mean(),
+        "effective": (_entropy(renormalised(terms)).exp() * found.any(1)).mean(),
         "mass": prior.exp().sum(1).mean(),
         "posterior_found": 1 - posterior[:, -1].exp().mean(),
         "spread": ((score - mean).square() * found).sum(1).div(several).sqrt().mean(),
         "utility": (joint.logsumexp(1) - terms.closed_book_logp).mean(),
-        "distinct": ids.unique().numel() / max(ids.numel(), 1),
         "staleness": terms.staleness,
         "gate_retrieve": torch.sigmoid(out.retrieve).mean(),
         "gate_read": torch.sigmoid(out.read).mean(),
@@ -105,13 +104,19 @@ def target_entropy(terms: Terms, names: Iterable[str], options: Options) -> dict
 
 
 def answer_found(rag: RAG, questions: Sequence[Question], ids: Int[Tensor, "questions k"]) -> float:
-    """Share of the questions of which an answer occurs, letter for letter but for case, in a passage found."""
+    """Share of the questions of which an answer occurs, word for word but for case, in a passage found."""
     corpus, _ = rag._ready()
     hits = 0
     for question, found in zip(questions, ids.tolist(), strict=True):
-        texts = [corpus.text_at(i).casefold() for i in found if i >= 0]
-        hits += any(answer.casefold() in text for answer in question.answers for text in texts)
+        texts = [corpus.text_at(i) for i in found if i >= 0]
+        hits += any(stands_in(answer, text) for answer in question.answers for text in texts)
     return hits / len(questions)
+
+
+def distinct(ids: Int[Tensor, " found"]) -> float:
+    """Share of what was found that is different."""
+    ids = ids[ids >= 0]
+    return ids.unique().numel() / max(ids.numel(), 1)
 
 
 def _entropy(logp: Tensor) -> Tensor:

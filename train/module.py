@@ -16,7 +16,7 @@ from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.retriever.ranks import average, average_gradients, rank
 from e2erag.train.calibrate import Calibration
-from e2erag.train.health import answer_found, health, target_entropy
+from e2erag.train.health import answer_found, distinct, health, target_entropy
 from e2erag.train.objectives import Options, negligible, weighted, weights_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ OPTIMISER: dict[str, dict[str, Any]] = {"extractor": {"betas": (0.0, 0.999), "ep
 """AdamW's settings where they aren't the usual ones. √v is small beside the extractor's ε, so it takes steps along the
 gradient. AdamW's usual steps move every weight as far, whether hundreds of answers agree on it or one speaks alone, and
 give the last batches more weight than the first."""
+
+
+OF_A_STEP = {"distinct"}
+"""Figures that aren't means over the batches of a step, but over as much of it as there has been."""
 
 
 class TrainModule(L.LightningModule):
@@ -44,6 +48,7 @@ class TrainModule(L.LightningModule):
         self.weight = 1.0  # share of the last batch among its step's questions
         self.stepped = False  # whether that was its step's last
         self._row: dict[str, float] = {}  # of a step some of whose batches are still to come
+        self._found: list[Tensor] = []  # the passages that these have found
         self._seen = 0.0  # share of the step that this row is of
         self.beside: dict[str, float] = {}  # figures of what happens beside the steps, noted with each
         self.noise = torch.Generator().manual_seed(config.seed)
@@ -81,6 +86,7 @@ class TrainModule(L.LightningModule):
                 f"freeze ({', '.join(c.freeze)}), or take another objective"
             )
         divergence = gate_divergence(terms.gates.extraction, self.config.keep_rate, self.config.cut_rate)
+        self._found.append(terms.ids[:, : c.k].flatten())
         parts = {f"loss_{name}": value for name, value in losses.items()} if len(losses) > 1 else {}
         self._note(
             loss=loss,
@@ -89,6 +95,7 @@ class TrainModule(L.LightningModule):
             tokens_kept=terms.tokens_kept,
             answer_found=answer_found(self.rag, batch, terms.ids[:, : c.k]),  # not what was mined or named
             **target_entropy(terms, self.weights, self.options),
+            distinct=distinct(torch.cat(self._found)),
             **health(terms, self.model.extractor, c.k),
             **self.beside,
         )
@@ -118,9 +125,10 @@ class TrainModule(L.LightningModule):
         diverged = not math.isfinite(row["loss"])
         if self.stepped or diverged:
             mean = {name: value / self._seen for name, value in self._row.items()}  # of a step that diverged a part
+            mean |= {name: row[name] for name in OF_A_STEP & row.keys()}
             self.history.append(mean)
             self.log_dict(mean, batch_size=self.config.batch_size)
-            self._row, self._seen = {}, 0.0
+            self._row, self._seen, self._found = {}, 0.0, []
         if diverged:
             raise RuntimeError(f"the loss is {row['loss']} at step {self.global_step}: lower the learning rates")
 
@@ -166,6 +174,9 @@ class TrainModule(L.LightningModule):
         row = average(_numbers(norms))
         self.history[-1].update(row)
         self.log_dict(row, batch_size=self.config.batch_size)
+        for name, norm in row.items():
+            if not math.isfinite(norm):  # the loss was a number; after this step no weight would be one
+                raise RuntimeError(f"{name} is {norm} at step {self.global_step}: lower the learning rates")
 
     def on_train_batch_start(self, batch: list[Question], step: int) -> None:
         if "extractor" in self.config.freeze:

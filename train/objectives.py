@@ -2,7 +2,8 @@
 
 Notation: z ∈ K are the passages found; p(z|x) has its Z over the whole corpus and p_K(z) = p(z|x)/P_K is renormalised
 over the K found, P_K = Σ_{z∈K} p(z|x). sg[·] stops the gradient. T is the number of answer tokens, the end token
-included. Passages that don't exist have log p(z|x) = −∞.
+included. Passages that don't exist have log p(z|x) = −∞; a question that has none has nothing to learn from those
+that renormalise over K, and loss 0.
 
 Every objective is per question, so a batch's loss is the mean over its questions and doesn't depend on how the batch is
 cut up; `contrastive` alone compares the questions of a batch, over all ranks. Gradients of `marginal`, `rb` and `rloo`
@@ -12,7 +13,8 @@ objective's text says so, or where `Options.per_token` asks for it. Some teach t
 `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss,
 but for its reader, which fuses the K.
 
-Sources, named by author and year below, with the section that has the formula (of code: the function):
+Sources, named by author and year below, with the section or equation that has the formula where it is one of theirs as
+it stands (of code: the function):
     Cappé et al. 2005, Inference in Hidden Markov Models
     Dempster et al. 1977, Maximum Likelihood from Incomplete Data via the EM Algorithm
     Guu et al. 2020, REALM: Retrieval-Augmented Language Model Pre-Training
@@ -39,7 +41,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from e2erag.joint import Evidence
-from e2erag.retriever import log_tail
+from e2erag.retriever import log_tail, repeats
 from e2erag.retriever.ranks import of_all, rank
 
 
@@ -88,7 +90,7 @@ def rag_sequence(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]
     Known trouble: the gradient is loud and wrong where the gold passage isn't among the K, and biased where it is,
     because the mass outside K is taken to be zero. The closed book isn't used.
     """
-    return -(_renormalised(e) + _read(e, o)).logsumexp(1)
+    return -(renormalised(e) + _read(e, o)).logsumexp(1)
 
 
 def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -98,15 +100,16 @@ def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     Each token may come from another passage. Known trouble: as `rag_sequence`; and a passage isn't held to what it
     said before, so the signal for it is weaker. A one-token answer is `rag_sequence`.
     """
-    total = _token_mixture(e, _renormalised(e), _tokens(e))
+    total = _token_mixture(e, renormalised(e), _tokens(e))
     return total / _length(e) if o.per_token else total
 
 
 def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (EMDR²'s reader term, Sachan et al.
-    2021, §2.3; Atlas', Izacard et al. 2022, §2, reads all K at once). Known trouble: the retriever learns nothing.
+    2021, §2.3; Atlas', Izacard et al. 2022, §2, reads all K at once). Known trouble: the retriever learns nothing,
+    where passages are read each alone; read together, each has its log p_K(z) in attention, and there it does.
     """
-    return -(_renormalised(e).detach() + _read(e, o)).logsumexp(1)
+    return -(renormalised(e).detach() + _read(e, o)).logsumexp(1)
 
 
 def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -115,7 +118,7 @@ def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     The paper's first term reads all K at once; here passages are read one at a time and it is `reader`. Then the
     gradient is `rag_sequence`'s and the value twice its. Known trouble: as there.
     """
-    return reader(e, o) - (_renormalised(e) + _read(e, o).detach()).logsumexp(1)
+    return reader(e, o) - (renormalised(e) + _read(e, o).detach()).logsumexp(1)
 
 
 def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -127,7 +130,7 @@ def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     question's own here. Known trouble: it is `rag_token`, so not the posterior over passages that the paper's text
     speaks of.
     """
-    prior, tokens = _renormalised(e), _tokens(e)
+    prior, tokens = renormalised(e), _tokens(e)
     total = _token_mixture(e, prior.detach(), tokens) + _token_mixture(e, prior, tokens.detach())
     return total / _length(e)
 
@@ -143,7 +146,7 @@ def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     targets are one-hot on whatever is best among the K, also where none of them is any good. Teaches the retriever
     alone.
     """
-    return _divergence(pdist_target(e, o), _renormalised(e))
+    return _divergence(pdist_target(e, o), renormalised(e))
 
 
 def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -154,7 +157,7 @@ def lsr(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     covering them. On log-likelihoods, since probabilities of whole answers underflow to a uniform target. Known
     trouble: no gradient for a passage whose p_K is nearly 0, however well it explains. Teaches the retriever alone.
     """
-    return _divergence(_renormalised(e), pdist_target(e, o))
+    return _divergence(renormalised(e), pdist_target(e, o))
 
 
 def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -165,13 +168,12 @@ def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     which doesn't know p(z|x) either. Known trouble: two passages that explain the answer equally cover for each other
     and neither is missed; with one passage there is nothing to learn. Teaches the retriever alone.
     """
-    return _divergence(loop_target(e, o), _renormalised(e))
+    return _divergence(loop_target(e, o), renormalised(e))
 
 
 def pdist_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
     """Log target of `pdist` and `lsr`, without gradient."""
-    score = _answer(e).detach() / (_length(e)[:, None] * o.temperature)
-    return score.masked_fill(~_found(e), -torch.inf).log_softmax(1)
+    return _over(_found(e), _answer(e).detach() / (_length(e)[:, None] * o.temperature))
 
 
 def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
@@ -181,8 +183,7 @@ def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]
     count = others.sum(2)
     rest = _answer(e).detach()[:, None, :].expand(-1, k, -1).masked_fill(~others, -torch.inf).logsumexp(2)
     rest = torch.where(count > 0, rest - count.clamp_min(1).log(), 0.0)
-    score = -rest / (_length(e)[:, None] * o.temperature)
-    return score.masked_fill(~found, -torch.inf).log_softmax(1)
+    return _over(found, -rest / (_length(e)[:, None] * o.temperature))
 
 
 TARGETS: dict[str, Objective] = {"pdist": pdist_target, "lsr": pdist_target, "loop": loop_target}
@@ -197,13 +198,14 @@ def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
     hard marks the m passages drawn from p_K without replacement (the largest log p_K + Gumbel noise); soft sums m
     rows, softmax of the noisy scores over those not yet taken (Gumbel top-k: Kool et al. 2019b; straight through: Jang
-    et al. 2017; both for retrieval: Zamani & Bendersky 2024, §2, whose objective is another one, the expected utility
-    of what is generated from a drawn list read together; CLaRa's `differentiable_topk` has the same without noise).
+    et al. 2017, §2.2; both for retrieval: Zamani & Bendersky 2024, §2, whose objective is another one, the expected
+    utility of what is generated from a drawn list read together; CLaRa's `differentiable_topk` has the same without
+    noise).
     Known trouble: with m ≥ K all are taken, and p_K shows in slopes alone (training refuses it); biased; dL/dW_z of a
     passage that wasn't drawn is its likelihood over the drawn ones', which has no bound (held at e^30 here): clip
     gradients.
     """
-    prior, read, found = _renormalised(e), _read(e, o), _found(e)
+    prior, read, found = renormalised(e), _read(e, o), _found(e)
     uniform = torch.rand(prior.shape, generator=o.noise, dtype=torch.float64).clamp_min(1e-300)
     noisy = prior - torch.log(-torch.log(uniform)).to(prior)
     rank = noisy.argsort(1, descending=True).argsort(1)[:, None, :]
@@ -212,10 +214,11 @@ def gumbel(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     left = noisy[:, None, :].masked_fill(rank < torch.minimum(turn, count - 1)[:, :, None], -torch.inf)
     soft = (left.softmax(2) * (turn < count)[:, :, None]).sum(1)
     hard = (rank[:, 0] < len(turn)) & found
-    base = read.masked_fill(~hard, -torch.inf).logsumexp(1, keepdim=True).detach()
-    ratio = (read - base).clamp_max(30.0).exp()
+    some = found.any(1)
+    base = torch.where(some, read.masked_fill(~hard, -torch.inf).logsumexp(1), 0.0).detach()
+    ratio = (read - base[:, None]).clamp_max(30.0).exp()
     mixture = ((hard + soft - soft.detach()) * ratio).sum(1)
-    return -(base[:, 0] + mixture.log() - hard.sum(1).log())
+    return -(base + torch.where(some, mixture, 1.0).log() - hard.sum(1).clamp_min(1).log())
 
 
 def rloo(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
@@ -260,10 +263,11 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
     s is ⟨q, d⟩/τ + α·log π, without β·BM25, which learns nothing from this. z_i is the best by the posterior of the
     passages read; of those on the gold page where that is known (`Evidence.gold`; training reads one of them also
-    where the retriever found none, `RAG.terms`). Passages that are also z_i are no negatives. Every rank must have
-    as many questions. Known trouble: the generator's logits only choose z_i, its gradient never arrives (as in
-    DALM); a question of whose gold page nothing is indexed is left out; a batch of one question has no negatives,
-    so loss 0. Teaches the retriever alone.
+    where the retriever found none, `RAG.terms`). Passages that are also z_i, or share more than half of their lines
+    with it (`Evidence.spans`), are no negatives. Every rank must have as many questions. Known trouble: the
+    generator's logits only choose z_i, its gradient never arrives (as in DALM); another question's passage that
+    answers this one too, as one of the same page may, is a negative; a question of whose gold page nothing is indexed
+    is left out; a batch of one question has no negatives, so loss 0. Teaches the retriever alone.
     """
     if e.question_rows is None or e.passage_rows is None or e.ids is None:
         raise ValueError("contrastive compares vectors: Evidence needs question_rows, passage_rows and ids")
@@ -275,7 +279,11 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     own = every + rank() * len(best)
     scores = e.question_rows @ rows.T
     other = torch.arange(len(rows), device=best.device) != own[:, None]
-    unfit = other & ((numbers == number[:, None]) | (numbers < 0))
+    same = numbers == number[:, None]
+    if e.spans is not None:
+        own_span = e.spans.to(best.device)[every, best]
+        same = same | repeats(own_span[:, None], of_all(own_span)[None], 0.5)
+    unfit = other & (same | (numbers < 0))
     loss = scores.masked_fill(unfit, -torch.inf).logsumexp(1) - scores.gather(1, own[:, None])[:, 0]
     return torch.where(number >= 0, loss, 0.0)
 
@@ -292,9 +300,15 @@ def _found(e: Evidence) -> Bool[Tensor, "questions k"]:
     return e.prior_logp > -torch.inf
 
 
-def _renormalised(e: Evidence) -> Float[Tensor, "questions k"]:
-    """log p_K."""
-    return e.prior_logp.masked_fill(~_found(e), -torch.inf).log_softmax(1)
+def renormalised(e: Evidence) -> Float[Tensor, "questions k"]:
+    """log p_K; even over no passage."""
+    return _over(_found(e), e.prior_logp)
+
+
+def _over(found: Bool[Tensor, "questions k"], score: Float[Tensor, "questions k"]) -> Float[Tensor, "questions k"]:
+    """Log softmax of the scores of what was found; even, without gradient, where nothing was."""
+    some = found.any(1, keepdim=True)
+    return torch.where(some, score.masked_fill(~found, -torch.inf), 0.0).log_softmax(1)
 
 
 def _answer(e: Evidence) -> Float[Tensor, "questions k"]:
@@ -347,25 +361,34 @@ RETRIEVER_ALONE = frozenset(("pdist", "lsr", "loop", "contrastive"))
 """Those that teach the reader nothing."""
 _WITH_TAIL, _FOUND = frozenset(("marginal", "rb")), frozenset(("rag_sequence", "reader", "emdr2"))
 """Those whose slope in log p(y|x,z) is a passage's share of p(z|x)·p(y|x,z): among K and tail, or among the K."""
+_CLOSED_BOOK = _WITH_TAIL | {"rloo"}
+"""Those that learn from reading no passage; all others but `contrastive` compare the K with each other alone."""
 TOGETHER = ("marginal", "rag_sequence", "rag_token", "reader")
 """Those that don't compare passages, and so can train where passages are read together."""
 
 
-def untaught(names: Iterable[str]) -> tuple[str, ...]:
-    """The stages that none of these objectives teaches."""
+def untaught(names: Iterable[str], read: int = 2, together: bool = False) -> tuple[str, ...]:
+    """The stages that none of these objectives teaches.
+
+    Args:
+        read: passages per question.
+        together: whether they are read at once (`Reading`), with p_K in attention."""
     given = set(names)
-    return ("generator",) * (given <= RETRIEVER_ALONE) + ("retriever",) * (given == {"reader"})
+    alone = given == {"reader"} and not together
+    single = read == 1 and not given & (_CLOSED_BOOK | {"contrastive"})
+    return ("generator",) * (given <= RETRIEVER_ALONE) + ("retriever",) * (alone or single)
 
 
 def negligible(names: Iterable[str], share: float, options: Options = PLAIN) -> tuple[float, bool]:
     """`negligible` and `tail` of `Joint.forward` with which the reader learns from these as from every passage read.
 
     0 where a passage's slope isn't its share: of a single token it can be all of one that has next to none of the
-    answer, samples follow p(z|x) alone, and `per_token` flattens shares."""
+    answer, samples follow p(z|x) alone, and `per_token` flattens shares. 1 where none of these teaches the reader."""
     teaching = set(names) - RETRIEVER_ALONE
-    if not options.per_token and teaching <= _WITH_TAIL:
-        return share, True
-    return (share, False) if not options.per_token and teaching <= _FOUND else (0.0, True)
+    if not teaching:
+        return 1.0, False
+    tail = bool(teaching & _CLOSED_BOOK)
+    return share if not options.per_token and teaching <= (_WITH_TAIL if tail else _FOUND) else 0.0, tail
 
 
 def weights_of(named: str | Mapping[str, float | int]) -> dict[str, float]:

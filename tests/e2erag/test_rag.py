@@ -20,6 +20,7 @@ from e2erag.artefact import ManifestError
 from e2erag.extract import GateMode, ReadError
 from e2erag.joint import Reading
 from e2erag.questions import Question
+from e2erag.rag import _checked_k
 from e2erag.retriever import RetrieverConfig
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 
@@ -259,6 +260,8 @@ def test_no_questions_find_nothing_and_no_passages_are_not_asked_for(rag: RAG) -
     for k in (0, -1):
         with pytest.raises(ValueError, match=f"k must be at least 1, got {k}: "):
             rag.search(QUESTIONS, k)
+    with pytest.raises(ValueError, match=r"k is a number of passages, got 2\.5: give a whole number"):
+        _checked_k(2.5)
 
 
 def test_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
@@ -304,6 +307,7 @@ def test_where_nothing_is_left_the_error_names_every_file(tmp_path: Path) -> Non
         ({"question": " ", "answers": ["a"]}, r"`question` must be a non-empty text, got ' '"),
         ({"question": "who ?", "answers": []}, r"`answers` must hold at least one non-empty text"),
         ("who ?", r"every row must be an object"),
+        ({"question": "who ?", "answers": ["a"], "page": "two"}, r"`page` must be a page's number, from 1, got 'two'"),
     ],
 )
 def test_a_question_file_with_a_wrong_column_is_told_which_came(tmp_path: Path, row: object, text: str) -> None:
@@ -313,6 +317,15 @@ def test_a_question_file_with_a_wrong_column_is_told_which_came(tmp_path: Path, 
     with pytest.raises(QuestionError, match=text) as error:
         read_questions(path)
     assert "line 2" in str(error.value)
+
+
+@pytest.mark.parametrize("answers", [(), (" ",)])
+def test_a_question_without_an_answer_is_refused_when_it_is_made(answers: tuple[str, ...]) -> None:
+    """And one without a question."""
+    with pytest.raises(QuestionError, match="`answers` must hold at least one non-empty text"):
+        Question("who ?", answers)
+    with pytest.raises(QuestionError, match="`question` must be a non-empty text"):
+        Question(" ", ("a",))
 
 
 def test_a_question_file_that_is_missing_empty_or_not_json_is_told(tmp_path: Path) -> None:

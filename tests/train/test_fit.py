@@ -5,12 +5,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from e2erag import RAG, RAGConfig
 from e2erag.extract import CLOSED, ExtractorConfig
+from e2erag.generator import Row
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.retriever import IndexConfig, RetrieverConfig
@@ -65,17 +68,29 @@ def test_rows_are_trained_on_in_the_dtype_they_are_kept_in(rag: RAG, monkeypatch
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_what_is_read_without_gradient_teaches_the_reader_next_to_nothing(name: str) -> None:
+def test_what_is_read_without_gradient_teaches_the_reader_next_to_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With most of p(z|x) out of reach: a passage's share of the tail isn't its share of an objective without one."""
     torch.manual_seed(1)
     system = tiny_rag(retriever=RetrieverConfig(temperature=1.0))
     system.index([tiny_document([[f"pilot {i} was {n} ."] for i in range(9)], f"{n}.pdf") for n in range(12)])
     asked = [Question(f"how old was pilot {i} ?", (str(i),), "1.pdf", i + 1) for i in range(4)]
-    slopes = []
+    slopes, rows, read = [], [], system.model.generator.token_log_likelihood
+
+    def counted(given: list[Row], *args: Any) -> Tensor:
+        rows.append((torch.is_grad_enabled(), len(given)))
+        return read(given, *args)
+
+    monkeypatch.setattr(system.model.generator, "token_log_likelihood", counted)
     for share in (0.0, 0.02):
         how, tail = negligible((name,), share)
+        rows.clear()
         terms = system.terms(asked, 4, "soft", negligible=how, tail=tail)
         assert (terms.prior_logp.exp().sum(1) < 0.2).all()
+        if share == 0:  # the K of four questions, and the closed book of those that learn from it
+            learn = 0 if name in RETRIEVER_ALONE else 20 if name in ("marginal", "rb", "rloo") else 16
+            assert [sum(n for grad, n in rows if grad == each) for each in (True, False)] == [learn, 20 - learn]
         system.model.zero_grad()
         options = Options(noise=torch.Generator().manual_seed(0), samples=2)
         loss = OBJECTIVES[name](terms, options).mean()
@@ -83,6 +98,7 @@ def test_what_is_read_without_gradient_teaches_the_reader_next_to_nothing(name: 
         slopes.append([None if p.grad is None else p.grad.clone() for p in system.model.generator.parameters()])
     if name in RETRIEVER_ALONE:
         assert all(slope is None for slope in slopes[0] + slopes[1])
+        assert not terms.answer_logp.requires_grad  # nothing was held for it
         return
     exact, less = (torch.cat([slope.flatten() for slope in each if slope is not None]) for each in slopes)
     assert exact.norm() > 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from e2erag import RAG
+from e2erag import RAG, RAGConfig
 from e2erag.corpus import Gates
 from e2erag.extract import Extraction, Extractor, ExtractorConfig
 from e2erag.joint import Terms
@@ -21,7 +21,7 @@ from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import FitConfig
 from e2erag.train.callbacks import CollapseGuard, symptoms
 from e2erag.train.dashboard import running_mean
-from e2erag.train.health import answer_found, figures, health
+from e2erag.train.health import answer_found, distinct, figures, health
 from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
 
@@ -64,7 +64,8 @@ def test_the_figures_are_the_sums_they_say_they_are() -> None:
     assert row["posterior_found"] == pytest.approx(0.43 / likelihood, rel=1e-5)
     assert row["spread"] == pytest.approx(np.std(np.log([0.5, 0.3])), rel=1e-5)
     assert row["utility"] == pytest.approx(math.log(likelihood / 0.05), rel=1e-5)
-    assert (row["distinct"], row["staleness"]) == (1, 0.25)
+    assert row["staleness"] == 0.25
+    assert distinct(torch.tensor([4, 2, -1, 4, 4])) == 0.5
     soft = 0.5 / torch.sigmoid(torch.tensor(1.5)).item()  # the first line's gate, which hard mode shuts
     assert row["gate_gap"] == pytest.approx(soft / 2, rel=1e-5)
     soft = torch.sigmoid(torch.tensor(1.0)).item() / torch.sigmoid(torch.tensor(1.5)).item()  # hard mode opens it
@@ -91,6 +92,14 @@ def test_answers_are_looked_for_in_what_was_found(rag: RAG) -> None:
     asked = [Question("who ?", ("the pilot",)), Question("who ?", ("continental",))]
     assert answer_found(rag, asked, ids) == 0.5
     assert answer_found(rag, asked, torch.full((2, 1), -1)) == 0
+
+
+def test_an_answer_over_two_lines_is_found_and_a_part_of_a_word_is_not(rag: RAG) -> None:
+    """Words follow each other over the end of a line; "1" doesn't stand in "12"."""
+    rag.index([tiny_document([["it happened in New", "York City at 12", "o'clock"]])])
+    ids = torch.tensor([list(range(len(rag.corpus.passages)))])
+    for answer, found in (("New York City", 1), ("1", 0), ("12 o'clock", 1), ("York, new", 0)):
+        assert answer_found(rag, [Question("where ?", (answer,))], ids) == found
 
 
 def test_a_fresh_index_is_not_stale_and_one_of_other_weights_is(rag: RAG) -> None:
@@ -162,22 +171,49 @@ def test_a_collapse_is_counted_by_steps_not_by_batches() -> None:
         rag.fit(ROWS, epochs=12, batch_size=1, accumulate=2, k=2, **frozen)
 
 
-@pytest.mark.parametrize(("alike", "warned"), [(True, True), (False, False)])
-def test_questions_that_find_the_same_are_told_from_a_short_last_batch(alike: bool, warned: bool) -> None:
-    """A step of 32 questions and one of 2: if all find the same `distinct` is 1/32 and 1/2, by their shares .06, which
-    one of the short batch alone is far below; what all but that find apart is no collapse."""
+@pytest.mark.parametrize(("found", "warned"), [(1, True), (8, False)])
+def test_questions_that_find_the_same_are_told_from_a_short_last_batch(found: int, warned: bool) -> None:
+    """A step of 32 questions and of 2 more: 1 of 34 passages is the least that is different; eight are no collapse."""
     guard, row = CollapseGuard(False), dict.fromkeys(("entropy", "utility", "gate_retrieve", "gate_read"), 1.0)
-    parts = [(32, 1 / 32 if alike else 0.25), (2, 0.5)]
-    row["distinct"] = sum(questions / 34 * share for questions, share in parts)
+    row["distinct"] = found / 34
     rag = SimpleNamespace(corpus=SimpleNamespace(passages=range(1000)))
-    module = SimpleNamespace(rag=rag, config=SimpleNamespace(k=1), weights={"marginal": 1.0}, history=[row])
+    config = SimpleNamespace(k=1, mined=0)
+    module = SimpleNamespace(
+        rag=rag, config=config, weights={"marginal": 1.0}, history=[row], model=SimpleNamespace(reading="marginal")
+    )
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(guard.PATIENCE):
-            for questions, _ in parts:
-                module.weight, module.stepped = questions / 34, questions == 2
+            for questions in (32, 2):
+                module.stepped = questions == 2
                 guard.on_train_batch_end(L.Trainer(logger=False), module, None, [None] * questions, 0)
     assert [("found the same passages" in str(each.message)) for each in told] == [True] * warned
+
+
+def test_a_retriever_that_finds_the_same_for_all_is_told_where_batches_have_one_question() -> None:
+    """Each batch of one finds K different passages; the step of four, the same K four times."""
+    rag = tiny_rag()
+    pages = [[f"pilot {i} was {n}" for i in range(8)] for n in range(6)]
+    rag.index([tiny_document(pages[i : i + 1], f"{i}.pdf") for i in range(6)])
+    for tower in {rag.model.retriever.query, rag.model.retriever.passage}:
+        for parameter in tower.parameters():
+            parameter.data.zero_()
+    frozen = {"freeze": ("extractor", "retriever"), "progress": False}
+    with pytest.warns(UserWarning, match="every question of a step found the same passages"):
+        run = rag.fit(ROWS * 2, epochs=10, batch_size=1, accumulate=4, k=2, **frozen)
+    assert {row["distinct"] for row in run.history} == {0.25}
+
+
+def test_a_slope_that_is_no_number_ends_the_run_before_it_is_taken(rag: RAG) -> None:
+    """The loss of the same step was one, and no weight has moved."""
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    before = {name: value.detach().clone() for name, value in rag.model.named_parameters()}
+    first = next(p for p in rag.model.generator.parameters() if p.requires_grad)
+    hook = first.register_hook(lambda slope: torch.full_like(slope, math.nan))
+    with pytest.raises(RuntimeError, match="gradient_generator is nan at step 0: lower the learning rates"):
+        rag.fit(ROWS, epochs=1, batch_size=2, k=2, progress=False)
+    hook.remove()
+    assert all(torch.equal(before[name], value) for name, value in rag.model.named_parameters())
 
 
 def test_the_figures_of_a_step_that_diverged_are_means_of_what_was_seen(rag: RAG) -> None:
@@ -201,6 +237,28 @@ def test_a_stage_that_the_objective_does_not_teach_is_no_collapse(objective: str
     assert run.steps == 12
     zero = {name for name, value in run.history[-1].items() if name.startswith("gradient_") and value == 0}
     assert zero == {f"gradient_{stage}" for stage in untaught([objective])}
+
+
+def test_the_readers_own_loss_teaches_the_retriever_where_passages_are_read_together() -> None:
+    """p_K stands in attention there, so a gradient that is zero is a symptom; one passage has no p_K to learn."""
+    assert untaught(["reader"]) == ("retriever",)
+    assert untaught(["reader"], together=True) == ()
+    rag = tiny_rag(config=RAGConfig(reading="concat", precision="float32"))
+    rag.index([tiny_document([[f"pilot {i} was {n}" for i in range(8)]], f"{n}.pdf") for n in range(6)])
+    run = rag.fit(ROWS, epochs=1, batch_size=2, k=2, progress=False, objective="reader")
+    assert all(row["gradient_retriever"] > 0 for row in run.history)
+
+
+@pytest.mark.parametrize(("objective", "told"), [("rag_token", 1), ("marginal", 0), ("contrastive", 0)])
+def test_one_passage_to_compare_with_none_is_warned_of(objective: str, told: int) -> None:
+    """p_K of one passage is 1 whatever its score; Z and other questions' passages are something to learn from."""
+    rag = tiny_rag()
+    rag.index([tiny_document([[f"pilot {i} was {n}" for i in range(8)]], f"{n}.pdf") for n in range(6)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = rag.fit(ROWS, epochs=1, batch_size=2, k=1, progress=False, objective=objective)
+    assert sum("nothing for the retriever to learn from" in str(each.message) for each in caught) == told
+    assert all((row["gradient_retriever"] == 0) == bool(told) for row in run.history)
 
 
 def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:

@@ -390,6 +390,45 @@ def test_a_batch_of_eight_is_eight_batches_of_one(name: str) -> None:
     torch.testing.assert_close(OBJECTIVES[name](e, options()), alone)
 
 
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_question_without_any_passage_spoils_no_batch(name: str) -> None:
+    """Its loss is the closed book's where an objective has one, else 0; the other questions' are theirs."""
+    system = tiny(b=3)
+    e = system.evidence(4)
+    some = torch.tensor([True, False, True])[:, None]
+    none = replace(
+        e,
+        prior_logp=e.prior_logp.masked_fill(~some, -torch.inf),
+        answer_logp=e.answer_logp.masked_fill(~some, -torch.inf),
+        token_logp=e.token_logp.masked_fill(~some[:, :, None], -torch.inf),
+        ids=e.ids.masked_fill(~some, -1),
+    )
+    loss = OBJECTIVES[name](none, options(samples=2))
+    slopes = torch.autograd.grad(loss.sum(), (system.questions, system.tokens), allow_unused=True)
+    assert all(torch.isfinite(slope).all() for slope in slopes if slope is not None)
+    expected = -e.closed_book_logp[1] if name in ("marginal", "rb", "rloo") else torch.zeros(()).double()
+    torch.testing.assert_close(loss[1].detach(), expected.detach())
+    if name in EXACT and name != "contrastive":
+        torch.testing.assert_close(loss[[0, 2]], OBJECTIVES[name](e, options())[[0, 2]])
+
+
+def test_a_near_copy_of_the_right_passage_is_no_negative() -> None:
+    """Lines 9 to 12 and 8 to 11 of one document share two of four; of another document, or as another reading of a
+    table, they don't."""
+    e = tiny(b=2).evidence(1)
+    e = replace(e, ids=torch.tensor([[0], [1]]))
+
+    def loss(*second: int, third: int = 0) -> Tensor:
+        spans = torch.tensor([[[0, 9, 12, 1]], [[*second, third]]])
+        return OBJECTIVES["contrastive"](replace(e, spans=spans), options())
+
+    assert (loss(0, 9, 11) == 0).all()
+    plain = OBJECTIVES["contrastive"](e, options())
+    assert (plain > 0).all()
+    for apart in (loss(0, 8, 11), loss(1, 9, 12), loss(0, 9, 12, third=2)):
+        assert torch.equal(apart, plain)
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_extreme_log_probabilities_stay_finite(name: str, kind: torch.dtype) -> None:
