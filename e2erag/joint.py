@@ -41,6 +41,7 @@ class Evidence:
         answer_logp: log p(y|x,z), summed over the answer's tokens; the same for all z where they are read together.
         closed_book_logp: log p(y|x,∅).
         token_logp: log p(y_t|x,z,y_<t), 0 beyond an answer's end token.
+        alone_logp: the same of each passage read alone, where `token_logp` is of all read together; None: it is that.
         length: tokens of each answer, its end token included.
         ids: the passages' numbers, −1 where there was none.
         question_rows, passage_rows: vectors whose inner product is s_z without β·BM25.
@@ -53,6 +54,7 @@ class Evidence:
     answer_logp: Float[Tensor, "questions k"]
     closed_book_logp: Float[Tensor, " questions"]
     token_logp: Float[Tensor, "questions k tokens"] | None = None
+    alone_logp: Float[Tensor, "questions k tokens"] | None = None
     length: Int[Tensor, " questions"] | None = None
     ids: Int[Tensor, "questions k"] | None = None
     question_rows: Float[Tensor, "questions row"] | None = None
@@ -220,6 +222,7 @@ class Joint(Finder):
         tail: bool = True,
         gold: Sequence[Sequence[int]] | None = None,
         negatives: int = 0,
+        alone: bool = False,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -247,6 +250,8 @@ class Joint(Finder):
             negatives: passages that are drawn for all questions together out of those that none of them reads, and
                 encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`). 0:
                 the others stand still.
+            alone: whether passages that are read together are read each alone as well, without gradient
+                (`Evidence.alone_logp`).
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -277,6 +282,7 @@ class Joint(Finder):
         prior = softmax.log_prob(fresh, rest.slope(q, others))
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
         tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit, tail)
+        alone = alone and self.reading != "marginal"
         logp = tokens.sum(2)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         return Terms(
@@ -284,6 +290,7 @@ class Joint(Finder):
             answer_logp=logp[:, :-1],
             closed_book_logp=logp[:, -1],
             token_logp=tokens[:, :-1],
+            alone_logp=self._read_alone(corpus, questions, answers, hits, gates, mode) if alone else None,
             length=length,
             ids=hits,
             spans=corpus.spans.spans[hits.clamp_min(0)],
@@ -325,7 +332,8 @@ class Joint(Finder):
         Passages read together are one event of probability P_K = Σ_{z∈K} p(z|x), so each is given log p(y|x,z_1…z_K):
         Σ_z p(z|x)·p(y|x,z_1…z_K) = P_K·p(y|x,z_1…z_K)."""
         if self.reading != "marginal":
-            return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp, slope_limit)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and negligible < 1):
+                return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp, slope_limit)
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
         bias = None
         if mode != "hard":
@@ -372,6 +380,22 @@ class Joint(Finder):
             )
         table = logp.new_zeros(len(rows), max(len(row.ids) - row.prompt for row in rows))
         return table.index_put((where[:, None], torch.arange(logp.shape[1], device=where.device)), logp)
+
+    @torch.no_grad()
+    def _read_alone(
+        self,
+        corpus: Corpus,
+        questions: Sequence[str],
+        answers: Sequence[str],
+        ids: Int[Tensor, "questions k"],
+        gates: Gates,
+        mode: GateMode,
+    ) -> Float[Tensor, "questions k tokens"]:
+        """log p of every answer token after every passage found, each read by itself."""
+        rows, slots = self.rows(corpus, questions, answers, ids, gates, mode, closed_book=False)
+        seat = (ids >= 0).to(self.device)
+        bias = None if mode == "hard" else gates.read
+        return _seated(self._read_rows(rows, slots, bias, torch.ones_like(seat[seat])), seat)
 
     def _read_together(
         self,

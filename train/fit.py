@@ -323,8 +323,8 @@ def _checked(rag: RAG, config: FitConfig) -> str:
     apart = [name for name in names if name not in TOGETHER]
     if together and apart:
         raise ValueError(
-            f'{apart[0]} compares passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
-            f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
+            f'{apart[0]} weighs passages one by one, and with reading="{rag.model.reading}" all are given the same '
+            f'likelihood: take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
     read = config.k + config.mined
     if "retriever" in untaught(names, read, together) and read == 1 and "retriever" not in config.freeze:

@@ -65,7 +65,7 @@ def health(terms: Terms, extractor: Extractor, k: int) -> dict[str, Tensor | flo
         k: passages that were found; behind them may stand some that were mined or named, which don't count."""
     terms = replace(
         terms, prior_logp=terms.prior_logp[:, :k], answer_logp=terms.answer_logp[:, :k], ids=terms.ids[:, :k],
-        token_logp=None, passage_rows=None, spans=None, gold=None,
+        token_logp=None, alone_logp=None, passage_rows=None, spans=None, gold=None,
     )  # fmt: skip
     prior = terms.prior_logp
     tail = log_tail(prior)[:, None]

@@ -17,7 +17,7 @@ from e2erag.rag import RAG
 from e2erag.retriever.ranks import average, average_gradients, rank
 from e2erag.train.calibrate import Calibration
 from e2erag.train.health import answer_found, distinct, health, target_entropy
-from e2erag.train.objectives import Options, negligible, weighted, weights_of
+from e2erag.train.objectives import COMPARING, Options, negligible, weighted, weights_of
 
 if TYPE_CHECKING:
     from e2erag.train.fit import FitConfig
@@ -75,6 +75,7 @@ class TrainModule(L.LightningModule):
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
             judged=c.judged, tail=tail, gold="contrastive" in self.weights, negatives=c.negatives,
+            alone=bool(COMPARING & self.weights.keys()),
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))

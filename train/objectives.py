@@ -10,8 +10,9 @@ cut up; `contrastive` alone compares the questions of a batch, over all ranks. G
 do, where fewer than all passages are read: Z is differentiated through those scored afresh, and a batch's are fresh for
 all of its questions. Those that renormalise over K have no Z. Length is normalised only where an
 objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`, `lsr`,
-`loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss,
-but for its reader, which fuses the K.
+`loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss
+where the K are read together (`Reading`). Those that compare passages (`COMPARING`) have each of them read alone as
+well then, without gradient.
 
 Sources, named by author and year below, with the section or equation that has the formula where it is one of theirs as
 it stands (of code: the function):
@@ -33,7 +34,7 @@ it stands (of code: the function):
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -115,23 +116,23 @@ def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 def emdr2(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """−log p(y|x,K) − log Σ_{z∈K} p_K(z)·sg[p(y|x,z)]  (Sachan et al. 2021, §2.3).
 
-    The paper's first term reads all K at once; here passages are read one at a time and it is `reader`. Then the
-    gradient is `rag_sequence`'s and the value twice its. Known trouble: as there.
+    Where passages are read together this is the paper's, whose first term is a reader of all K. Read one at a time, it
+    is `reader`: then the gradient is `rag_sequence`'s and the value twice its. Known trouble: as there.
     """
-    return reader(e, o) - (renormalised(e) + _read(e, o).detach()).logsumexp(1)
+    return reader(e, o) - (renormalised(e) + _alone(e, o).detach()).logsumexp(1)
 
 
 def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """(1/T)·[ −Σ_t log Σ_z sg[p_K(z)]·p(y_t|·) − Σ_t log Σ_z p_K(z)·sg[p(y_t|·)] ], p(y_t|·) = p(y_t|x,z,y_<t).
 
     The second term is what EMDR²'s code has in place of the paper's sum over sequences (`train_e2eqa.py`,
-    `get_loss_and_retriever_utility`); the first, in its code the cross-entropy of a reader of all K, is here of
-    passages read one at a time. The code divides by a batch's tokens, so that long answers count more; T is a
+    `get_loss_and_retriever_utility`); the first, in its code the cross-entropy of a reader of all K, is that where
+    passages are read together. The code divides by a batch's tokens, so that long answers count more; T is a
     question's own here. Known trouble: it is `rag_token`, so not the posterior over passages that the paper's text
     speaks of.
     """
-    prior, tokens = renormalised(e), _tokens(e)
-    total = _token_mixture(e, prior.detach(), tokens) + _token_mixture(e, prior, tokens.detach())
+    prior = renormalised(e)
+    total = _token_mixture(e, prior.detach(), _tokens(e)) + _token_mixture(e, prior, _alone_tokens(e).detach())
     return total / _length(e)
 
 
@@ -173,7 +174,7 @@ def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 def pdist_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
     """Log target of `pdist` and `lsr`, without gradient."""
-    return _over(_found(e), _answer(e).detach() / (_length(e)[:, None] * o.temperature))
+    return _over(_found(e), _alone(e).detach() / (_length(e)[:, None] * o.temperature))
 
 
 def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
@@ -181,7 +182,7 @@ def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]
     found, k = _found(e), e.prior_logp.shape[1]
     others = found[:, None, :] & ~torch.eye(k, dtype=torch.bool, device=found.device)
     count = others.sum(2)
-    rest = _answer(e).detach()[:, None, :].expand(-1, k, -1).masked_fill(~others, -torch.inf).logsumexp(2)
+    rest = _alone(e).detach()[:, None, :].expand(-1, k, -1).masked_fill(~others, -torch.inf).logsumexp(2)
     rest = torch.where(count > 0, rest - count.clamp_min(1).log(), 0.0)
     return _over(found, -rest / (_length(e)[:, None] * o.temperature))
 
@@ -272,7 +273,7 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     if e.question_rows is None or e.passage_rows is None or e.ids is None:
         raise ValueError("contrastive compares vectors: Evidence needs question_rows, passage_rows and ids")
     allowed = _found(e) if e.gold is None else _found(e) & e.gold
-    best = joint_logp(e, o)[:, :-1].masked_fill(~allowed, -torch.inf).argmax(1)
+    best = (e.prior_logp + _alone(e, o)).masked_fill(~allowed, -torch.inf).argmax(1)
     every = torch.arange(len(best), device=best.device)
     number = torch.where(allowed.any(1), e.ids.to(best.device)[every, best], -1)
     rows, numbers = of_all(e.passage_rows[every, best]), of_all(number)
@@ -326,6 +327,15 @@ def _read(e: Evidence, o: Options) -> Float[Tensor, "questions k"]:
     return _answer(e) / _length(e)[:, None] if o.per_token else _answer(e)
 
 
+def _alone(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
+    """log p(y|x,z) of each passage read by itself."""
+    return _read(e if e.alone_logp is None else replace(e, answer_logp=e.alone_logp.sum(2)), o)
+
+
+def _alone_tokens(e: Evidence) -> Float[Tensor, "questions k tokens"]:
+    return _tokens(e if e.alone_logp is None else replace(e, token_logp=e.alone_logp))
+
+
 def _closed(e: Evidence, o: Options) -> Float[Tensor, " questions"]:
     return e.closed_book_logp / _length(e) if o.per_token else e.closed_book_logp
 
@@ -363,8 +373,10 @@ _WITH_TAIL, _FOUND = frozenset(("marginal", "rb")), frozenset(("rag_sequence", "
 """Those whose slope in log p(y|x,z) is a passage's share of p(z|x)·p(y|x,z): among K and tail, or among the K."""
 _CLOSED_BOOK = _WITH_TAIL | {"rloo"}
 """Those that learn from reading no passage; all others but `contrastive` compare the K with each other alone."""
-TOGETHER = ("marginal", "rag_sequence", "rag_token", "reader")
-"""Those that don't compare passages, and so can train where passages are read together."""
+COMPARING = frozenset(("emdr2", "emdr2_token")) | RETRIEVER_ALONE
+"""Those that compare passages by what each says alone."""
+TOGETHER = tuple(name for name in OBJECTIVES if name not in ("gumbel", "rloo", "rb"))
+"""Those that can train where passages are read together: which don't choose among likelihoods that are all the same."""
 
 
 def untaught(names: Iterable[str], read: int = 2, together: bool = False) -> tuple[str, ...]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from e2erag import RAG, RAGConfig
-from e2erag.extract import CLOSED, ExtractorConfig
+from e2erag.extract import CLOSED, ExtractorConfig, GateMode
 from e2erag.generator import Row
-from e2erag.joint import Terms
+from e2erag.joint import Reading, Terms
 from e2erag.questions import Question
 from e2erag.retriever import IndexConfig, RetrieverConfig
-from e2erag.testing import tiny_document, tiny_rag
+from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, FitConfig, Options, Run
 from e2erag.train.health import FIGURES
 from e2erag.train.module import STAGES, TrainModule, gold
@@ -390,13 +390,53 @@ def test_a_failed_run_leaves_the_system_usable(rag: RAG, monkeypatch: pytest.Mon
     assert rag.ask("seats ?").text is not None
 
 
-def test_objectives_that_compare_passages_are_refused_where_passages_are_read_together() -> None:
-    """All passages have the same likelihood then, so `pdist` would have nothing to teach; `marginal` learns."""
+def test_objectives_that_draw_passages_are_refused_where_passages_are_read_together() -> None:
+    """All passages have the same likelihood then, so `rloo` would have nothing to teach; `marginal` learns."""
     rag = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="concat"))
     rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
-    with pytest.raises(ValueError, match=r'pdist compares passages, .*take one of marginal, .*reading="marginal"'):
-        quick(rag, objective={"reader": 1, "pdist": 1})
+    with pytest.raises(ValueError, match=r'rloo weighs passages one by one, .*take one of marginal, .*reading="'):
+        quick(rag, objective={"reader": 1, "rloo": 1})
     assert quick(rag).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("reader", "reading"), [("llama", "concat"), ("llama", "parallel"), ("t5", "concat"), ("bart", "fid")]
+)
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_passages_read_together_are_read_alone_too_where_they_are_compared(
+    reader: ReaderKind, reading: Reading, mode: GateMode
+) -> None:
+    """`alone_logp` is `token_logp` of the same weights that read one at a time, without gradient; `pdist` and `emdr2`
+    are what it and the joint reading make of them."""
+    pages = [tiny_document([[f"pilot {i} was {n} ." for i in range(3)]], f"{n}.pdf") for n in range(6)]
+    rows = [Question(row["question"], tuple(row.get("answers", [row.get("answer")]))) for row in ROWS]
+    one, all_ = (
+        tiny_rag(config=RAGConfig(k=3, precision="float32", mode=mode, reading=how), reader=reader)
+        for how in ("marginal", reading)
+    )
+    for system in (one, all_):
+        system.index(pages)
+    single, fused = one.terms(rows, 3, mode), all_.terms(rows, 3, mode, alone=True)
+    torch.testing.assert_close(fused.alone_logp, single.token_logp.detach())
+    assert not fused.alone_logp.requires_grad
+    assert not torch.allclose(fused.token_logp, single.token_logp, atol=1e-3)
+    pdist, emdr2 = OBJECTIVES["pdist"], OBJECTIVES["emdr2"]
+    torch.testing.assert_close(pdist(fused, Options()), pdist(single, Options()))
+    share = fused.prior_logp.exp() / fused.prior_logp.exp().sum(1, keepdim=True)
+    likely = single.answer_logp.exp()
+    torch.testing.assert_close(
+        emdr2(fused, Options()), -fused.answer_logp[:, 0] - (share * likely).sum(1).log(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("objective", [{"reader": 1, "pdist": 1}, "emdr2", "emdr2_token", "loop", "contrastive"])
+def test_a_retriever_learns_from_passages_alone_beside_a_reader_of_all(objective: str | dict[str, float]) -> None:
+    """Atlas' recipe, and EMDR²'s: a reader of all K learns where one of the objectives teaches it."""
+    rag = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="fid"), reader="t5")
+    rag.index([tiny_document([[f"pilot {i} was {n} ." for i in range(3)]], f"{n}.pdf") for n in range(6)])
+    for row in quick(rag, objective=objective).history:
+        assert row["gradient_retriever"] > 0
+        assert (row["gradient_generator"] > 0) == (objective not in ("loop", "contrastive"))
 
 
 def test_an_objective_that_teaches_only_what_is_frozen_says_so(rag: RAG) -> None:
