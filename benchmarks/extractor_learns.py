@@ -48,7 +48,7 @@ from torch import Tensor
 
 from e2erag import RAG
 from e2erag.artefact import write_file, write_folder
-from e2erag.extract import Document, Extraction, Extractor, ExtractorConfig, read
+from e2erag.extract import Document, Extraction, Extractor, ExtractorConfig, GateMode, read
 from e2erag.questions import Question, read_questions
 from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
@@ -97,8 +97,10 @@ class Size:
             is shut.
         hidden: width of the extractor's network.
         prior_weight: α of log π; 0 leaves the gates alone to learn.
-        objective, epochs, batch_size, refresh_every, gate_weight, keep_rate, token_price, gate_clip, gate_explore,
-            lr_extractor: `FitConfig`'s.
+        paths: of the keep gates, those that learn; the others stay open.
+        straight_through: with "sample" gates, hard ones going forward.
+        objective, epochs, batch_size, refresh_every, gates, gate_weight, keep_rate, token_price, gate_clip,
+            gate_explore, lr_extractor: `FitConfig`'s.
     """
 
     corpus: str = "squad"
@@ -118,10 +120,13 @@ class Size:
     calibrate: int = 0
     hidden: int = 24
     prior_weight: float = 0.0
+    paths: tuple[str, ...] = ("retrieve", "read")
+    straight_through: bool = False
     objective: str = "marginal"
     epochs: int = 1
     batch_size: int = 8
     refresh_every: int = 6
+    gates: GateMode = "soft"
     gate_weight: float = 0.3
     keep_rate: float = 0.5
     token_price: float = 0.0
@@ -132,9 +137,10 @@ class Size:
     @property
     def candidates(self) -> ExtractorConfig:
         """For articles windows and nothing else, and no line that travels with them."""
-        if self.corpus == "reports":
-            return ExtractorConfig(hidden=self.hidden, sizes=self.sizes, max_tokens=self.tokens)
-        return ExtractorConfig(hidden=self.hidden, identity_lines=0, sizes=self.sizes, kinds=(), max_tokens=self.tokens)
+        c = ExtractorConfig(
+            hidden=self.hidden, sizes=self.sizes, max_tokens=self.tokens, straight_through=self.straight_through
+        )
+        return c if self.corpus == "reports" else replace(c, identity_lines=0, kinds=())
 
 
 REPORTS = Size(
@@ -245,14 +251,31 @@ class Labelled(Extractor):
         return super().forward(layout, text, page)._replace(retrieve=self.logits, read=self.logits)
 
 
+class Partly(Extractor):
+    """An extractor of which only some keep gates learn: the others stay open."""
+
+    def __init__(self, config: ExtractorConfig, paths: Sequence[str]) -> None:
+        super().__init__(config)
+        self.open = [name for name in GATES if name not in paths]
+
+    def forward(self, layout: Tensor, text: Tensor, page: Tensor) -> Extraction:
+        out = super().forward(layout, text, page)
+        return out._replace(**{name: torch.full_like(out.read, self.config.open_logit) for name in self.open})
+
+
 def system(seed: int, size: Size, reader: Path | None) -> RAG:
     """Pretrained models and an extractor of which nothing has learned yet; `reader` knows the form of answers."""
-    return RAG.from_pretrained(
+    rag = RAG.from_pretrained(
         seed=seed,
         generator=reader or GENERATOR,
         extractor=size.candidates,
         retrieval=RetrieverConfig(prior_weight=size.prior_weight, temperature=size.temperature),
     )
+    if set(size.paths) != set(GATES):
+        whole = rag.model.extractor
+        rag.model.extractor = Partly(whole.config, size.paths)
+        rag.model.extractor.load_state_dict(whole.state_dict())
+    return rag
 
 
 def teach(seed: int, size: Size, form: Print, folder: Path) -> Path:
@@ -287,7 +310,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         config = FitConfig(
             objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
             mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, keep_rate=size.keep_rate,
-            gate_weight=size.gate_weight, token_price=size.token_price, gate_clip=size.gate_clip,
+            gates=size.gates, gate_weight=size.gate_weight, token_price=size.token_price, gate_clip=size.gate_clip,
             gate_explore=size.gate_explore, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
             folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
@@ -365,8 +388,17 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1, 2, ... degrees of freedom
 
 
 def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[str, object]:
-    """The figures that the benchmark is for, each as [mean, low, high] over the seeds."""
+    """The figures that the benchmark is for, each as [mean, low, high] over the seeds: every arm's recall, likelihood
+    and tokens; the gap between its hard gates and its soft ones; and what gates learned."""
     figures: dict[str, object] = {}
+    for arm in ARMS:
+        cells = [seed[arm] for seed in results.values() if arm in seed]
+        if cells:
+            figures[arm] = {
+                name: {mode: interval([cell[mode][name] for cell in cells]) for mode in ("soft", "hard")}
+                | {"hard - soft": interval([cell["hard"][name] - cell["soft"][name] for cell in cells])}
+                for name in ("recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored")
+            }
     for arm in ("extractor", "both"):
         for mode in ("soft", "hard"):
             cells = [seed for seed in results.values() if arm in seed]
