@@ -333,6 +333,12 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             "raise k, or freeze retriever",
             stacklevel=3,
         )
+    if rag.model.extractor.config.straight_through and config.gates != "sample":
+        warnings.warn(
+            f"ExtractorConfig.straight_through is of gates that are drawn, and gates={config.gates!r}: set "
+            'gates="sample", or leave it out',
+            stacklevel=3,
+        )
     if config.calibrate:
         check_reading(rag)
     if config.refresh_device is not None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -437,6 +438,18 @@ def test_a_retriever_learns_from_passages_alone_beside_a_reader_of_all(objective
     for row in quick(rag, objective=objective).history:
         assert row["gradient_retriever"] > 0
         assert (row["gradient_generator"] > 0) == (objective not in ("loop", "contrastive"))
+
+
+@pytest.mark.parametrize(("gates", "told"), [("soft", 1), ("sample", 0)])
+def test_straight_through_gates_that_are_not_drawn_are_warned_of(gates: GateMode, told: int) -> None:
+    """Soft ones have no hard value to go forward with."""
+    config = ExtractorConfig(text_dim=32, hidden=16, sizes=(2, 4), straight_through=True)
+    rag = tiny_rag(extractor=config)
+    rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(rag, gates=gates)
+    assert sum("straight_through is of gates that are drawn" in str(each.message) for each in caught) == told
 
 
 def test_an_objective_that_teaches_only_what_is_frozen_says_so(rag: RAG) -> None:
