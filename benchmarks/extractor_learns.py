@@ -113,9 +113,9 @@ class Size:
     sizes: tuple[int, ...] = (1000,)
     tokens: int = 128
     k: int = 2
-    k_learning: int = 4
-    mined: int = 0
-    negatives: int = 0
+    k_learning: int = 3
+    mined: int = 1
+    negatives: int = 16
     temperature: float = 0.05
     calibrate: int = 0
     hidden: int = 24
@@ -145,8 +145,7 @@ class Size:
 
 REPORTS = Size(
     corpus="reports", tokens=254, hidden=48, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0,
-    k_learning=3, mined=1, negatives=16, calibrate=64, epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8,
-    gate_weight=0.3, lr_extractor=3e-2,
+    calibrate=64, epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, lr_extractor=3e-2,
 )  # fmt: skip
 """Candidates as in `make demo`; of four passages read one is mined. There `fit`'s defaults, which differ in k_learning,
 mined, negatives, token_price, gate_clip and gate_explore, do harm to an extractor alone (LOG.md,
