@@ -5,9 +5,11 @@ index. It is taught by the answer's loss alone, along three paths: the retrieval
 embedding, the span prior through p(z|x), the reading gates through the generator's attention.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,14 +45,17 @@ class ExtractorConfig:
         max_tokens: of a candidate, with what it carries, as the retriever's tokenizer counts.
         max_per_page: candidates that begin on a page; where there are more, the smallest windows are thinned.
         identity_lines: first lines of a document that may travel with its passages.
-        open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`).
-        threshold: a line is kept in hard mode when σ(logit) exceeds it.
+        open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`). Positive:
+            more open than shut.
+        threshold: a line is kept in hard mode when σ(logit) exceeds it. From σ(open_logit) = .82 on, an extractor that
+            has learned nothing keeps no line.
         carry_threshold: likewise, a line that may travel does. Low, because a line too many costs its tokens, and one
             too few, where it names its document, all of the document's passages.
         cut_threshold: a gap is cut in hard mode when σ(cut) exceeds it. High, because the windows across a cut are
             gone then, while a milder score already ranks them down through the prior.
         cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
-        straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
+        straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back. Others
+            stay as they are: where those of a run are "soft" (`FitConfig.gates`), soft ones are trained.
         chunk: (size, overlap) in tokens makes it the ordinary fixed chunker: nothing is learned, every gate is open,
             no line is carried, and every chunk is as likely as another. See `Extractor.fixed`.
     """
@@ -70,6 +75,33 @@ class ExtractorConfig:
     cut_logit: float = -2.0
     straight_through: bool = False
     chunk: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text_dim", "hidden", "layers", "max_tokens", "max_per_page", "identity_lines"):
+            least = 0 if name in ("layers", "identity_lines") else 1
+            if (given := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {given}")
+        if isinstance(self.sizes, int) or not self.sizes or min(self.sizes) < 1:
+            raise ValueError(
+                f"sizes are window lengths of at least one line, got {self.sizes!r}: give one or more, as in (4, 8)"
+            )
+        if isinstance(self.kinds, str):
+            raise ValueError(f"kinds is a tuple of names, got the one name {self.kinds!r}: give ({self.kinds!r},)")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                near = get_close_matches(str(kind), KINDS, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KINDS)}"
+                raise ValueError(f"there is no kind of candidates {kind!r}: {hint}")
+        for name in ("threshold", "carry_threshold", "cut_threshold"):
+            if not 0 <= (given := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is what σ(logit) has to exceed: give one in [0, 1], got {given}")
+        if not 0 < self.open_logit < math.inf:
+            raise ValueError(
+                f"open_logit must be positive, so that gates start open, got {self.open_logit}: raise it, and set how "
+                "many lines are kept by threshold"
+            )
+        if not math.isfinite(self.cut_logit):
+            raise ValueError(f"cut_logit must be finite, got {self.cut_logit}: −2 cuts nothing at step 0")
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "ExtractorConfig":

@@ -1,6 +1,8 @@
 """The extractor: open and neutral at first, hard when asked, blind across pages."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +164,31 @@ def test_straight_through_is_hard_forward_and_has_a_slope() -> None:
     assert set(gates.detach().round().tolist()) == {0.0, CLOSED}
     assert logits.grad is not None
     assert (logits.grad != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_per_page": 0}, "max_per_page must be at least 1, got 0"),
+        ({"layers": -1}, "layers must be at least 0, got -1"),
+        ({"threshold": 2.0}, r"threshold is what σ\(logit\) has to exceed: give one in \[0, 1\], got 2.0"),
+        ({"cut_threshold": float("nan")}, r"cut_threshold .* got nan"),
+        ({"open_logit": -1.0}, "open_logit must be positive, so that gates start open, got -1.0: raise it"),
+        ({"cut_logit": float("inf")}, "cut_logit must be finite, got inf"),
+        ({"kinds": ("blok",)}, "no kind of candidates 'blok': did you mean 'block'"),
+        ({"kinds": ("xyz",)}, "no kind of candidates 'xyz': there are block, section, page, table"),
+        ({"kinds": "block"}, r"kinds is a tuple of names, got the one name 'block': give \('block',\)"),
+        ({"sizes": ()}, r"window lengths of at least one line, got \(\): give one or more, as in \(4, 8\)"),
+        ({"sizes": (4, 0)}, r"window lengths of at least one line, got \(4, 0\)"),
+        ({"sizes": 4}, "window lengths of at least one line, got 4"),
+    ],
+)
+def test_what_no_extractor_can_be_made_of_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:
+    """Not on the first document, which may come an hour later; what is right at the edge is taken."""
+    with pytest.raises(ValueError, match=said):
+        ExtractorConfig.__post_init__(SimpleNamespace(**{**asdict(ExtractorConfig()), **wrong}))  # as without beartype
+    edge = {"layers": 0, "identity_lines": 0, "threshold": 0.0, "cut_threshold": 1.0, "kinds": (), "max_per_page": 1}
+    assert ExtractorConfig(**edge) == ExtractorConfig.from_json({**edge, "kinds": []})
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
