@@ -165,10 +165,15 @@ def distinct(passages: Sequence[Passage], left: Sequence[Sequence[tuple[int, ...
     return [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
 
 
-def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:
-    """The ordinary fixed chunker: whole lines up to `size` tokens, over page ends, `overlap` tokens in common."""
+def check_chunk(size: int, overlap: int) -> None:
+    """Raises ValueError where no chunks can be made so."""
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"a chunk has at least one token and overlaps by less than itself, got {size} and {overlap}")
+
+
+def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:
+    """The ordinary fixed chunker: whole lines up to `size` tokens, over page ends, `overlap` tokens in common."""
+    check_chunk(size, overlap)
     n = len(document)
     if tokens is None:
         tokens = _estimated(document, tables=False)[0]

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, distinct, propose
+from e2erag.extract.candidates import KINDS, Kind, Passage, check_chunk, chunks, distinct, propose
 from e2erag.extract.document import Document
 from e2erag.extract.features import LAYOUT_FEATURES, layout_features
 from e2erag.extract.network import PageEncoder, with_neighbours
@@ -102,6 +102,8 @@ class ExtractorConfig:
             )
         if not math.isfinite(self.cut_logit):
             raise ValueError(f"cut_logit must be finite, got {self.cut_logit}: −2 cuts nothing at step 0")
+        if self.chunk is not None:
+            check_chunk(*self.chunk)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "ExtractorConfig":
@@ -158,7 +160,15 @@ class Extractor(nn.Module):
     def fixed(cls, size: int, overlap: int = 0, text_dim: int = 384) -> "Extractor":
         """The ordinary fixed chunker with the same interface: whole lines up to `size` tokens, `overlap` in common.
 
-        The baseline that training is held against: it runs on over pages, keeps every line and learns nothing."""
+        The baseline that training is held against: it runs on over pages, keeps every line and learns nothing.
+
+        Args:
+            size, overlap: in tokens, as the retriever's tokenizer counts them; alone, four characters are one.
+            text_dim: width of the retriever's word embeddings, where it goes into a `RAG`.
+
+        Raises:
+            ValueError: a chunk of no token, or one that overlaps by all of itself.
+        """
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
