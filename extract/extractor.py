@@ -175,6 +175,11 @@ class Extractor(nn.Module):
         """`extractor(document)` is `extractor.passages(document)`; with tensors it is `forward`, as in any module."""
         if inputs and isinstance(inputs[0], Document):
             return self.passages(*inputs, **named)
+        if inputs and not isinstance(inputs[0], Tensor):
+            raise TypeError(
+                f"an extractor takes a document that was read, got {inputs[0]!r:.80}: read the file first, "
+                "extractor(e2erag.extract.read(path))"
+            )
         return super().__call__(*inputs, **named)
 
     @contextmanager

@@ -1,6 +1,7 @@
 """The extractor: open and neutral at first, hard when asked, blind across pages."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -274,6 +275,13 @@ def test_called_with_a_document_it_proposes_passages() -> None:
     """The short form of `propose`, beside the module's own call."""
     document = tiny_document([["the pilot", "seats 4", "engine"]])
     assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
+
+
+@pytest.mark.parametrize("given", ["x.pdf", Path("x.pdf"), [tiny_document([["the pilot"]])]])
+def test_what_is_not_read_yet_is_told_how(given: object) -> None:
+    """A path, and several documents at once: the error says to read, and what it takes."""
+    with pytest.raises(TypeError, match=r"takes a document that was read, got .*: read the file first"):
+        Extractor(CONFIG)(given)
 
 
 def test_a_document_alone_is_judged_by_its_layout() -> None:
