@@ -55,7 +55,8 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """What is read of it, a line per unit: words that a line's end hyphenates are whole (`Document.texts`)."""
+        """All of its lines, a line per unit, whatever gates say of them: words that a line's end hyphenates are whole
+        (`Document.texts`)."""
         texts = self.document.texts
         own = texts if self.reading == "lines" else table_texts(self.document, self.reading)
         rows = [texts[i] for i in self.carried] + [own[i] for i in range(self.start, self.stop)]

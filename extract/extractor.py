@@ -336,9 +336,10 @@ class Extractor(nn.Module):
     ) -> list[Passage]:
         """The candidate passages of a document by hard gates and cuts, as an index of it alone would hold them.
 
-        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. Its
-        text is that of all its lines: which of them are dropped, and which carried ones do travel, `judge` and
-        `log_gates(…, "hard")` say. Untrained, every line is kept and nothing is cut.
+        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. But
+        its text is that of all its lines, also of those that hard gates shut: gates act on what a system stores and
+        reads. Which lines they drop, and which carried ones do travel, `judge` and `log_gates(…, "hard")` say.
+        Untrained, every line is kept and nothing is cut.
 
         Args:
             text: a feature per line, of the kind that it was trained with. In a `RAG` that is the retriever's own:
