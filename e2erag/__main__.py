@@ -5,15 +5,17 @@ e2erag demo | extract | index | add | delete | fit | ask | evaluate
 
 import logging
 import sys
+from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
 from e2erag.artefact import check_folder, write_file
 from e2erag.config import RAGConfig
@@ -29,6 +31,25 @@ from e2erag.train import FitConfig
 from e2erag.train.parallel import check_started, over_ranks
 
 
+class Parser(ArgumentParser):
+    """Takes `files` as a shell expands a pattern, one after the other; as one text or a list they come too."""
+
+    def _get_nargs_pattern(self, action: Action) -> str:
+        if _is_files(action):
+            action = copy(action)  # itself it stays a single value, which in a YAML file may be one text
+            action.nargs = "+"
+        return str(super()._get_nargs_pattern(action))
+
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        given = [text for text in arg_strings if text != "--"]
+        several = _is_files(action) and len(given) > 1
+        return given if several else super()._get_values(action, arg_strings)
+
+
+def _is_files(action: Action) -> bool:
+    return action.dest == "files" and not action.option_strings
+
+
 def fit(
     files: str | list[str],
     questions: str,
@@ -41,13 +62,15 @@ def fit(
     answering: RAGConfig = RAGConfig(),  # noqa: B008
     index: IndexConfig = IndexConfig(),  # noqa: B008
     settings: FitConfig = FitConfig(),  # noqa: B008
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
 
     On several devices: `torchrun --nproc-per-node 4 -m e2erag fit …`; batch_size is that of each process.
 
     Args:
-        files: paths, globs or folders of PDFs.
+        files: one or several paths, globs or folders of PDFs.
         questions: a jsonl file with `question` and `answers`.
         out: folder of the trained system.
         system: a saved system to go on from; else the two models below.
@@ -58,6 +81,9 @@ def fit(
         answering: how a new system searches and answers.
         index: where the index of a system to go on from lies, and how it is searched; a new one's is answering.index.
         settings: of the run.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     if system is not None and (retrieval, generation, answering) != (RetrieverConfig(), GeneratorConfig(), RAGConfig()):
         raise ValueError(
@@ -77,7 +103,7 @@ def fit(
     )
     check_started(rag)
     with over_ranks(rag):
-        rag.index(files)
+        rag.index(files, seconds=seconds, memory=memory)
     run = rag.fit(questions, settings)
     if rank() == 0:
         rag.save_pretrained(out)
@@ -95,13 +121,15 @@ def index(
     generation: GeneratorConfig = GeneratorConfig(),  # noqa: B008
     answering: RAGConfig = RAGConfig(),  # noqa: B008
     cache: str | None = None,
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Index files with pretrained models, untrained, and save the system.
 
     With --answering.index.folder rows are written there while they are made; killed, the same call goes on.
 
     Args:
-        files: paths, globs or folders.
+        files: one or several paths, globs or folders.
         out: folder of the system.
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
@@ -109,28 +137,40 @@ def index(
         generation: how its reader reads.
         answering: how it searches and answers.
         cache: a folder that keeps what was read, so that a file is read once.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("e2erag").setLevel(logging.INFO)  # what a build will take
     rag = RAG.from_pretrained(
         retriever=retriever, generator=generator, retrieval=retrieval, generation=generation, config=answering
     )
-    failed = rag.index(files, cache=cache)
+    failed = rag.index(files, cache=cache, seconds=seconds, memory=memory)
     rag.save_pretrained(out)
     documents = len(rag.corpus.documents) if rag.corpus is not None else 0
     print(f"{documents} documents indexed, {len(failed)} files couldn't be read; saved to {out}")
 
 
-def add(system: str, files: str | list[str], cache: str | None = None) -> None:
+def add(
+    system: str,
+    files: str | list[str],
+    cache: str | None = None,
+    seconds: float | None = None,
+    memory: int | None = None,
+) -> None:
     """Index files beside those of a saved system, in place of what they were before, and save it.
 
     Args:
         system: a saved system.
-        files: paths, globs or folders; those whose bytes are indexed already are passed by.
+        files: one or several paths, globs or folders; those whose bytes are indexed already are passed by.
         cache: a folder that keeps what was read, so that a file is read once.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     with _changed(system) as rag:
-        done = rag.add(files, cache=cache)
+        done = rag.add(files, cache=cache, seconds=seconds, memory=memory)
     print(
         f"{done.added} documents added, {done.replaced} of them in place of another; {done.unchanged} files unchanged, "
         f"{len(done.failed)} couldn't be read"
@@ -142,7 +182,7 @@ def delete(system: str, files: str | list[str]) -> None:
 
     Args:
         system: a saved system.
-        files: their names, as they were indexed.
+        files: one or several of their names, as they were indexed.
     """
     with _changed(system) as rag:
         gone = rag.delete(files)
@@ -173,19 +213,24 @@ def extract(
     workers: int | None = None,
     engine: str | None = None,
     pages: int = 3,
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Read files and report what could not be read; with a system, show what its extractor keeps of them.
 
     The exit code is 0 where every file was read, 3 where some were, 1 where none was.
 
     Args:
-        files: paths, globs or folders.
+        files: one or several paths, globs or folders.
         out: a folder for what is read as Markdown, a file per document; with a system for its report, index.html.
         system: a saved system, whose extractor judges every line.
         cache: a folder that keeps what was read, so that a file is read once.
         workers: processes to read in; one per core if not given, and with 0 none, and no limits of time and memory.
         engine: pypdf or pypdfium2, to read PDFs with; the faster one where it is installed.
         pages: of each document, how many are drawn and shown (with a system).
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     documents: list[Document] = []
 
@@ -196,7 +241,8 @@ def extract(
             # The digest keeps two files of one name apart.
             write_file(Path(out) / f"{document.name}.{document.sha256[:8]}.md", document.to_markdown())
 
-    report = read_report(files, take, cache=cache, workers=workers, engine=engine)
+    reading = {"cache": cache, "workers": workers, "engine": engine, "seconds": seconds, "memory": memory}
+    report = read_report(files, take, **reading)
     print(report)
     if documents:
         rag = RAG.from_pretrained(system, index=IndexConfig())
@@ -225,7 +271,13 @@ def ask(system: str, question: str) -> None:
 
 
 def evaluate(
-    system: str, questions: str, files: str | list[str] | None = None, json: str | None = None, both: bool = True
+    system: str,
+    questions: str,
+    files: str | list[str] | None = None,
+    json: str | None = None,
+    both: bool = True,
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Recall of the gold page, exact match and F1 over a question file, with soft and hard gates side by side.
 
@@ -235,10 +287,13 @@ def evaluate(
         files: what to index first; else what the system has indexed.
         json: a file for the figures.
         both: whether to index and ask in the other gate mode too, where that makes a difference.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
-        rag.index(files)
+        rag.index(files, seconds=seconds, memory=memory)
     result = evaluate_system(rag, Path(questions), both=both)
     print(result)
     if json is not None:
@@ -251,7 +306,7 @@ def main() -> None:
         commands: dict[str, Any] = {
             each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)
         }
-        auto_cli(commands, as_positional=True)
+        auto_cli(commands, as_positional=True, parser_class=Parser)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
         raise SystemExit(f"e2erag: {text}") from None

@@ -2,7 +2,9 @@
 
 import sys
 from dataclasses import fields
+from json import dumps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +116,41 @@ def test_documents_come_and_go_in_a_saved_system(
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(
         ["encoder", "reader", "system", *(["w"] if where else [])]
     )
+
+
+@pytest.mark.parametrize("command", ["extract", "index", "add"])
+@pytest.mark.parametrize("door", ["shell", "list", "yaml", "yaml of one"])
+def test_files_come_one_after_the_other(
+    command: str, door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell expands a pattern, and as one text or a list from elsewhere; with limits of what reads them."""
+    seen: dict[str, Any] = {}
+
+    def read_of(files: Any, *_: Any, **reading: Any) -> None:
+        seen.update(reading, files=files)
+        raise Asked
+
+    monkeypatch.setattr("e2erag.__main__.read_report", read_of)
+    monkeypatch.setattr(RAG, "from_pretrained", lambda *_, **__: SimpleNamespace(index=read_of, add=read_of))
+    system = str(tmp_path / "system")
+    if command == "add":
+        tiny_rag().save_pretrained(system)
+    files = ["a.html", "b [1].md", "*.txt"]
+    given: list[str] = {"shell": files, "list": [dumps(files[::2])]}.get(door, [])
+    if door.startswith("yaml"):
+        (tmp_path / "run.yaml").write_text(f"files: {files if door == 'yaml' else files[0]}\n")
+        given = [f"--config={tmp_path / 'run.yaml'}"]
+    place = [system] if command == "index" else []  # behind the files
+    if place and door.startswith("yaml"):
+        with open(tmp_path / "run.yaml", "a") as file:
+            file.write(f"out: {place.pop()}\n")
+    first = [system] if command == "add" else []
+    limits = ["--seconds=9.5", "--memory=3000000000"]
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, *limits, *first, *given, *place])
+    with pytest.raises(Asked):
+        main()
+    assert seen["files"] == {"shell": files, "list": files[::2], "yaml": files, "yaml of one": files[0]}[door]
+    assert (seen["seconds"], seen["memory"]) == (9.5, 3_000_000_000)
 
 
 @pytest.mark.parametrize(("good", "broken", "code"), [(2, 0, 0), (2, 1, 3), (0, 1, 1)])
