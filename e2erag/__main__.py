@@ -21,7 +21,7 @@ from e2erag.artefact import check_folder, write_file
 from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import evaluate as evaluate_system
-from e2erag.extract import Document, read_report
+from e2erag.extract import Document, Report, read_report
 from e2erag.generator import GeneratorConfig
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
@@ -30,9 +30,17 @@ from e2erag.retriever.ranks import join, rank
 from e2erag.train import FitConfig
 from e2erag.train.parallel import check_started, over_ranks
 
+EXIT_CODES = (
+    "exit code of extract, index and add: 0 where every file was read, 3 where some were, 1 where none was; "
+    "1 of any command that failed, and 2 of one that was called in a way it can't be"
+)
+
 
 class Parser(ArgumentParser):
     """Takes `files` as a shell expands a pattern, one after the other; as one text or a list they come too."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, epilog=EXIT_CODES, **named)
 
     def _get_nargs_pattern(self, action: Action) -> str:
         if _is_files(action):
@@ -126,7 +134,8 @@ def index(
 ) -> None:
     """Index files with pretrained models, untrained, and save the system.
 
-    With --answering.index.folder rows are written there while they are made; killed, the same call goes on.
+    With --answering.index.folder rows are written there while they are made; killed, the same call goes on. The exit
+    code is as for `extract`; where no file was read, nothing is saved.
 
     Args:
         files: one or several paths, globs or folders.
@@ -150,6 +159,7 @@ def index(
     rag.save_pretrained(out)
     documents = len(rag.corpus.documents) if rag.corpus is not None else 0
     print(f"{documents} documents indexed, {len(failed)} files couldn't be read; saved to {out}")
+    _end(Report(documents, failed))
 
 
 def add(
@@ -160,6 +170,8 @@ def add(
     memory: int | None = None,
 ) -> None:
     """Index files beside those of a saved system, in place of what they were before, and save it.
+
+    The exit code is as for `extract`; a file whose bytes are indexed already counts as read.
 
     Args:
         system: a saved system.
@@ -175,6 +187,7 @@ def add(
         f"{done.added} documents added, {done.replaced} of them in place of another; {done.unchanged} files unchanged, "
         f"{len(done.failed)} couldn't be read"
     )
+    _end(Report(done.added + done.replaced + done.unchanged, done.failed))
 
 
 def delete(system: str, files: str | list[str]) -> None:
@@ -253,6 +266,11 @@ def extract(
         print("\n" + "\n".join(map(str, [saved(rag), *dropped(rag)])))
         if out is not None:
             print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages)}")
+    _end(report)
+
+
+def _end(report: Report) -> None:
+    """With the exit code that says whether all files were read, some or none."""
     if report.exit_code:
         raise SystemExit(report.exit_code)
 

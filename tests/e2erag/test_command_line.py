@@ -15,7 +15,7 @@ from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
 from e2erag.generator import GeneratorConfig
 from e2erag.retriever import ExactIndex, IndexConfig, RetrieverConfig
-from e2erag.testing import tiny_rag
+from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import FitConfig
 
 
@@ -179,6 +179,47 @@ def test_extracts_exit_code_says_whether_a_folder_was_read(
     assert f"failed   | {broken} file{'s' * (broken != 1)}\n" in told
     assert all(f"b{n}.pdf | is damaged or cut off" in told for n in range(broken))
     assert len(list(tmp_path.glob("out/*.md"))) == good
+
+
+@pytest.mark.parametrize("command", ["index", "add"])
+@pytest.mark.parametrize(("good", "broken", "code"), [(1, 0, 0), (1, 1, 3), (0, 2, 1)])
+def test_what_is_indexed_of_files_is_an_exit_code_too(
+    command: str, good: int, broken: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same three as of `extract`; of `add` also where what could be read was there already."""
+    tiny = tiny_rag()
+    tiny.model.retriever.passage.model.save(str(tmp_path / "encoder"))
+    tiny.model.generator.save(tmp_path / "reader")
+    files = [tmp_path / f"{n}.{'txt' if n < good else 'pdf'}" for n in range(good + broken)]
+    for file in files:
+        file.write_bytes(b"%PDF-1.7\n" if file.suffix == ".pdf" else b"the pilot was 85")
+    if command == "add":
+        tiny.index([tiny_document([["seats 4"]])])
+        tiny.save_pretrained(tmp_path / "system")
+    models = [f"--retriever={tmp_path / 'encoder'}", f"--generator={tmp_path / 'reader'}"]
+    system, names = str(tmp_path / "system"), [str(file) for file in files]
+    given = {"index": [*models, *names, system], "add": [system, *names]}[command]
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, *given])
+    for _ in range(2 if command == "add" else 1):
+        ended: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            ended = 1 if isinstance(error.code, str) else error.code  # a text is printed, and ends with 1
+        assert ended == code
+    assert (tmp_path / "system").exists() == (command == "add" or good > 0)
+
+
+@pytest.mark.parametrize("command", ["extract", "index", "add"])
+def test_help_says_the_exit_codes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the flags."""
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "0 where every file was read, 3 where some were, 1 where none was" in told
 
 
 @pytest.mark.parametrize("settings", [FitConfig, GeneratorConfig, IndexConfig, RAGConfig, RetrieverConfig])
