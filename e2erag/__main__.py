@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +18,13 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
 
-from e2erag.artefact import check_folder, write_file
+from e2erag.artefact import check_folder, check_place, check_target, write_file
 from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import evaluate as evaluate_system
-from e2erag.extract import Document, Report, read_report
+from e2erag.extract import Document, Report, read_report, stream
 from e2erag.generator import GeneratorConfig
+from e2erag.questions import read_questions
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import IndexConfig, RetrieverConfig
@@ -56,6 +58,31 @@ class Parser(ArgumentParser):
 
 def _is_files(action: Action) -> bool:
     return action.dest == "files" and not action.option_strings
+
+
+class UsageError(ValueError):
+    """A command that was called in a way it can't be."""
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """What is refused in here was asked for wrongly, and ends with 2; nothing has been read yet."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(error) from None
+
+
+def _check_system(folder: str) -> None:
+    check_folder(Path(folder), hashes=False)
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} holds no system: give a folder that `e2erag index` or `e2erag fit` wrote")
+
+
+def _reading(**given: Any) -> dict[str, Any]:
+    """Options of reading, of which those that can't be are refused before the first file."""
+    stream([], **given).close()
+    return given
 
 
 def fit(
@@ -99,6 +126,11 @@ def fit(
         )
     if system is None and index != IndexConfig():
         raise ValueError("--index is of a --system to go on from, and none came: a new one's is --answering.index")
+    with _asked():
+        check_target(out)
+        reading = _reading(seconds=seconds, memory=memory)
+        if system is not None:
+            _check_system(system)
     join()
     rag = RAG.from_pretrained(
         system,
@@ -111,7 +143,7 @@ def fit(
     )
     check_started(rag)
     with over_ranks(rag):
-        rag.index(files, seconds=seconds, memory=memory)
+        rag.index(files, **reading)
     run = rag.fit(questions, settings)
     if rank() == 0:
         rag.save_pretrained(out)
@@ -150,12 +182,15 @@ def index(
             recognised.
         memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        check_target(out)
+        reading = _reading(cache=cache, seconds=seconds, memory=memory)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("e2erag").setLevel(logging.INFO)  # what a build will take
     rag = RAG.from_pretrained(
         retriever=retriever, generator=generator, retrieval=retrieval, generation=generation, config=answering
     )
-    failed = rag.index(files, cache=cache, seconds=seconds, memory=memory)
+    failed = rag.index(files, **reading)
     rag.save_pretrained(out)
     documents = len(rag.corpus.documents) if rag.corpus is not None else 0
     print(f"{documents} documents indexed, {len(failed)} files couldn't be read; saved to {out}")
@@ -181,8 +216,10 @@ def add(
             recognised.
         memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        reading = _reading(cache=cache, seconds=seconds, memory=memory)
     with _changed(system) as rag:
-        done = rag.add(files, cache=cache, seconds=seconds, memory=memory)
+        done = rag.add(files, **reading)
     print(
         f"{done.added} documents added, {done.replaced} of them in place of another; {done.unchanged} files unchanged, "
         f"{len(done.failed)} couldn't be read"
@@ -205,7 +242,8 @@ def delete(system: str, files: str | list[str]) -> None:
 @contextmanager
 def _changed(system: str) -> Iterator[RAG]:
     """A saved system, saved again in its place when all is done."""
-    check_folder(Path(system), hashes=False)
+    with _asked():
+        _check_system(system)
     kind = RAGConfig.from_json(loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
     if kind.kind == "exact":
         rag = RAG.from_pretrained(system)
@@ -245,20 +283,29 @@ def extract(
             recognised.
         memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        if pages < 0:
+            raise ValueError(f"pages is how many of each document are shown, none or more, got {pages}: 0 shows none")
+        reading = _reading(cache=cache, workers=workers, engine=engine, seconds=seconds, memory=memory)
+        if out is not None:
+            check_place(out)
+        if system is not None:
+            _check_system(system)
+            if out is not None:
+                import_module("e2erag.draw")  # needs Pillow
+    rag = None if system is None else RAG.from_pretrained(system, index=IndexConfig())
     documents: list[Document] = []
 
     def take(document: Document) -> None:
-        if system is not None:
+        if rag is not None:
             documents.append(document)
         elif out is not None:
             # The digest keeps two files of one name apart.
             write_file(Path(out) / f"{document.name}.{document.sha256[:8]}.md", document.to_markdown())
 
-    reading = {"cache": cache, "workers": workers, "engine": engine, "seconds": seconds, "memory": memory}
     report = read_report(files, take, **reading)
     print(report)
-    if documents:
-        rag = RAG.from_pretrained(system, index=IndexConfig())
+    if rag is not None and documents:
         rag.index(documents)
         for document in documents:
             for page in [page.number for page in document.pages if page.units][:pages]:
@@ -282,6 +329,8 @@ def ask(system: str, question: str) -> None:
         system: a saved system.
         question: what to ask.
     """
+    with _asked():
+        _check_system(system)
     answer = RAG.from_pretrained(system).ask(question)
     print(answer.text)
     for citation in answer.citations:
@@ -309,10 +358,16 @@ def evaluate(
             recognised.
         memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        _check_system(system)
+        reading = _reading(seconds=seconds, memory=memory)
+        if json is not None:
+            check_place(Path(json).parent)
+    asked = read_questions(questions)
     rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
-        rag.index(files, seconds=seconds, memory=memory)
-    result = evaluate_system(rag, Path(questions), both=both)
+        rag.index(files, **reading)
+    result = evaluate_system(rag, asked, both=both)
     print(result)
     if json is not None:
         write_file(Path(json), dumps(result.to_json(), indent=2) + "\n")
@@ -325,6 +380,9 @@ def main() -> None:
             each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)
         }
         auto_cli(commands, as_positional=True, parser_class=Parser)
+    except UsageError as error:
+        print(f"e2erag: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
         raise SystemExit(f"e2erag: {text}") from None

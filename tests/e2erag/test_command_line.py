@@ -13,6 +13,7 @@ from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
+from e2erag.artefact import write_folder
 from e2erag.generator import GeneratorConfig
 from e2erag.retriever import ExactIndex, IndexConfig, RetrieverConfig
 from e2erag.testing import tiny_document, tiny_rag
@@ -208,6 +209,49 @@ def test_what_is_indexed_of_files_is_an_exit_code_too(
             ended = 1 if isinstance(error.code, str) else error.code  # a text is printed, and ends with 1
         assert ended == code
     assert (tmp_path / "system").exists() == (command == "add" or good > 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("extract {a} --system nosys", "nosys is not a folder, and a saved folder was expected there"),
+        ("extract {a} --system {other}", "other holds no system: give a folder that `e2erag index` or"),
+        ("extract {a} --out {a}/x", "a.txt/x was to be written below it. Choose another place"),
+        ("extract {a} --out {a}", "a.txt is a file, and a folder was to be written there. Choose another place"),
+        ("extract {a} --cache {a}", "a.txt is a file or lies below one, and what was read is kept in a folder"),
+        ("extract {a} --pages -1", "pages is how many of each document are shown, none or more, got -1"),
+        ("extract {a} --memory -1", "workers, seconds and memory are positive, got"),
+        ("index {a} {a}/x", "a.txt/x was to be written below it. Choose another place"),
+        ("index {a} {foreign}", "foreign is not empty and not a folder that e2erag saved"),
+        ("index {a} out --cache {a}/x", "a.txt/x is a file or lies below one, and what was read is kept"),
+        ("fit {a} q.jsonl {foreign}", "foreign is not empty and not a folder that e2erag saved"),
+        ("fit {a} q.jsonl out --system nosys", "nosys is not a folder"),
+        ("add nosys {a}", "nosys is not a folder"),
+        ("add {other} {a}", "other holds no system"),
+        ("delete nosys {a}", "nosys is not a folder"),
+        ("ask nosys why", "nosys is not a folder"),
+        ("evaluate nosys q.jsonl", "nosys is not a folder"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_told_before_anything_is_read(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the way out, and exit code 2."""
+    (tmp_path / "a.txt").write_text("the pilot was 85")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    with write_folder(tmp_path / "other") as folder:
+        (folder / "x").write_text("x")
+    for name in ("e2erag.__main__.read_report", "e2erag.rag.take"):
+        monkeypatch.setattr(name, None)
+    monkeypatch.setattr(RAG, "from_pretrained", None)
+    places = {"a": tmp_path / "a.txt", "foreign": tmp_path / "foreign", "other": tmp_path / "other"}
+    monkeypatch.setattr(sys, "argv", ["e2erag", *command.format(**places).split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "foreign" / "thesis.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("command", ["extract", "index", "add"])
