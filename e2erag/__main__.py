@@ -31,6 +31,7 @@ from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.retriever.ranks import join, rank
 from e2erag.train import FitConfig
 from e2erag.train.parallel import check_started, over_ranks
+from e2erag.view import Gate
 
 EXIT_CODES = (
     "exit code of extract, index and add: 0 where every file was read, 3 where some were, 1 where none was; "
@@ -264,6 +265,7 @@ def extract(
     workers: int | None = None,
     engine: str | None = None,
     pages: int = 3,
+    gate: Gate = "read",
     seconds: float | None = None,
     memory: int | None = None,
 ) -> None:
@@ -279,6 +281,8 @@ def extract(
         workers: processes to read in; one per core if not given, and with 0 none, and no limits of time and memory.
         engine: pypdf or pypdfium2, to read PDFs with; the faster one where it is installed.
         pages: of each document, how many are drawn and shown (with a system).
+        gate: that tints the report's lines: read (what the generator sees), retrieve (what is found by) or carry (what
+            travels with other passages, which is shown in the terminal too).
         seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
             recognised.
         memory: bytes that a process which reads may have; 2147483648 if not given.
@@ -309,10 +313,10 @@ def extract(
         rag.index(documents)
         for document in documents:
             for page in [page.number for page in document.pages if page.units][:pages]:
-                print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty()))
+                print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty(), gate=gate))
         print("\n" + "\n".join(map(str, [saved(rag), *dropped(rag)])))
         if out is not None:
-            print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages)}")
+            print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages, gate)}")
     _end(report)
 
 

@@ -221,6 +221,7 @@ def test_what_is_indexed_of_files_is_an_exit_code_too(
         ("extract {a} --cache {a}", "a.txt is a file or lies below one, and what was read is kept in a folder"),
         ("extract {a} --pages -1", "pages is how many of each document are shown, none or more, got -1"),
         ("extract {a} --memory -1", "workers, seconds and memory are positive, got"),
+        ("extract {a} --gate red", "Got value: red"),
         ("index {a} {a}/x", "a.txt/x was to be written below it. Choose another place"),
         ("index {a} {foreign}", "foreign is not empty and not a folder that e2erag saved"),
         ("index {a} out --cache {a}/x", "a.txt/x is a file or lies below one, and what was read is kept"),
@@ -252,6 +253,20 @@ def test_what_is_asked_for_wrongly_is_told_before_anything_is_read(
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
     assert (tmp_path / "foreign" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_reports_gate_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal and in the folder; the system stays as it is."""
+    (tmp_path / "a.txt").write_text("the pilot was 85\nseats 4")
+    tiny_rag().save_pretrained(tmp_path / "system")
+    given = [str(tmp_path / "a.txt"), f"--system={tmp_path / 'system'}", f"--out={tmp_path / 'out'}", "--gate=carry"]
+    monkeypatch.setattr(sys, "argv", ["e2erag", "extract", *given])
+    main()
+    assert "a.txt, page 1: finding | reading | carrying" in capsys.readouterr().out
+    assert "soft gates for carrying" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "0001-0001.png").is_file()
 
 
 @pytest.mark.parametrize("command", ["extract", "index", "add"])
