@@ -1,6 +1,6 @@
 """Reading PDFs: whether the words are right, and how long it takes, page by page in one run.
 
-    python benchmarks/extraction.py [FOLDER ...] [--quick] [--json FILE]
+    python benchmarks/extraction.py [FOLDER | PDF ...] [--quick] [--json FILE]
 
     word_f1           words of the pypdf engine against those of PDFium's own text, one bag per page, over all
                       born-digital pages: those where PDFium finds 20 words or more and not mostly invisible ones (OCR)
@@ -11,9 +11,9 @@
     fast_speedup      time of the pypdf engine over that of the pypdfium2 engine, both up to lines
     cache_speedup     time to read files the first time over that of the second, from the cache
 
-Without folders it takes those of ../shared/data, or examples/ntsb where there are none. Times are processor time of one
-thread; the engines take turns on every page. On both sides words are taken as `lines.clean` gives them: single-spaced,
-ligatures opened, dot leaders dropped.
+Without folders it takes those of ../shared/data, or examples/ntsb where there are none; where there is no such page it
+stops. Times are processor time of one thread; the engines take turns on every page. On both sides words are taken as
+`lines.clean` gives them: single-spaced, ligatures opened, dot leaders dropped.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def folders(named: list[Path]) -> Iterator[tuple[str, list[Path]]]:
         print(f"{SHARED} is not there: taking examples/ntsb")
         named = [ROOT / "examples" / "ntsb"]
     for folder in named or [SHARED / name for name in FOLDERS]:
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".pdf")
+        inside = [folder] if folder.is_file() else folder.rglob("*")
+        files = sorted(path for path in inside if path.suffix.lower() == ".pdf")
         if files:
             yield str(folder.relative_to(SHARED) if folder.is_relative_to(SHARED) else folder), files
         else:
@@ -182,7 +183,7 @@ def shown_row(name: str, figures: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path, help="folders of PDFs")
+    parser.add_argument("folders", nargs="*", type=Path, help="PDFs, or folders of them")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PAGES} pages of each file")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
@@ -203,6 +204,12 @@ def main() -> None:
         by_folder[name] = sums.figures()
         shown_row(name, by_folder[name])
         total.add(sums)
+    if not total.digital:
+        named = ", ".join(map(str, options.folders)) or "what it takes by itself"
+        raise SystemExit(
+            f"there is nothing to compare: of {named} {total.pages} pages could be read, none of them with "
+            f"{BORN_DIGITAL} words or more; name PDFs with text, or folders of them"
+        )
     figures = total.figures()
     shown_row("all", figures)
     print("\nworst files: F1, words that only PDFium has, words that only the pypdf engine has")

@@ -5,28 +5,85 @@ e2erag demo | extract | index | add | delete | fit | ask | evaluate
 
 import logging
 import sys
+from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, auto_cli
 
-from e2erag.artefact import check_folder, write_file
+from e2erag.artefact import check_folder, check_place, check_target, write_file
 from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import evaluate as evaluate_system
-from e2erag.extract import Document, read_report
+from e2erag.extract import Document, Report, read_report, stream
 from e2erag.generator import GeneratorConfig
+from e2erag.questions import read_questions
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.retriever import IndexConfig, RetrieverConfig
 from e2erag.retriever.ranks import join, rank
 from e2erag.train import FitConfig
 from e2erag.train.parallel import check_started, over_ranks
+from e2erag.view import Gate
+
+EXIT_CODES = (
+    "exit code of extract, index and add: 0 where every file was read, 3 where some were, 1 where none was; "
+    "1 of any command that failed, and 2 of one that was called in a way it can't be"
+)
+
+
+class Parser(ArgumentParser):
+    """Takes `files` as a shell expands a pattern, one after the other; as one text or a list they come too."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, epilog=EXIT_CODES, **named)
+
+    def _get_nargs_pattern(self, action: Action) -> str:
+        if _is_files(action):
+            action = copy(action)  # itself it stays a single value, which in a YAML file may be one text
+            action.nargs = "+"
+        return str(super()._get_nargs_pattern(action))
+
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        given = [text for text in arg_strings if text != "--"]
+        several = _is_files(action) and len(given) > 1
+        return given if several else super()._get_values(action, arg_strings)
+
+
+def _is_files(action: Action) -> bool:
+    return action.dest == "files" and not action.option_strings
+
+
+class UsageError(ValueError):
+    """A command that was called in a way it can't be."""
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """What is refused in here was asked for wrongly, and ends with 2; nothing has been read yet."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(error) from None
+
+
+def _check_system(folder: str) -> None:
+    check_folder(Path(folder), hashes=False)
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"{folder} holds no system: give a folder that `e2erag index` or `e2erag fit` wrote")
+
+
+def _reading(**given: Any) -> dict[str, Any]:
+    """Options of reading, of which those that can't be are refused before the first file."""
+    stream([], **given).close()
+    return given
 
 
 def fit(
@@ -41,13 +98,15 @@ def fit(
     answering: RAGConfig = RAGConfig(),  # noqa: B008
     index: IndexConfig = IndexConfig(),  # noqa: B008
     settings: FitConfig = FitConfig(),  # noqa: B008
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Index files, train all three stages on questions, and save the system.
 
     On several devices: `torchrun --nproc-per-node 4 -m e2erag fit …`; batch_size is that of each process.
 
     Args:
-        files: paths, globs or folders of PDFs.
+        files: one or several paths, globs or folders of PDFs.
         questions: a jsonl file with `question` and `answers`.
         out: folder of the trained system.
         system: a saved system to go on from; else the two models below.
@@ -58,6 +117,9 @@ def fit(
         answering: how a new system searches and answers.
         index: where the index of a system to go on from lies, and how it is searched; a new one's is answering.index.
         settings: of the run.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
     if system is not None and (retrieval, generation, answering) != (RetrieverConfig(), GeneratorConfig(), RAGConfig()):
         raise ValueError(
@@ -65,6 +127,11 @@ def fit(
         )
     if system is None and index != IndexConfig():
         raise ValueError("--index is of a --system to go on from, and none came: a new one's is --answering.index")
+    with _asked():
+        check_target(out)
+        reading = _reading(seconds=seconds, memory=memory)
+        if system is not None:
+            _check_system(system)
     join()
     rag = RAG.from_pretrained(
         system,
@@ -77,7 +144,7 @@ def fit(
     )
     check_started(rag)
     with over_ranks(rag):
-        rag.index(files)
+        rag.index(files, **reading)
     run = rag.fit(questions, settings)
     if rank() == 0:
         rag.save_pretrained(out)
@@ -95,13 +162,16 @@ def index(
     generation: GeneratorConfig = GeneratorConfig(),  # noqa: B008
     answering: RAGConfig = RAGConfig(),  # noqa: B008
     cache: str | None = None,
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Index files with pretrained models, untrained, and save the system.
 
-    With --answering.index.folder rows are written there while they are made; killed, the same call goes on.
+    With --answering.index.folder rows are written there while they are made; killed, the same call goes on. The exit
+    code is as for `extract`; where no file was read, nothing is saved.
 
     Args:
-        files: paths, globs or folders.
+        files: one or several paths, globs or folders.
         out: folder of the system.
         retriever: hub id or local folder of a sentence-transformers model.
         generator: hub id or local folder of a language model, causal or encoder–decoder.
@@ -109,32 +179,53 @@ def index(
         generation: how its reader reads.
         answering: how it searches and answers.
         cache: a folder that keeps what was read, so that a file is read once.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        check_target(out)
+        reading = _reading(cache=cache, seconds=seconds, memory=memory)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("e2erag").setLevel(logging.INFO)  # what a build will take
     rag = RAG.from_pretrained(
         retriever=retriever, generator=generator, retrieval=retrieval, generation=generation, config=answering
     )
-    failed = rag.index(files, cache=cache)
+    failed = rag.index(files, **reading)
     rag.save_pretrained(out)
     documents = len(rag.corpus.documents) if rag.corpus is not None else 0
     print(f"{documents} documents indexed, {len(failed)} files couldn't be read; saved to {out}")
+    _end(Report(documents, failed))
 
 
-def add(system: str, files: str | list[str], cache: str | None = None) -> None:
+def add(
+    system: str,
+    files: str | list[str],
+    cache: str | None = None,
+    seconds: float | None = None,
+    memory: int | None = None,
+) -> None:
     """Index files beside those of a saved system, in place of what they were before, and save it.
+
+    The exit code is as for `extract`; a file whose bytes are indexed already counts as read.
 
     Args:
         system: a saved system.
-        files: paths, globs or folders; those whose bytes are indexed already are passed by.
+        files: one or several paths, globs or folders; those whose bytes are indexed already are passed by.
         cache: a folder that keeps what was read, so that a file is read once.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        reading = _reading(cache=cache, seconds=seconds, memory=memory)
     with _changed(system) as rag:
-        done = rag.add(files, cache=cache)
+        done = rag.add(files, **reading)
     print(
         f"{done.added} documents added, {done.replaced} of them in place of another; {done.unchanged} files unchanged, "
         f"{len(done.failed)} couldn't be read"
     )
+    _end(Report(done.added + done.replaced + done.unchanged, done.failed))
 
 
 def delete(system: str, files: str | list[str]) -> None:
@@ -142,7 +233,7 @@ def delete(system: str, files: str | list[str]) -> None:
 
     Args:
         system: a saved system.
-        files: their names, as they were indexed.
+        files: one or several of their names, as they were indexed.
     """
     with _changed(system) as rag:
         gone = rag.delete(files)
@@ -152,7 +243,8 @@ def delete(system: str, files: str | list[str]) -> None:
 @contextmanager
 def _changed(system: str) -> Iterator[RAG]:
     """A saved system, saved again in its place when all is done."""
-    check_folder(Path(system), hashes=False)
+    with _asked():
+        _check_system(system)
     kind = RAGConfig.from_json(loads((Path(system) / "config.json").read_text(encoding="utf-8"))["rag"]).index
     if kind.kind == "exact":
         rag = RAG.from_pretrained(system)
@@ -173,40 +265,63 @@ def extract(
     workers: int | None = None,
     engine: str | None = None,
     pages: int = 3,
+    gate: Gate = "read",
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Read files and report what could not be read; with a system, show what its extractor keeps of them.
 
     The exit code is 0 where every file was read, 3 where some were, 1 where none was.
 
     Args:
-        files: paths, globs or folders.
+        files: one or several paths, globs or folders.
         out: a folder for what is read as Markdown, a file per document; with a system for its report, index.html.
         system: a saved system, whose extractor judges every line.
         cache: a folder that keeps what was read, so that a file is read once.
         workers: processes to read in; one per core if not given, and with 0 none, and no limits of time and memory.
         engine: pypdf or pypdfium2, to read PDFs with; the faster one where it is installed.
         pages: of each document, how many are drawn and shown (with a system).
+        gate: that tints the report's lines: read (what the generator sees), retrieve (what is found by) or carry (what
+            travels with other passages, which is shown in the terminal too).
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        if pages < 0:
+            raise ValueError(f"pages is how many of each document are shown, none or more, got {pages}: 0 shows none")
+        reading = _reading(cache=cache, workers=workers, engine=engine, seconds=seconds, memory=memory)
+        if out is not None:
+            check_place(out)
+        if system is not None:
+            _check_system(system)
+            if out is not None:
+                import_module("e2erag.draw")  # needs Pillow
+    rag = None if system is None else RAG.from_pretrained(system, index=IndexConfig())
     documents: list[Document] = []
 
     def take(document: Document) -> None:
-        if system is not None:
+        if rag is not None:
             documents.append(document)
         elif out is not None:
             # The digest keeps two files of one name apart.
             write_file(Path(out) / f"{document.name}.{document.sha256[:8]}.md", document.to_markdown())
 
-    report = read_report(files, take, cache=cache, workers=workers, engine=engine)
+    report = read_report(files, take, **reading)
     print(report)
-    if documents:
-        rag = RAG.from_pretrained(system, index=IndexConfig())
+    if rag is not None and documents:
         rag.index(documents)
         for document in documents:
             for page in [page.number for page in document.pages if page.units][:pages]:
-                print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty()))
+                print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty(), gate=gate))
         print("\n" + "\n".join(map(str, [saved(rag), *dropped(rag)])))
         if out is not None:
-            print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages)}")
+            print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages, gate)}")
+    _end(report)
+
+
+def _end(report: Report) -> None:
+    """With the exit code that says whether all files were read, some or none."""
     if report.exit_code:
         raise SystemExit(report.exit_code)
 
@@ -218,6 +333,8 @@ def ask(system: str, question: str) -> None:
         system: a saved system.
         question: what to ask.
     """
+    with _asked():
+        _check_system(system)
     answer = RAG.from_pretrained(system).ask(question)
     print(answer.text)
     for citation in answer.citations:
@@ -225,7 +342,13 @@ def ask(system: str, question: str) -> None:
 
 
 def evaluate(
-    system: str, questions: str, files: str | list[str] | None = None, json: str | None = None, both: bool = True
+    system: str,
+    questions: str,
+    files: str | list[str] | None = None,
+    json: str | None = None,
+    both: bool = True,
+    seconds: float | None = None,
+    memory: int | None = None,
 ) -> None:
     """Recall of the gold page, exact match and F1 over a question file, with soft and hard gates side by side.
 
@@ -235,11 +358,20 @@ def evaluate(
         files: what to index first; else what the system has indexed.
         json: a file for the figures.
         both: whether to index and ask in the other gate mode too, where that makes a difference.
+        seconds: that reading a file may take, and again for every MB of it; 60 if not given, 300 where scans are
+            recognised.
+        memory: bytes that a process which reads may have; 2147483648 if not given.
     """
+    with _asked():
+        _check_system(system)
+        reading = _reading(seconds=seconds, memory=memory)
+        if json is not None:
+            check_place(Path(json).parent)
+    asked = read_questions(questions)
     rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
-        rag.index(files)
-    result = evaluate_system(rag, Path(questions), both=both)
+        rag.index(files, **reading)
+    result = evaluate_system(rag, asked, both=both)
     print(result)
     if json is not None:
         write_file(Path(json), dumps(result.to_json(), indent=2) + "\n")
@@ -251,7 +383,10 @@ def main() -> None:
         commands: dict[str, Any] = {
             each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)
         }
-        auto_cli(commands, as_positional=True)
+        auto_cli(commands, as_positional=True, parser_class=Parser)
+    except UsageError as error:
+        print(f"e2erag: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
         raise SystemExit(f"e2erag: {text}") from None

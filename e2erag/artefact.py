@@ -54,15 +54,12 @@ def write_folder(target: str | Path, *, first_wins: bool = False) -> Iterator[Pa
     dropped, which suits a cache that several processes fill with the same thing.
 
     Raises:
-        FileExistsError: `target` is a file, or a folder holding something that this function didn't write.
         ManifestError: the block wrote a symbolic link, a device or a `manifest.json` of its own.
+        FileExistsError, NotADirectoryError, PermissionError: as of `check_target`, before the block begins.
     """
     target = Path(os.path.realpath(target))  # a link stays a link: what it points to is replaced
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    _steady(
-        target, lambda: _refuse_foreign(target)
-    )  # before the block, so that nobody trains for an hour to be refused
     partial = _sibling(target, "partial")
     partial.mkdir()
     try:
@@ -73,15 +70,50 @@ def write_folder(target: str | Path, *, first_wins: bool = False) -> Iterator[Pa
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_target(target: str | Path) -> None:
+    """Refuse what `write_folder` would, so that nobody trains for an hour to be refused.
+
+    Raises:
+        FileExistsError: `target` is a file, or a folder holding something that `write_folder` didn't write.
+        NotADirectoryError, PermissionError: as of `check_place`.
+    """
+    target = Path(os.path.realpath(target))
+    _refuse_place(target.parent, target)
+    _recover(target)
+    _steady(target, lambda: _refuse_foreign(target))
+
+
+def check_place(folder: str | Path) -> None:
+    """Refuse a folder in which nothing could be written, whether it is there already or would have to be made.
+
+    Raises:
+        NotADirectoryError: it is a file, or lies below one.
+        PermissionError: one may not write there.
+    """
+    folder = Path(os.path.realpath(folder))
+    _refuse_place(folder, folder)
+
+
+def _refuse_place(folder: Path, wanted: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        what = "a folder was to be written there" if there == wanted else f"{wanted} was to be written below it"
+        raise NotADirectoryError(f"{there} is a file, and {what}. Choose another place.")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{there} may not be written to. Choose another place, or give yourself the right.")
+
+
 def write_file(path: str | Path, content: str | bytes) -> None:
     """Write one file, text as UTF-8, so that a reader sees the old content or the new one and never a part.
 
     Raises:
         IsADirectoryError: `path` is a folder.
+        NotADirectoryError, PermissionError: as of `check_place`, for the folder it is in.
     """
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, and a file was to be written there: choose another name.")
+    _refuse_place(path.parent, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _recover(path)
     partial = _sibling(path, "partial")

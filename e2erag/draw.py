@@ -35,8 +35,9 @@ def draw_page(
 ) -> Path:
     """Write a PNG of a page of an indexed document with what the extractor says drawn over the lines.
 
-    A line is tinted from green (gate 1) to red (gate 0), with the gate's value beside it; a cut that hard mode takes is
-    a dashed line; beside the page stands a bracket per candidate, darker the likelier it is to be found. The page
+    A line is tinted from green (gate 1) to red (gate 0), with the soft gate beside it, 1 where gates start: hard mode
+    keeps a line where it is above `view.kept_above`, .61 with the default threshold. A cut that hard mode takes is a
+    dashed line; beside the page stands a bracket per candidate, darker the likelier it is to be found. The page
     itself is rendered where pypdfium2 is installed and the file is a PDF at hand; else its lines are written out.
 
     Args:

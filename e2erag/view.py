@@ -1,15 +1,20 @@
 """A page as the extractor sees it: per line its gates and the cut before it, per candidate its prior."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from e2erag.corpus import Gates
-from e2erag.extract import Document, Page
+from e2erag.extract import Document, Extractor, Page
 from e2erag.rag import RAG
+
+Gate = Literal["read", "retrieve", "carry"]
+"""What the generator sees of a line, what the passage vectors hold of it, whether it travels with other passages."""
+GATES: dict[str, str] = {"read": "reading", "retrieve": "finding", "carry": "carrying"}
+"""In words."""
 
 
 class PageView(NamedTuple):
@@ -18,7 +23,7 @@ class PageView(NamedTuple):
     Attributes:
         document: that the page is of.
         page: itself.
-        gates: of each line, by name: "read", "retrieve", "carry".
+        gates: of each line its soft gate, by name (`Gate`): 1 where gates start. See `kept_above`.
         cut: of the gap before each line.
         kept: whether hard mode keeps the line for finding or for reading it.
         taken: whether hard mode cuts before it.
@@ -32,6 +37,18 @@ class PageView(NamedTuple):
     kept: np.ndarray
     taken: np.ndarray
     spans: list[tuple[int, int, float]]
+
+
+@torch.no_grad()
+def kept_above(extractor: Extractor, gate: str) -> float:
+    """The soft gate beyond which hard mode keeps a line: where σ(logit) is the threshold. Soft gates are stretched to 1
+    where they start (`Extractor.log_gates`), so it is .61 where the threshold is .5."""
+    c = extractor.config
+    if c.chunk is not None:
+        return 0.0
+    threshold = c.carry_threshold if gate == "carry" else c.threshold
+    logit = torch.logit(torch.tensor([threshold], device=extractor.temperature.device))
+    return float(extractor.log_gates(logit, "soft").exp())
 
 
 @torch.no_grad()
@@ -63,10 +80,7 @@ def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageV
     here = slice(first, first + len(sheet.units))
     every = every or rag.model.gates(corpus, "soft")
     out = every.extraction
-    gates = {
-        name: extractor.log_gates(getattr(out, name)[here], "soft").exp().cpu().numpy()
-        for name in ("read", "retrieve", "carry")
-    }
+    gates = {name: extractor.log_gates(getattr(out, name)[here], "soft").exp().cpu().numpy() for name in GATES}
     hard = [extractor.log_gates(getattr(out, name)[here], "hard").cpu().numpy() == 0 for name in ("read", "retrieve")]
     cut, taken = torch.sigmoid(out.cut[here]).cpu().numpy(), extractor.taken(out.cut[here]).cpu().numpy()
     prior = rag.model.log_prior(corpus, every)

@@ -48,7 +48,12 @@ class Cache:
     def __init__(self, folder: str | Path) -> None:
         """Raises OSError where the folder can't be made or is a file."""
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise type(error)(
+                f"{folder} is a file or lies below one, and what was read is kept in a folder: name another as cache"
+            ) from None
         self._warned = False
         for left in self.folder.glob(".partial-*"):  # by a process that was killed
             with contextlib.suppress(OSError):

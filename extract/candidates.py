@@ -55,7 +55,8 @@ class Passage:
 
     @property
     def text(self) -> str:
-        """What is read of it, a line per unit: words that a line's end hyphenates are whole (`Document.texts`)."""
+        """All of its lines, a line per unit, whatever gates say of them: words that a line's end hyphenates are whole
+        (`Document.texts`)."""
         texts = self.document.texts
         own = texts if self.reading == "lines" else table_texts(self.document, self.reading)
         rows = [texts[i] for i in self.carried] + [own[i] for i in range(self.start, self.stop)]
@@ -165,10 +166,15 @@ def distinct(passages: Sequence[Passage], left: Sequence[Sequence[tuple[int, ...
     return [bool(lines[0]) and first[key] == i for i, (lines, key) in enumerate(zip(left, keys, strict=True))]
 
 
-def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:
-    """The ordinary fixed chunker: whole lines up to `size` tokens, over page ends, `overlap` tokens in common."""
+def check_chunk(size: int, overlap: int) -> None:
+    """Raises ValueError where no chunks can be made so."""
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"a chunk has at least one token and overlaps by less than itself, got {size} and {overlap}")
+
+
+def chunks(document: Document, size: int, overlap: int, tokens: Int[np.ndarray, " units"] | None) -> list[Passage]:
+    """The ordinary fixed chunker: whole lines up to `size` tokens, over page ends, `overlap` tokens in common."""
+    check_chunk(size, overlap)
     n = len(document)
     if tokens is None:
         tokens = _estimated(document, tables=False)[0]

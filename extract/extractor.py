@@ -5,9 +5,11 @@ index. It is taught by the answer's loss alone, along three paths: the retrieval
 embedding, the span prior through p(z|x), the reading gates through the generator's attention.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from e2erag.extract.candidates import KINDS, Kind, Passage, chunks, distinct, propose
+from e2erag.extract.candidates import KINDS, Kind, Passage, check_chunk, chunks, distinct, propose
 from e2erag.extract.document import Document
 from e2erag.extract.features import LAYOUT_FEATURES, layout_features
 from e2erag.extract.network import PageEncoder, with_neighbours
@@ -43,14 +45,17 @@ class ExtractorConfig:
         max_tokens: of a candidate, with what it carries, as the retriever's tokenizer counts.
         max_per_page: candidates that begin on a page; where there are more, the smallest windows are thinned.
         identity_lines: first lines of a document that may travel with its passages.
-        open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`).
-        threshold: a line is kept in hard mode when σ(logit) exceeds it.
+        open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`). Positive:
+            more open than shut.
+        threshold: a line is kept in hard mode when σ(logit) exceeds it. From σ(open_logit) = .82 on, an extractor that
+            has learned nothing keeps no line.
         carry_threshold: likewise, a line that may travel does. Low, because a line too many costs its tokens, and one
             too few, where it names its document, all of the document's passages.
         cut_threshold: a gap is cut in hard mode when σ(cut) exceeds it. High, because the windows across a cut are
             gone then, while a milder score already ranks them down through the prior.
         cut_logit: where cut scores start; σ(−2) = .12, so that at step 0 nothing is cut.
-        straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back.
+        straight_through: in "sample" mode, use the hard gate going forward and the soft one's slope going back. Others
+            stay as they are: where those of a run are "soft" (`FitConfig.gates`), soft ones are trained.
         chunk: (size, overlap) in tokens makes it the ordinary fixed chunker: nothing is learned, every gate is open,
             no line is carried, and every chunk is as likely as another. See `Extractor.fixed`.
     """
@@ -70,6 +75,35 @@ class ExtractorConfig:
     cut_logit: float = -2.0
     straight_through: bool = False
     chunk: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text_dim", "hidden", "layers", "max_tokens", "max_per_page", "identity_lines"):
+            least = 0 if name in ("layers", "identity_lines") else 1
+            if (given := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {given}")
+        if isinstance(self.sizes, int) or not self.sizes or min(self.sizes) < 1:
+            raise ValueError(
+                f"sizes are window lengths of at least one line, got {self.sizes!r}: give one or more, as in (4, 8)"
+            )
+        if isinstance(self.kinds, str):
+            raise ValueError(f"kinds is a tuple of names, got the one name {self.kinds!r}: give ({self.kinds!r},)")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                near = get_close_matches(str(kind), KINDS, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KINDS)}"
+                raise ValueError(f"there is no kind of candidates {kind!r}: {hint}")
+        for name in ("threshold", "carry_threshold", "cut_threshold"):
+            if not 0 <= (given := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is what σ(logit) has to exceed: give one in [0, 1], got {given}")
+        if not 0 < self.open_logit < math.inf:
+            raise ValueError(
+                f"open_logit must be positive, so that gates start open, got {self.open_logit}: raise it, and set how "
+                "many lines are kept by threshold"
+            )
+        if not math.isfinite(self.cut_logit):
+            raise ValueError(f"cut_logit must be finite, got {self.cut_logit}: −2 cuts nothing at step 0")
+        if self.chunk is not None:
+            check_chunk(*self.chunk)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> "ExtractorConfig":
@@ -126,13 +160,26 @@ class Extractor(nn.Module):
     def fixed(cls, size: int, overlap: int = 0, text_dim: int = 384) -> "Extractor":
         """The ordinary fixed chunker with the same interface: whole lines up to `size` tokens, `overlap` in common.
 
-        The baseline that training is held against: it runs on over pages, keeps every line and learns nothing."""
+        The baseline that training is held against: it runs on over pages, keeps every line and learns nothing.
+
+        Args:
+            size, overlap: in tokens, as the retriever's tokenizer counts them; alone, four characters are one.
+            text_dim: width of the retriever's word embeddings, where it goes into a `RAG`.
+
+        Raises:
+            ValueError: a chunk of no token, or one that overlaps by all of itself.
+        """
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """`extractor(document)` is `extractor.passages(document)`; with tensors it is `forward`, as in any module."""
         if inputs and isinstance(inputs[0], Document):
             return self.passages(*inputs, **named)
+        if inputs and not isinstance(inputs[0], Tensor):
+            raise TypeError(
+                f"an extractor takes a document that was read, got {inputs[0]!r:.80}: read the file first, "
+                "extractor(e2erag.extract.read(path))"
+            )
         return super().__call__(*inputs, **named)
 
     @contextmanager
@@ -289,9 +336,10 @@ class Extractor(nn.Module):
     ) -> list[Passage]:
         """The candidate passages of a document by hard gates and cuts, as an index of it alone would hold them.
 
-        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. Its
-        text is that of all its lines: which of them are dropped, and which carried ones do travel, `judge` and
-        `log_gates(…, "hard")` say. Untrained, every line is kept and nothing is cut.
+        A passage of which no line is kept for finding is gone, windows span kept lines, and none runs across a cut. But
+        its text is that of all its lines, also of those that hard gates shut: gates act on what a system stores and
+        reads. Which lines they drop, and which carried ones do travel, `judge` and `log_gates(…, "hard")` say.
+        Untrained, every line is kept and nothing is cut.
 
         Args:
             text: a feature per line, of the kind that it was trained with. In a `RAG` that is the retriever's own:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from e2erag import artefact
-from e2erag.artefact import ManifestError, check_folder, sha256, write_file, write_folder
+from e2erag.artefact import ManifestError, check_folder, check_place, check_target, sha256, write_file, write_folder
 
 SEED = 20
 
@@ -48,6 +48,29 @@ def test_a_saved_folder_lists_each_file_with_its_hash_and_size(tmp_path: Path) -
     assert manifest["files"] == {"deep/abc": {"sha256": digest, "size": 3}}
     assert manifest["format_version"] == 1
     assert names(tmp_path / "new") == ["model"]
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    """A file in the path's way, for a folder and for a file; what is only not there yet is no hindrance."""
+    (tmp_path / "file.py").write_text("mine")
+    below = tmp_path / "file.py" / "x" / "y"
+    for write in (check_target, check_place, lambda path: write_file(path, "x"), lambda path: save(path, "x")):
+        with pytest.raises(NotADirectoryError, match=r"file\.py is a file, and .* was to be written below it"):
+            write(below)
+    with pytest.raises(NotADirectoryError, match=r"file\.py is a file, and a folder was to be written there"):
+        check_place(tmp_path / "file.py")
+    with pytest.raises(FileExistsError, match="is a file, and a folder was to be written there"):
+        check_target(tmp_path / "file.py")
+    check_target(tmp_path / "new" / "deep")
+    assert names(tmp_path) == ["file.py"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_told(tmp_path: Path) -> None:
+    """By the nearest folder that is there."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=rf"{tmp_path} may not be written to\. Choose another place"):
+        check_place(tmp_path / "a" / "b")
 
 
 def test_a_file_name_that_is_not_utf_8_is_listed(tmp_path: Path) -> None:

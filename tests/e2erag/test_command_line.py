@@ -2,7 +2,9 @@
 
 import sys
 from dataclasses import fields
+from json import dumps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import main
+from e2erag.artefact import write_folder
 from e2erag.generator import GeneratorConfig
 from e2erag.retriever import ExactIndex, IndexConfig, RetrieverConfig
-from e2erag.testing import tiny_rag
+from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import FitConfig
 
 
@@ -116,6 +119,41 @@ def test_documents_come_and_go_in_a_saved_system(
     )
 
 
+@pytest.mark.parametrize("command", ["extract", "index", "add"])
+@pytest.mark.parametrize("door", ["shell", "list", "yaml", "yaml of one"])
+def test_files_come_one_after_the_other(
+    command: str, door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell expands a pattern, and as one text or a list from elsewhere; with limits of what reads them."""
+    seen: dict[str, Any] = {}
+
+    def read_of(files: Any, *_: Any, **reading: Any) -> None:
+        seen.update(reading, files=files)
+        raise Asked
+
+    monkeypatch.setattr("e2erag.__main__.read_report", read_of)
+    monkeypatch.setattr(RAG, "from_pretrained", lambda *_, **__: SimpleNamespace(index=read_of, add=read_of))
+    system = str(tmp_path / "system")
+    if command == "add":
+        tiny_rag().save_pretrained(system)
+    files = ["a.html", "b [1].md", "*.txt"]
+    given: list[str] = {"shell": files, "list": [dumps(files[::2])]}.get(door, [])
+    if door.startswith("yaml"):
+        (tmp_path / "run.yaml").write_text(f"files: {files if door == 'yaml' else files[0]}\n")
+        given = [f"--config={tmp_path / 'run.yaml'}"]
+    place = [system] if command == "index" else []  # behind the files
+    if place and door.startswith("yaml"):
+        with open(tmp_path / "run.yaml", "a") as file:
+            file.write(f"out: {place.pop()}\n")
+    first = [system] if command == "add" else []
+    limits = ["--seconds=9.5", "--memory=3000000000"]
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, *limits, *first, *given, *place])
+    with pytest.raises(Asked):
+        main()
+    assert seen["files"] == {"shell": files, "list": files[::2], "yaml": files, "yaml of one": files[0]}[door]
+    assert (seen["seconds"], seen["memory"]) == (9.5, 3_000_000_000)
+
+
 @pytest.mark.parametrize(("good", "broken", "code"), [(2, 0, 0), (2, 1, 3), (0, 1, 1)])
 def test_extracts_exit_code_says_whether_a_folder_was_read(
     good: int,
@@ -142,6 +180,105 @@ def test_extracts_exit_code_says_whether_a_folder_was_read(
     assert f"failed   | {broken} file{'s' * (broken != 1)}\n" in told
     assert all(f"b{n}.pdf | is damaged or cut off" in told for n in range(broken))
     assert len(list(tmp_path.glob("out/*.md"))) == good
+
+
+@pytest.mark.parametrize("command", ["index", "add"])
+@pytest.mark.parametrize(("good", "broken", "code"), [(1, 0, 0), (1, 1, 3), (0, 2, 1)])
+def test_what_is_indexed_of_files_is_an_exit_code_too(
+    command: str, good: int, broken: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same three as of `extract`; of `add` also where what could be read was there already."""
+    tiny = tiny_rag()
+    tiny.model.retriever.passage.model.save(str(tmp_path / "encoder"))
+    tiny.model.generator.save(tmp_path / "reader")
+    files = [tmp_path / f"{n}.{'txt' if n < good else 'pdf'}" for n in range(good + broken)]
+    for file in files:
+        file.write_bytes(b"%PDF-1.7\n" if file.suffix == ".pdf" else b"the pilot was 85")
+    if command == "add":
+        tiny.index([tiny_document([["seats 4"]])])
+        tiny.save_pretrained(tmp_path / "system")
+    models = [f"--retriever={tmp_path / 'encoder'}", f"--generator={tmp_path / 'reader'}"]
+    system, names = str(tmp_path / "system"), [str(file) for file in files]
+    given = {"index": [*models, *names, system], "add": [system, *names]}[command]
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, *given])
+    for _ in range(2 if command == "add" else 1):
+        ended: Any = 0
+        try:
+            main()
+        except SystemExit as error:
+            ended = 1 if isinstance(error.code, str) else error.code  # a text is printed, and ends with 1
+        assert ended == code
+    assert (tmp_path / "system").exists() == (command == "add" or good > 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("extract {a} --system nosys", "nosys is not a folder, and a saved folder was expected there"),
+        ("extract {a} --system {other}", "other holds no system: give a folder that `e2erag index` or"),
+        ("extract {a} --out {a}/x", "a.txt/x was to be written below it. Choose another place"),
+        ("extract {a} --out {a}", "a.txt is a file, and a folder was to be written there. Choose another place"),
+        ("extract {a} --cache {a}", "a.txt is a file or lies below one, and what was read is kept in a folder"),
+        ("extract {a} --pages -1", "pages is how many of each document are shown, none or more, got -1"),
+        ("extract {a} --memory -1", "workers, seconds and memory are positive, got"),
+        ("extract {a} --gate red", "Got value: red"),
+        ("index {a} {a}/x", "a.txt/x was to be written below it. Choose another place"),
+        ("index {a} {foreign}", "foreign is not empty and not a folder that e2erag saved"),
+        ("index {a} out --cache {a}/x", "a.txt/x is a file or lies below one, and what was read is kept"),
+        ("fit {a} q.jsonl {foreign}", "foreign is not empty and not a folder that e2erag saved"),
+        ("fit {a} q.jsonl out --system nosys", "nosys is not a folder"),
+        ("add nosys {a}", "nosys is not a folder"),
+        ("add {other} {a}", "other holds no system"),
+        ("delete nosys {a}", "nosys is not a folder"),
+        ("ask nosys why", "nosys is not a folder"),
+        ("evaluate nosys q.jsonl", "nosys is not a folder"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_told_before_anything_is_read(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the way out, and exit code 2."""
+    (tmp_path / "a.txt").write_text("the pilot was 85")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("mine")
+    with write_folder(tmp_path / "other") as folder:
+        (folder / "x").write_text("x")
+    for name in ("e2erag.__main__.read_report", "e2erag.rag.take"):
+        monkeypatch.setattr(name, None)
+    monkeypatch.setattr(RAG, "from_pretrained", None)
+    places = {"a": tmp_path / "a.txt", "foreign": tmp_path / "foreign", "other": tmp_path / "other"}
+    monkeypatch.setattr(sys, "argv", ["e2erag", *command.format(**places).split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "foreign" / "thesis.txt").read_text() == "mine"
+
+
+def test_the_reports_gate_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the terminal and in the folder; the system stays as it is."""
+    (tmp_path / "a.txt").write_text("the pilot was 85\nseats 4")
+    tiny_rag().save_pretrained(tmp_path / "system")
+    given = [str(tmp_path / "a.txt"), f"--system={tmp_path / 'system'}", f"--out={tmp_path / 'out'}", "--gate=carry"]
+    monkeypatch.setattr(sys, "argv", ["e2erag", "extract", *given])
+    main()
+    assert "a.txt, page 1: finding | reading | carrying" in capsys.readouterr().out
+    assert "soft gates for carrying" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "0001-0001.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["extract", "index", "add"])
+def test_help_says_the_exit_codes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the flags."""
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "0 where every file was read, 3 where some were, 1 where none was" in told
 
 
 @pytest.mark.parametrize("settings", [FitConfig, GeneratorConfig, IndexConfig, RAGConfig, RetrieverConfig])

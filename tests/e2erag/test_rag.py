@@ -17,7 +17,7 @@ from pypdf import PdfWriter
 
 from e2erag import RAG, QuestionError, RAGConfig, read_questions
 from e2erag.artefact import ManifestError
-from e2erag.extract import GateMode, ReadError
+from e2erag.extract import Extractor, ExtractorConfig, GateMode, ReadError
 from e2erag.joint import Reading
 from e2erag.questions import Question
 from e2erag.rag import _checked_k
@@ -171,6 +171,27 @@ def test_impossible_configurations_are_refused() -> None:
     for wrong in ({"k": 0}, {"overlap": 2.0}, {"mode": "sample"}):
         with pytest.raises(ValueError, match="k must be at least 1"):
             RAGConfig(**wrong)
+
+
+def test_an_extractor_of_another_width_is_refused_where_it_meets_the_retriever(rag: RAG) -> None:
+    """Before anything is read; the error says both widths."""
+    with pytest.raises(ValueError, match="text features of width 384 where those have 32: make it with text_dim=32"):
+        RAG(Extractor.fixed(50, 10), rag.model.retriever, rag.model.generator)
+
+
+def test_a_new_system_takes_an_extractor_as_it_is(rag: RAG, tmp_path: Path) -> None:
+    """The fixed chunker, beside pretrained models; from a configuration one of their width is made."""
+    rag.model.retriever.passage.model.save(str(tmp_path / "encoder"))
+    rag.model.generator.save(tmp_path / "reader")
+    models = {"retriever": tmp_path / "encoder", "generator": tmp_path / "reader"}
+    fixed = Extractor.fixed(8, 2, text_dim=32)
+    system = RAG.from_pretrained(extractor=fixed, **models)
+    assert system.model.extractor is fixed
+    system.index([tiny_document([["the pilot was 85", "seats 4", "engine maker lycoming"]])])
+    assert system.corpus is not None
+    assert all(len(passage.units) < 3 for passage in system.corpus.passages)
+    made = RAG.from_pretrained(extractor=ExtractorConfig(hidden=16), **models).model.extractor.config
+    assert (made.text_dim, made.hidden) == (32, 16)
 
 
 def test_saved_and_loaded_in_a_fresh_process_everything_is_bit_equal(rag: RAG, saved: Path) -> None:

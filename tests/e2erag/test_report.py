@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from e2erag import RAG
-from e2erag.extract import read
+from e2erag.extract import Extractor, ExtractorConfig, read
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.testing import tiny_document, tiny_rag
+from e2erag.view import kept_above
 
 NTSB = sorted((Path(__file__).parents[2] / "examples" / "ntsb").glob("*.pdf"))
 FOOT = "page {} of 3"
@@ -43,6 +44,7 @@ def test_what_is_dropped_most_is_counted_without_its_digits(told: RAG) -> None:
     (row,) = dropped(told)
     assert (row.count, row.seen, row.gate) == (5, 5, pytest.approx(0.0, abs=1e-3))
     assert str(row).startswith("dropped 5 times: 'page ")
+    assert str(row).endswith("(gate 0.00, kept above 0.61)")
 
 
 def test_what_is_saved_is_counted_in_lines_tokens_and_candidates(told: RAG) -> None:
@@ -66,6 +68,31 @@ def test_a_page_for_the_terminal_marks_what_is_dropped(told: RAG) -> None:
     assert page_text(told, "a.pdf", 2, colour=True).splitlines()[-1] == "\x1b[2m   × page 2 of 3\x1b[0m"
 
 
+def test_the_gate_for_carrying_is_a_third_bar(told: RAG) -> None:
+    """Beside finding and reading, which are always there."""
+    head, *rows = page_text(told, "a.pdf", 2, gate="carry").splitlines()
+    assert head == "a.pdf, page 2: finding | reading | carrying"
+    assert rows[0] == "███   the pilot was 85"
+    assert rows[2] == "  █ × page 2 of 3"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.7])
+def test_a_shown_gate_is_told_beside_what_it_would_have_to_exceed(temperature: float, threshold: float) -> None:
+    """Hard mode's threshold is on σ(logit), and what is shown is σ(logit / T) / σ(open / T): a line is dropped just
+    where what is shown of it is not above the bound."""
+    extractor = Extractor(ExtractorConfig(text_dim=8, threshold=threshold, carry_threshold=threshold / 2))
+    extractor.temperature.fill_(temperature)
+    logits = torch.linspace(-3, 1.4, 89)
+    for gate, own in (("read", threshold), ("carry", threshold / 2)):
+        shown = extractor.log_gates(logits, "soft").exp()
+        kept = extractor.log_gates(logits, "hard", threshold=own) == 0
+        assert torch.equal(shown > kept_above(extractor, gate), kept)
+        assert 0 < kept.sum() < len(kept)
+    assert kept_above(Extractor(ExtractorConfig(text_dim=8)), "retrieve") == pytest.approx(0.5 / 0.8176, abs=1e-4)
+    assert kept_above(Extractor.fixed(9), "read") == 0
+
+
 def test_the_report_has_a_picture_of_every_page(told: RAG, tmp_path: Path) -> None:
     """`pages` of each document, and what was dropped, as a page that opens by itself."""
     page = write_report(told, tmp_path / "report", pages=2)
@@ -78,6 +105,19 @@ def test_the_report_has_a_picture_of_every_page(told: RAG, tmp_path: Path) -> No
         seen = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
     assert any(r > g + 20 and r > b + 20 for r, g, b in seen)  # the foot, in red
     assert any(g > r + 20 and g > b + 20 for r, g, b in seen)
+
+
+@pytest.mark.parametrize(("gate", "name", "bound"), [("read", "reading", ".61"), ("carry", "carrying", ".24")])
+def test_the_report_draws_the_gate_that_is_asked_for(
+    told: RAG, gate: str, name: str, bound: str, tmp_path: Path
+) -> None:
+    """The feet of pages are shut for reading and open for carrying; the legend says which it is, and its bound."""
+    page = write_report(told, tmp_path / "report", pages=1, gate=gate)
+    assert f"soft gates for {name}, " in (text := page.read_text(encoding="utf-8"))
+    assert f"hard gates keep a line above 0{bound}" in text
+    with Image.open(page.parent / "0001-0001.png") as picture:
+        seen = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+    assert any(r > g + 20 and r > b + 20 for r, g, b in seen) == (gate == "read")
 
 
 @pytest.mark.parametrize("now", ["damaged", "shorter", "gone"])

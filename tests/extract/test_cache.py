@@ -127,6 +127,14 @@ def test_reader_is_known_by_its_source_and_what_it_uses() -> None:
     assert all("pypdf " in reader and "e2erag " in reader for reader in ids)
 
 
+@pytest.mark.parametrize("place", ["a.txt", "a.txt/x"])
+def test_a_cache_is_a_folder(place: str, tmp_path: Path) -> None:
+    """A file in its place or above it is told before anything is read."""
+    (tmp_path / "a.txt").write_text("the pilot")
+    with pytest.raises(OSError, match=r"is a file or lies below one, .* kept in a folder: name another"):
+        stream(tmp_path / "a.txt", cache=tmp_path / place)
+
+
 def test_reasons_that_may_pass_are_not_cached(tmp_path: Path) -> None:
     """A file that was too slow once may be read another time; a damaged one stays damaged."""
     file, cache = slow(tmp_path / "s.pdf"), tmp_path / "cache"

@@ -131,7 +131,7 @@ def test_the_fixed_chunker_covers_every_line_in_order(size: int, overlap: int, s
     """Chunks of whole lines within the size, over page ends, the overlap no larger than asked for."""
     if overlap >= size:
         with pytest.raises(ValueError, match="overlaps by less than itself"):
-            Extractor.fixed(size, overlap).propose(REPORT)
+            Extractor.fixed(size, overlap)
         return
     tokens = np.random.default_rng(seed).integers(0, 9, len(REPORT))
     passages = Extractor.fixed(size, overlap).propose(REPORT, tokens=tokens)

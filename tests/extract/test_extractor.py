@@ -1,6 +1,9 @@
 """The extractor: open and neutral at first, hard when asked, blind across pages."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +167,31 @@ def test_straight_through_is_hard_forward_and_has_a_slope() -> None:
     assert (logits.grad != 0).all()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_per_page": 0}, "max_per_page must be at least 1, got 0"),
+        ({"layers": -1}, "layers must be at least 0, got -1"),
+        ({"threshold": 2.0}, r"threshold is what σ\(logit\) has to exceed: give one in \[0, 1\], got 2.0"),
+        ({"cut_threshold": float("nan")}, r"cut_threshold .* got nan"),
+        ({"open_logit": -1.0}, "open_logit must be positive, so that gates start open, got -1.0: raise it"),
+        ({"cut_logit": float("inf")}, "cut_logit must be finite, got inf"),
+        ({"kinds": ("blok",)}, "no kind of candidates 'blok': did you mean 'block'"),
+        ({"kinds": ("xyz",)}, "no kind of candidates 'xyz': there are block, section, page, table"),
+        ({"kinds": "block"}, r"kinds is a tuple of names, got the one name 'block': give \('block',\)"),
+        ({"sizes": ()}, r"window lengths of at least one line, got \(\): give one or more, as in \(4, 8\)"),
+        ({"sizes": (4, 0)}, r"window lengths of at least one line, got \(4, 0\)"),
+        ({"sizes": 4}, "window lengths of at least one line, got 4"),
+    ],
+)
+def test_what_no_extractor_can_be_made_of_is_refused_at_once(wrong: dict[str, Any], said: str) -> None:
+    """Not on the first document, which may come an hour later; what is right at the edge is taken."""
+    with pytest.raises(ValueError, match=said):
+        ExtractorConfig.__post_init__(SimpleNamespace(**{**asdict(ExtractorConfig()), **wrong}))  # as without beartype
+    edge = {"layers": 0, "identity_lines": 0, "threshold": 0.0, "cut_threshold": 1.0, "kinds": (), "max_per_page": 1}
+    assert ExtractorConfig(**edge) == ExtractorConfig.from_json({**edge, "kinds": []})
+
+
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_straight_through_opens_what_hard_mode_keeps(threshold: float) -> None:
     """The same noise added by hand, and the line drawn where `threshold` says, at every temperature."""
@@ -247,6 +275,13 @@ def test_called_with_a_document_it_proposes_passages() -> None:
     """The short form of `propose`, beside the module's own call."""
     document = tiny_document([["the pilot", "seats 4", "engine"]])
     assert Extractor(CONFIG)(document) == Extractor(CONFIG).propose(document)
+
+
+@pytest.mark.parametrize("given", ["x.pdf", Path("x.pdf"), [tiny_document([["the pilot"]])]])
+def test_what_is_not_read_yet_is_told_how(given: object) -> None:
+    """A path, and several documents at once: the error says to read, and what it takes."""
+    with pytest.raises(TypeError, match=r"takes a document that was read, got .*: read the file first"):
+        Extractor(CONFIG)(given)
 
 
 def test_a_document_alone_is_judged_by_its_layout() -> None:

@@ -1,0 +1,49 @@
+"""What `benchmarks/extraction.py` compares, and what it says where there is nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from reportlab.pdfgen.canvas import Canvas
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+import extraction
+
+
+def drawn(path: Path, *lines: str) -> Path:
+    canvas = Canvas(str(path))
+    for n, line in enumerate(lines):
+        canvas.drawString(72, 700 - 20 * n, line)
+    canvas.save()
+    return path
+
+
+@pytest.mark.parametrize("given", ["nothing", "broken", "too short", "no PDF", "not there"])
+def test_where_no_page_can_be_compared_it_stops(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an error, in place of figures that are all zero."""
+    place = tmp_path / "in"
+    if given != "not there":
+        place.mkdir()
+    if given == "broken":
+        (place / "a.pdf").write_bytes(b"%PDF-1.7\n")
+    if given == "too short":
+        drawn(place / "a.pdf", "the pilot")
+    if given == "no PDF":
+        place = place / "a.txt"
+        place.write_text("the pilot")
+    monkeypatch.setattr(sys, "argv", ["extraction.py", str(place)])
+    with pytest.raises(SystemExit, match=rf"nothing to compare: of {place} {int(given == 'too short')} pages .*; name"):
+        extraction.main()
+
+
+def test_a_file_is_compared_as_a_folder_of_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both engines read the same words of a plain page."""
+    file = drawn(tmp_path / "a.pdf", *["the pilot was 85 and the engine was a lycoming"] * 4)
+    for given in (file, tmp_path):
+        monkeypatch.setattr(sys, "argv", ["extraction.py", str(given)])
+        extraction.main()
+        told = capsys.readouterr().out
+        assert "word_f1              1.0000" in told
+        assert "engines_f1           1.0000" in told
