@@ -5,8 +5,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from e2erag.extract.document import ReadError
 
@@ -119,6 +121,11 @@ def package(path: str | Path, module: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ReadError(path, f"needs the package {name} ({error}): pip install {name}") from None
+
+
+def starved(log: Iterable[Any]) -> bool:
+    """Whether a log of lxml's says that memory ran out, which it raises as broken syntax ("unknown error")."""
+    return any(entry.type_name == "ERR_NO_MEMORY" for entry in log)
 
 
 def version(name: str, ours: int) -> str:
