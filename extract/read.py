@@ -11,6 +11,8 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers import READERS, read_pdf
 from e2erag.extract.readers.shown import short
 
+_EMPTY = "is an empty path, which would be the whole working directory: name a file, or '.' if that is meant"
+
 
 def read(path: str | Path, engine: str | None = None) -> Document:
     """One file as a `Document`; boxes and sizes are in points. A file without a suffix is judged by its first bytes.
@@ -22,6 +24,8 @@ def read(path: str | Path, engine: str | None = None) -> Document:
         ReadError: the file can't be read, or is of a kind that has no reader; the reason is in the message.
         ValueError, ImportError: there is no such engine, or it is not installed.
     """
+    if path == "":
+        raise ReadError(path, _EMPTY)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in READERS or not path.is_file() or _is_pdf(path):  # what is missing or a folder, read_pdf explains
@@ -63,6 +67,9 @@ def find(paths: str | Path | Iterable[str | Path], skipped: Counter[str] | None 
     """
     seen: set[str] = set()
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        if path == "":
+            yield ReadError(path, _EMPTY)
+            continue
         files, errors = _expand(path, Counter() if skipped is None else skipped)
         if not files and not errors:
             kinds = ", ".join(sorted(READERS))

@@ -132,6 +132,17 @@ def test_names_of_any_bytes_are_found_and_refused_in_one_line(tmp_path: Path) ->
     assert all(isinstance(attempt(path), ReadError) for path in found if isinstance(path, Path))
 
 
+def test_an_empty_path_is_not_the_working_directory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set, say: an error in its place, and the other paths are read."""
+    monkeypatch.chdir(tree)
+    error, file = find(["", "one.pdf"])
+    assert str(error).startswith(": is an empty path, which would be the whole working directory: name a file")
+    assert file == Path("one.pdf")
+    assert len(list(find(""))) == 1 < len(list(find(".")))
+    with pytest.raises(ReadError, match="is an empty path"):
+        read("")
+
+
 @pytest.mark.parametrize("name", ["a\0b.pdf", "n" * 5000 + ".pdf", "a*\0.pdf"])
 def test_name_that_cannot_be_is_an_error(name: str) -> None:
     """From `find` or from `read`, never another exception."""
