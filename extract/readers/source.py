@@ -72,7 +72,8 @@ def decoded(path: str | Path, data: bytes, declared: str = "") -> str:
         ReadError: the file is not text.
     """
     text = _characters(data, declared)
-    if len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
+    pdf = data.startswith(b"%PDF-")  # which may be all letters
+    if pdf or len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
         kind = next(
             (kind for magic, kind in _KINDS.items() if data.startswith(magic)), "binary data: convert it to text"
         )

@@ -207,6 +207,10 @@ def test_entities_of_a_document_type_are_not_expanded(tmp_path: Path) -> None:
         ("a.txt", b" \n\t \f ", "only white space"),
         ("a.txt", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "PNG image: name it .png"),
         ("a.md", b"%PDF-1.7\n" + bytes(range(32)) * 9, "a PDF: name it .pdf"),
+        *(
+            (f"a.{kind}", b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\n" * 9, "a PDF: name it .pdf")
+            for kind in ("html", "md", "txt")
+        ),
         ("a.html", b"\xd0\xcf\x11\xe0" + bytes(range(32)) * 9, "save it as .docx"),
         ("a.html", b"<script>only()</script>", "save it from a browser"),
         ("a.html", b"<!-- nothing -->", "save it from a browser"),
