@@ -189,6 +189,8 @@ def _ocr() -> Any:
 
 def _no_text(pages: tuple[Page, ...]) -> str:
     count = f"{len(pages)} page{'s' * (len(pages) != 1)}"
+    if not any(page.unread for page in pages):
+        return f"shows nothing that can be read ({count} without text, and none is a scan): leave it out"
     for page in pages:
         if page.unread and not page.unread.startswith(_SCAN):
             why = f"{count}; page {page.number}: {page.unread}"
