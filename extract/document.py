@@ -199,8 +199,8 @@ class Document:
         return len(self.units)
 
 
-_HYPHENS = "-\u2010\u00ad"
-_BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{_HYPHENS}]$")
+HYPHENS = "-\u2010\u00ad"
+_BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{HYPHENS}]$")
 _REST = re.compile(r"([^\W\d_]+)(\S*)\s*")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _ADDRESS = re.compile(r"(?:://|\bwww\.)\S*$")
@@ -218,7 +218,7 @@ def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
     broken = [
         i
         for i, (line, after) in enumerate(pairwise(lines))
-        if line.endswith(tuple(_HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
+        if line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
     ]
     if not broken:
         return tuple(lines)

@@ -2,7 +2,8 @@
 
 What a format says itself (`Unit.heading`, cells) is used as it is. Where no line of a document is marked as a heading,
 as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher its level. A
-line goes on the paragraph above if it stands right below and its first word would not have fitted there.
+line goes on the paragraph above if it stands right below and its first word would not have fitted there, or the word
+that it begins with was begun above.
 """
 
 import re
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from e2erag.extract.document import Document, Unit
+from e2erag.extract.document import HYPHENS, Document, Unit
 
 LARGER = 1.15  # than the body's type and bold: a heading
 MUCH_LARGER = 1.35  # and without being bold
@@ -80,10 +81,13 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             continue
         unit, text = units[i], " ".join(texts[i].split())
         fresh = _fresh(unit, text, levels[i], lefts)
+        begun = i > 0 and _mended(units[i - 1].text, texts[i - 1])
         i += 1
         if not text:
+            if block:
+                block.last = unit
             continue
-        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], pages)
+        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], begun, pages)
         if block and joins:
             block.lines.append(joins + _INLINE.sub(r"\\\g<0>", text))
         else:
@@ -123,13 +127,23 @@ def _nested(block: _Block, unit: Unit, lefts: list[float]) -> list[float]:
     return [*lefts, unit.box.x0]
 
 
-def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, pages: bool) -> str:
-    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does."""
+def _mended(printed: str, text: str) -> bool:
+    """Whether the word at a line's end has been made whole with what begins the next line."""
+    return printed.endswith(tuple(HYPHENS)) and not (text and printed.endswith(text))
+
+
+def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, begun: bool, pages: bool) -> str:
+    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does.
+
+    `begun` is whether the last word of the block was begun there and ended on this line.
+    """
+    if begun and fresh.kind != "heading" and block.kind != "heading":
+        return "" if pages and unit.page != last.page else " "
     size = min(unit.font_size, last.font_size) or 1.0
     gap = unit.box.y0 - last.box.y1
     if block.kind == "heading":
         alike = fresh.mark == block.mark and unit.page == last.page and abs(unit.font_size - last.font_size) < 0.5
-        return " " if alike and -0.5 * size < gap < 0.5 * size and _full(last, unit, edge) else ""
+        return " " if alike and -0.5 * size < gap < 0.5 * size and (begun or _full(last, unit, edge)) else ""
     if fresh.kind == "heading" or abs(unit.font_size - last.font_size) > 0.1 * size:
         return ""
     full = _full(last, unit, edge)

@@ -154,6 +154,20 @@ def test_a_line_that_ends_early_ends_there() -> None:
     assert printed(units).to_markdown() == "1 Harbour Street  \nPort Town  \nA much longer line that is the widest.\n"
 
 
+def test_a_sentence_goes_on_after_a_word_that_was_mended() -> None:
+    """Also where its line ends short of the others, in an item, over three lines, and in another column."""
+    wide = "The line that is the widest one here."
+    short = [line("It gives an exam-", 1, 20), line("ple of it", 2, 32), line(wide, 3, 44)]
+    assert printed(short).to_markdown() == f"It gives an example of it  \n{wide}\n"
+    item = [line("- an inter-", 1, 20), line("na-", 2, 32), line("tional law", 3, 44), line(f"- {wide}", 4, 56)]
+    assert printed(item).to_markdown() == f"- an international law\n- {wide}\n"
+    aside = [line("It gives an exam-", 1, 700), line("ple of it", 2, 20, x=350.0)]
+    assert printed(aside).to_markdown() == "It gives an example of it\n"
+    over = printed([line("It gives an exam-", 1, 700)], [line("ple of it", 1, 20, page=2)])
+    assert over.to_markdown() == "It gives an example of it\n"
+    assert over.to_markdown(pages=True) == "<!-- page 1 -->\n\nIt gives an example\n\n<!-- page 2 -->\n\nof it\n"
+
+
 def test_pages_are_named_if_asked_for() -> None:
     """And a sentence that goes on over the page is one, unless they are."""
     first = [line("The last line of a page, which does not end a sentence and", 1, 700)]
