@@ -51,6 +51,7 @@ class Unit(NamedTuple):
         cells: the pieces of a table row, left to right; empty where the line is running text.
         heading: 1 to 6 where the format itself says that the line is a heading of that level, else 0.
         confidence: of a recognised line (OCR), 0 to 1; 1 where the file holds the text itself.
+        code: whether the format itself says that the line is one of preformatted text, as code is.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Unit(NamedTuple):
     cells: tuple[Cell, ...] = ()
     heading: int = 0
     confidence: float = 1.0
+    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)

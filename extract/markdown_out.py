@@ -1,17 +1,18 @@
 """A document as Markdown: headings, paragraphs, list items and tables out of lines and their boxes.
 
-What a format says itself (`Unit.heading`, cells) is used as it is. Where no line of a document is marked as a heading,
-as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher its level. A
-line goes on the paragraph above if it stands right below and its first word would not have fitted there, or the word
-that it begins with was begun above.
+What a format says itself (`Unit.heading`, `Unit.code`, cells) is used as it is. Where no line of a document is marked
+as a heading, as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher
+its level. A line goes on the paragraph above if it stands right below and its first word would not have fitted there,
+or the word that it begins with was begun above.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
-from e2erag.extract.document import HYPHENS, Document, Unit
+from e2erag.extract.document import HYPHENS, Cell, Document, Unit
 
 LARGER = 1.15  # than the body's type and bold: a heading
 MUCH_LARGER = 1.35  # and without being bold
@@ -30,9 +31,9 @@ _START = re.compile(r"^(?=#{1,6}(?:\s|$)|>|[+-](?:\s|$)|={3,}|-{3,}|~~~)|(?<=^\d
 
 @dataclass(slots=True)
 class _Block:
-    """A heading, paragraph, item or table; its lines, and which Markdown goes before the first."""
+    """A heading, paragraph, item, table or fenced code; its lines, and which Markdown goes before the first."""
 
-    kind: str  # "heading", "text", "item" or "table"
+    kind: str  # "heading", "text", "item", "table" or "code"
     page: int
     lines: list[str] = field(default_factory=list)
     last: Unit | None = None
@@ -40,7 +41,7 @@ class _Block:
     indent: int = 0
 
     def text(self) -> str:
-        if self.kind == "table":
+        if self.kind in ("table", "code"):
             return "\n".join(self.lines)
         text = "".join(self.lines)
         if self.kind == "text":
@@ -79,6 +80,15 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             yield _Block("table", units[i].page, lines)
             block, lefts, i = None, [], stop
             continue
+        if units[i].code:
+            if block:
+                yield block
+            stop = i
+            while stop < len(units) and units[stop].code and (not pages or units[stop].page == units[i].page):
+                stop += 1
+            yield _Block("code", units[i].page, _fenced(units[i:stop], texts[i:stop]))
+            block, lefts, i = None, [], stop
+            continue
         unit, text = units[i], " ".join(texts[i].split())
         fresh = _fresh(unit, text, levels[i], lefts)
         begun = i > 0 and _mended(units[i - 1].text, texts[i - 1])
@@ -99,6 +109,27 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
         block.last = unit
     if block:
         yield block
+
+
+def _fenced(units: Sequence[Unit], texts: Sequence[str]) -> list[str]:
+    """Lines of code in a fence, with the spaces that their places on the page stand for."""
+    left = min(unit.box.x0 for unit in units)
+    spans = [span for unit in units for span in unit.cells or [Cell(0, len(unit.text), unit.box.x0, unit.box.x1)]]
+    letter = median((span.x1 - span.x0) / (span.stop - span.start) for span in spans)
+    lines: list[str] = []
+    last: Unit | None = None
+    for unit, text in zip(units, texts, strict=True):
+        if last and last.page == unit.page and unit.box.y0 - last.box.y1 > CLOSE * unit.font_size:
+            lines.append("")
+        cells = unit.cells if text == unit.text else ()
+        line = ""
+        for x, piece in [(c.x0, text[c.start : c.stop]) for c in cells] or [(unit.box.x0, text)]:
+            line = f"{line} " if line else ""
+            line = line.ljust(round((x - left) / letter)) + piece
+        lines.append(line)
+        last = unit
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", "\n".join(lines)))])
+    return [fence, *lines, fence]
 
 
 def _fresh(unit: Unit, text: str, level: int, lefts: list[float]) -> _Block:
@@ -225,11 +256,14 @@ def _levels(document: Document) -> list[int]:
 def _tables(document: Document) -> Iterator[tuple[int, tuple[int, list[str]]]]:
     """Where tables begin: the unit after their last one, and their lines.
 
-    Those found on the pages, and besides them any two or more lines in a row with the same number of cells.
+    Those found on the pages, and besides them any two or more lines in a row with the same number of cells; code is
+    none, whatever stands below each other in it.
     """
     taken: set[int] = set()
     for first, table in document.tables:
         stop = first + table.stop - table.start
+        if any(unit.code for unit in document.units[first:stop]):
+            continue
         taken.update(range(first, stop))
         heads = [
             " ".join(dict.fromkeys(filter(None, column))) for column in zip(*table.rows[: table.header], strict=True)
@@ -238,7 +272,7 @@ def _tables(document: Document) -> Iterator[tuple[int, tuple[int, list[str]]]]:
     run: list[int] = []
     units = document.units
     for i in range(len(units) + 1):
-        unit = units[i] if i < len(units) and i not in taken and len(units[i].cells) > 1 else None
+        unit = units[i] if i < len(units) and i not in taken and len(units[i].cells) > 1 and not units[i].code else None
         if run and (unit is None or len(unit.cells) != len(units[run[0]].cells) or unit.page != units[run[0]].page):
             if len(run) > 1:
                 rows = [tuple(units[k].text[c.start : c.stop] for c in units[k].cells) for k in run]

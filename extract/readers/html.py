@@ -14,7 +14,7 @@ from e2erag.extract.readers.flow import Block, Pre, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import decoded, package, read_bytes, starved, version
 
-READER_VERSION = 1  # goes up when the lines of a file may change
+READER_VERSION = 2  # goes up when the lines of a file may change
 
 HEAD = 4096  # bytes among which the encoding is declared
 NOTHING = (
@@ -78,7 +78,7 @@ class _Frame:
         text = "".join(piece for piece, _ in self.pieces)
         indent = max(self.shift + len(self.lists), 0)
         if self.pre and text.strip():
-            self.blocks.append(Pre(tuple(text.strip("\n").split("\n")), indent))
+            self.blocks.append(Pre(tuple(text.strip("\n").split("\n")), indent, True))
         elif text.strip():
             strong = sum(len(piece.strip()) * (1 if bold else -1) for piece, bold in self.pieces)
             self.blocks.append(Text(text, self.heading, indent, self.marker, strong > 0, not self.gap))

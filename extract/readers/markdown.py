@@ -35,7 +35,7 @@ def read_markdown(path: str | Path) -> Document:
     title = ""
     if front := _FRONT.match(text):
         lines = front[0].strip().splitlines()[1:-1]
-        blocks.append(Pre(tuple(lines)))
+        blocks.append(Pre(tuple(lines), code=True))
         text = text[front.end() :]
         title = found[1].strip().strip("\"'") if (found := _TITLE.search("\n".join(lines))) else ""
     engine = package(path, "markdown_it", "markdown-it-py")

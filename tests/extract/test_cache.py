@@ -221,10 +221,10 @@ def test_cached_corpus_is_read_much_faster(tmp_path: Path, engine: str, times: i
 
 
 def test_packed_document_is_the_same() -> None:
-    """Cells, rules, headings, confidences, unread pages, halves of surrogate pairs, and numbers to the last bit."""
+    """Cells, rules, headings, confidences, code, unread pages, halves of surrogate pairs, numbers to the last bit."""
     cells = (Cell(0, 1, 0.1, 0.2), Cell(2, 3, 0.3, 1 / 3))
     units = (
-        Unit("a b", 1, 1, Box(0.1, 1e-300, 3.0, 4.0), 0.1 + 0.2, True, cells, 2, 0.5),
+        Unit("a b", 1, 1, Box(0.1, 1e-300, 3.0, 4.0), 0.1 + 0.2, True, cells, 2, 0.5, True),
         Unit('\ud800 文 "\\\n', 1, 2, Box(1.0, 2.0, 3.0, 4.0), 9.0),
     )
     empty = Page(3, 5.0, 6.0, (), (), "is a scan")
@@ -248,5 +248,5 @@ def test_every_report_survives_packing() -> None:
             document = read(path)
             assert unpack(pack(document), document.file) == document
     assert Unit._fields == (
-        "text", "page", "line", "box", "font_size", "bold", "cells", "heading", "confidence",
+        "text", "page", "line", "box", "font_size", "bold", "cells", "heading", "confidence", "code",
     )  # fmt: skip
