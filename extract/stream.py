@@ -105,9 +105,9 @@ def stream(
 def read_many(paths: Paths, **options: Any) -> tuple[list[Document], list[ReadError]]:
     """Every readable file among `paths`, and the errors of those that are not: one bad file doesn't stop a corpus.
 
-    `paths` is a file, a folder (the files in it that can be read, those in folders below it too), a glob pattern (`**`
-    goes through folders), or an iterable of these. Files come sorted within each, and a file that is named twice is
-    read once. The options are those of `stream`.
+    `paths` is a file, a folder (the files in it that can be read, those in folders below it and hidden ones too), a
+    glob pattern (`**` goes through folders, hidden files are left out), or an iterable of these. Files come sorted
+    within each, and a file that is named twice is read once. The options are those of `stream`.
     """
     documents: list[Document] = []
     with stream(paths, **options) as found:
