@@ -99,7 +99,8 @@ class Document:
         sha256: of the file's bytes, so that a document can be recognised.
         pages: in order; a page without text has no units.
         title: from the file's metadata, may be empty.
-        reader: what read it, with its version ("pypdf 7.1.0 · 2"): another reader may find other lines.
+        reader: what read it, with its version ("pypdf 7.1.0 · 2"): another reader may find other lines. It ends in
+            "fallback" where it gave words alone, without cells, bold and ruling lines.
     """
 
     file: str

@@ -21,7 +21,7 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.pack import pack, unpack
 from e2erag.extract.read import attempt, find
 from e2erag.extract.readers.ocr import available as ocr_available
-from e2erag.extract.readers.pdf import engine_or_default
+from e2erag.extract.readers.pdf import engine_or_default, warn_of_fallback
 from e2erag.extract.readers.source import sha256
 from e2erag.extract.report import Report
 from e2erag.extract.worker import Answer, Worker
@@ -262,6 +262,8 @@ def _bar(files: int, progress: bool) -> Any:
 
 def _counted(found: _Found, report: Report, begin: float, bar: Any) -> _Found:
     report.add(found)
+    if isinstance(found, Document):
+        warn_of_fallback(found.reader)  # a worker's warning is not heard
     report.seconds = time.monotonic() - begin
     rate = f"{report.pages / max(report.seconds, 1e-9):.0f}"
     bar.set_postfix({"pages/s": rate, "failed": len(report.failed)}, refresh=False)
