@@ -51,6 +51,7 @@ class Unit(NamedTuple):
         cells: the pieces of a table row, left to right; empty where the line is running text.
         heading: 1 to 6 where the format itself says that the line is a heading of that level, else 0.
         confidence: of a recognised line (OCR), 0 to 1; 1 where the file holds the text itself.
+        code: whether the format itself says that the line is one of preformatted text, as code is.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Unit(NamedTuple):
     cells: tuple[Cell, ...] = ()
     heading: int = 0
     confidence: float = 1.0
+    code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ class Document:
         sha256: of the file's bytes, so that a document can be recognised.
         pages: in order; a page without text has no units.
         title: from the file's metadata, may be empty.
-        reader: what read it, with its version ("pypdf 7.1.0 · 2"): another reader may find other lines.
+        reader: what read it, with its version ("pypdf 7.1.0 · 2"): another reader may find other lines. It ends in
+            "fallback" where it gave words alone, without cells, bold and ruling lines.
     """
 
     file: str
@@ -199,8 +202,8 @@ class Document:
         return len(self.units)
 
 
-_HYPHENS = "-\u2010\u00ad"
-_BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{_HYPHENS}]$")
+HYPHENS = "-\u2010\u00ad"
+_BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{HYPHENS}]$")
 _REST = re.compile(r"([^\W\d_]+)(\S*)\s*")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _ADDRESS = re.compile(r"(?:://|\bwww\.)\S*$")
@@ -218,7 +221,7 @@ def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
     broken = [
         i
         for i, (line, after) in enumerate(pairwise(lines))
-        if line.endswith(tuple(_HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
+        if line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
     ]
     if not broken:
         return tuple(lines)

@@ -1,16 +1,18 @@
 """A document as Markdown: headings, paragraphs, list items and tables out of lines and their boxes.
 
-What a format says itself (`Unit.heading`, cells) is used as it is. Where no line of a document is marked as a heading,
-as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher its level. A
-line goes on the paragraph above if it stands right below and its first word would not have fitted there.
+What a format says itself (`Unit.heading`, `Unit.code`, cells) is used as it is. Where no line of a document is marked
+as a heading, as in a PDF, a line is one if its type is clearly larger than that of the body, and the larger the higher
+its level. A line goes on the paragraph above if it stands right below and its first word would not have fitted there,
+or the word that it begins with was begun above.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
-from e2erag.extract.document import Document, Unit
+from e2erag.extract.document import HYPHENS, Cell, Document, Unit
 
 LARGER = 1.15  # than the body's type and bold: a heading
 MUCH_LARGER = 1.35  # and without being bold
@@ -29,9 +31,9 @@ _START = re.compile(r"^(?=#{1,6}(?:\s|$)|>|[+-](?:\s|$)|={3,}|-{3,}|~~~)|(?<=^\d
 
 @dataclass(slots=True)
 class _Block:
-    """A heading, paragraph, item or table; its lines, and which Markdown goes before the first."""
+    """A heading, paragraph, item, table or fenced code; its lines, and which Markdown goes before the first."""
 
-    kind: str  # "heading", "text", "item" or "table"
+    kind: str  # "heading", "text", "item", "table" or "code"
     page: int
     lines: list[str] = field(default_factory=list)
     last: Unit | None = None
@@ -39,7 +41,7 @@ class _Block:
     indent: int = 0
 
     def text(self) -> str:
-        if self.kind == "table":
+        if self.kind in ("table", "code"):
             return "\n".join(self.lines)
         text = "".join(self.lines)
         if self.kind == "text":
@@ -78,12 +80,24 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             yield _Block("table", units[i].page, lines)
             block, lefts, i = None, [], stop
             continue
+        if units[i].code:
+            if block:
+                yield block
+            stop = i
+            while stop < len(units) and units[stop].code and (not pages or units[stop].page == units[i].page):
+                stop += 1
+            yield _Block("code", units[i].page, _fenced(units[i:stop], texts[i:stop]))
+            block, lefts, i = None, [], stop
+            continue
         unit, text = units[i], " ".join(texts[i].split())
         fresh = _fresh(unit, text, levels[i], lefts)
+        begun = i > 0 and _mended(units[i - 1].text, texts[i - 1])
         i += 1
         if not text:
+            if block:
+                block.last = unit
             continue
-        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], pages)
+        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], begun, pages)
         if block and joins:
             block.lines.append(joins + _INLINE.sub(r"\\\g<0>", text))
         else:
@@ -95,6 +109,27 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
         block.last = unit
     if block:
         yield block
+
+
+def _fenced(units: Sequence[Unit], texts: Sequence[str]) -> list[str]:
+    """Lines of code in a fence, with the spaces that their places on the page stand for."""
+    left = min(unit.box.x0 for unit in units)
+    spans = [span for unit in units for span in unit.cells or [Cell(0, len(unit.text), unit.box.x0, unit.box.x1)]]
+    letter = median((span.x1 - span.x0) / (span.stop - span.start) for span in spans)
+    lines: list[str] = []
+    last: Unit | None = None
+    for unit, text in zip(units, texts, strict=True):
+        if last and last.page == unit.page and unit.box.y0 - last.box.y1 > CLOSE * unit.font_size:
+            lines.append("")
+        cells = unit.cells if text == unit.text else ()
+        line = ""
+        for x, piece in [(c.x0, text[c.start : c.stop]) for c in cells] or [(unit.box.x0, text)]:
+            line = f"{line} " if line else ""
+            line = line.ljust(round((x - left) / letter)) + piece
+        lines.append(line)
+        last = unit
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", "\n".join(lines)))])
+    return [fence, *lines, fence]
 
 
 def _fresh(unit: Unit, text: str, level: int, lefts: list[float]) -> _Block:
@@ -123,13 +158,23 @@ def _nested(block: _Block, unit: Unit, lefts: list[float]) -> list[float]:
     return [*lefts, unit.box.x0]
 
 
-def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, pages: bool) -> str:
-    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does."""
+def _mended(printed: str, text: str) -> bool:
+    """Whether the word at a line's end has been made whole with what begins the next line."""
+    return printed.endswith(tuple(HYPHENS)) and not (text and printed.endswith(text))
+
+
+def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, begun: bool, pages: bool) -> str:
+    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does.
+
+    `begun` is whether the last word of the block was begun there and ended on this line.
+    """
+    if begun and fresh.kind != "heading" and block.kind != "heading":
+        return "" if pages and unit.page != last.page else " "
     size = min(unit.font_size, last.font_size) or 1.0
     gap = unit.box.y0 - last.box.y1
     if block.kind == "heading":
         alike = fresh.mark == block.mark and unit.page == last.page and abs(unit.font_size - last.font_size) < 0.5
-        return " " if alike and -0.5 * size < gap < 0.5 * size and _full(last, unit, edge) else ""
+        return " " if alike and -0.5 * size < gap < 0.5 * size and (begun or _full(last, unit, edge)) else ""
     if fresh.kind == "heading" or abs(unit.font_size - last.font_size) > 0.1 * size:
         return ""
     full = _full(last, unit, edge)
@@ -211,11 +256,14 @@ def _levels(document: Document) -> list[int]:
 def _tables(document: Document) -> Iterator[tuple[int, tuple[int, list[str]]]]:
     """Where tables begin: the unit after their last one, and their lines.
 
-    Those found on the pages, and besides them any two or more lines in a row with the same number of cells.
+    Those found on the pages, and besides them any two or more lines in a row with the same number of cells; code is
+    none, whatever stands below each other in it.
     """
     taken: set[int] = set()
     for first, table in document.tables:
         stop = first + table.stop - table.start
+        if any(unit.code for unit in document.units[first:stop]):
+            continue
         taken.update(range(first, stop))
         heads = [
             " ".join(dict.fromkeys(filter(None, column))) for column in zip(*table.rows[: table.header], strict=True)
@@ -224,7 +272,7 @@ def _tables(document: Document) -> Iterator[tuple[int, tuple[int, list[str]]]]:
     run: list[int] = []
     units = document.units
     for i in range(len(units) + 1):
-        unit = units[i] if i < len(units) and i not in taken and len(units[i].cells) > 1 else None
+        unit = units[i] if i < len(units) and i not in taken and len(units[i].cells) > 1 and not units[i].code else None
         if run and (unit is None or len(unit.cells) != len(units[run[0]].cells) or unit.page != units[run[0]].page):
             if len(run) > 1:
                 rows = [tuple(units[k].text[c.start : c.stop] for c in units[k].cells) for k in run]

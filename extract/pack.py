@@ -15,7 +15,7 @@ from typing import Any
 
 from e2erag.extract.document import Box, Cell, Document, Page, Unit
 
-FORMAT = 1  # goes up when `unpack` could no longer read what an older `pack` wrote
+FORMAT = 2  # goes up when `unpack` could no longer read what an older `pack` wrote
 
 # Named tuples from rows of the right length, without the call in Python that `_make` costs.
 _BOX: Any = partial(tuple.__new__, Box)
@@ -47,6 +47,7 @@ def pack(document: Document) -> bytes:
         "edges": _floats(edge for cell in cells for edge in (cell.x0, cell.x1)),
         "headings": [unit.heading for unit in units],
         "confidence": _floats(unit.confidence for unit in units),
+        "code": [int(unit.code) for unit in units],
     }
     # Fonts can map a glyph to half of a surrogate pair, which strict UTF-8 refuses.
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
@@ -75,6 +76,7 @@ def unpack(data: bytes, file: str) -> Document:
             [tuple(islice(cells, n)) if n else () for n in row["cells"]],
             row["headings"],
             _numbers(row["confidence"]),
+            map(bool, row["code"]),
             strict=True,
         ),
     )

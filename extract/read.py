@@ -1,8 +1,10 @@
 """Reads one file with `read`, and finds the files of folders and patterns with `find`; `stream` reads those."""
 
+import errno
 import fnmatch
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers import READERS, read_pdf
 from e2erag.extract.readers.shown import short
+
+_EMPTY = "is an empty path, which would be the whole working directory: name a file, or '.' if that is meant"
 
 
 def read(path: str | Path, engine: str | None = None) -> Document:
@@ -22,11 +26,13 @@ def read(path: str | Path, engine: str | None = None) -> Document:
         ReadError: the file can't be read, or is of a kind that has no reader; the reason is in the message.
         ValueError, ImportError: there is no such engine, or it is not installed.
     """
+    if path == "":
+        raise ReadError(path, _EMPTY)
     path = Path(path)
+    if reason := _no_file(path):
+        raise ReadError(path, reason)
     suffix = path.suffix.lower()
     if suffix in READERS or not path.is_file() or _is_pdf(path):  # what is missing or a folder, read_pdf explains
-        if not path.is_file() and not path.is_dir() and path.exists():
-            raise ReadError(path, "is a pipe or a device: save what it gives as a file first")
         reader = READERS.get(suffix, read_pdf)
         return read_pdf(path, engine) if reader is read_pdf else reader(path)
     kinds = ", ".join(sorted(READERS))
@@ -56,13 +62,17 @@ def _is_pdf(path: Path) -> bool:
 def find(paths: str | Path | Iterable[str | Path], skipped: Counter[str] | None = None) -> Iterator[Path | ReadError]:
     """The files that `paths` names, as `stream` reads them; an error in the place of what names none.
 
-    `paths` is a file, a folder (the files in it that can be read, those in folders below it too), a glob pattern
-    (`**` goes through folders), or an iterable of these. Files come sorted within each, and a file that is named twice
-    comes once. A folder that can't be listed is an error after the files that were found. What a folder holds of other
-    kinds is counted in `skipped`, by suffix.
+    `paths` is a file, a folder (the files in it that can be read, those in folders below it and hidden ones too), a
+    glob pattern (`**` goes through folders; hidden files only where it says so, as a shell has it), or an iterable of
+    these. Files come sorted within each, and a file that is named twice comes once. A folder that can't be listed, a
+    link to nothing and a pipe are errors after the files that were found. What a folder holds of other kinds is counted
+    in `skipped`, by suffix.
     """
     seen: set[str] = set()
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        if path == "":
+            yield ReadError(path, _EMPTY)
+            continue
         files, errors = _expand(path, Counter() if skipped is None else skipped)
         if not files and not errors:
             kinds = ", ".join(sorted(READERS))
@@ -72,7 +82,10 @@ def find(paths: str | Path | Iterable[str | Path], skipped: Counter[str] | None 
             if real not in seen:
                 seen.add(real)
                 yield file
-        yield from errors
+        for error in errors:
+            if error.file not in seen:
+                seen.add(error.file)
+                yield error
 
 
 def _real(path: Path) -> str:
@@ -91,15 +104,34 @@ def _expand(path: str | Path, skipped: Counter[str]) -> tuple[list[Path], list[R
     if is_folder:
         names = [Path(top, name) for top, files in _folders(str(folder), False, errors) for name in files]
         known = [file for file in names if file.suffix.lower() in READERS]
-        found = [file for file in known if file.is_file()]
         skipped.update(file.suffix.lower() or "without suffix" for file in names if file.suffix.lower() not in READERS)
-        if len(found) < len(known):
-            skipped["link to nothing, or no file"] += len(known) - len(found)
-        return sorted(found), errors
+        return _files(known, errors), errors
     if glob.has_magic(str(path)) and not exists:  # a file's own name may have brackets in it
-        matching = {Path(name) for name in _matches(str(path), errors)}
-        return sorted(file for file in matching if file.is_file()), errors
+        return _files({Path(name) for name in _matches(str(path), errors)}, errors), errors
     return [folder], []
+
+
+def _files(paths: Iterable[Path], errors: list[ReadError]) -> list[Path]:
+    """The files among the paths, sorted; what is neither that nor a folder is an error."""
+    found = []
+    for path in sorted(paths):
+        if reason := _no_file(path):
+            errors.append(ReadError(path, reason))
+        elif not os.path.isdir(path):
+            found.append(path)
+    return found
+
+
+def _no_file(path: Path) -> str:
+    """Why there is nothing to read under a name that is there, and neither a file's nor a folder's; else ""."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        link = getattr(error, "errno", None) in (errno.ENOENT, errno.ELOOP) and path.is_symlink()
+        return "is a link to nothing: put the file where it points, or remove it" if link else ""
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return ""
+    return "is a pipe or a device: save what it gives as a file first"
 
 
 def _matches(pattern: str, errors: list[ReadError]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.pack import pack, unpack
 from e2erag.extract.read import attempt, find
 from e2erag.extract.readers.ocr import available as ocr_available
-from e2erag.extract.readers.pdf import engine_or_default
+from e2erag.extract.readers.pdf import engine_or_default, warn_of_fallback
 from e2erag.extract.readers.source import sha256
 from e2erag.extract.report import Report
 from e2erag.extract.worker import Answer, Worker
@@ -105,9 +105,9 @@ def stream(
 def read_many(paths: Paths, **options: Any) -> tuple[list[Document], list[ReadError]]:
     """Every readable file among `paths`, and the errors of those that are not: one bad file doesn't stop a corpus.
 
-    `paths` is a file, a folder (the files in it that can be read, those in folders below it too), a glob pattern (`**`
-    goes through folders), or an iterable of these. Files come sorted within each, and a file that is named twice is
-    read once. The options are those of `stream`.
+    `paths` is a file, a folder (the files in it that can be read, those in folders below it and hidden ones too), a
+    glob pattern (`**` goes through folders, hidden files are left out), or an iterable of these. Files come sorted
+    within each, and a file that is named twice is read once. The options are those of `stream`.
     """
     documents: list[Document] = []
     with stream(paths, **options) as found:
@@ -262,6 +262,8 @@ def _bar(files: int, progress: bool) -> Any:
 
 def _counted(found: _Found, report: Report, begin: float, bar: Any) -> _Found:
     report.add(found)
+    if isinstance(found, Document):
+        warn_of_fallback(found.reader)  # a worker's warning is not heard
     report.seconds = time.monotonic() - begin
     rate = f"{report.pages / max(report.seconds, 1e-9):.0f}"
     bar.set_postfix({"pages/s": rate, "failed": len(report.failed)}, refresh=False)

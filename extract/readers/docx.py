@@ -14,7 +14,7 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.docx_styles import Numbers, Style, Styles, W, attribute, on
 from e2erag.extract.readers.flow import Block, Break, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
-from e2erag.extract.readers.source import package, read_bytes, version
+from e2erag.extract.readers.source import package, read_bytes, starved, version
 
 READER_VERSION = 1  # goes up when the lines of a file may change
 
@@ -55,6 +55,8 @@ def read_docx(path: str | Path) -> Document:
     except (MemoryError, ReadError):
         raise
     except Exception as error:  # lxml, zipfile, zlib and python-docx have each their own, and KeyError for a lost part
+        if starved(getattr(error, "error_log", ())):
+            raise MemoryError from None
         what = " ".join(str(error).split())[:120]
         raise ReadError(path, f"is no .docx or damaged ({type(error).__name__}: {what}): {_AS_DOCX}") from None
     return document(path, data, blocks, version("python-docx", READER_VERSION), title)

@@ -69,10 +69,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Pre:
-    """Lines that stay lines, with their indentation; three spaces or a tab begin a new cell. An empty one is a gap."""
+    """Lines that stay lines, with their indentation; three spaces or a tab begin a new cell. An empty one is a gap.
+
+    `code` is whether the format says so, rather than that a file of plain text has lines.
+    """
 
     lines: tuple[str, ...]
     indent: int = 0
+    code: bool = False
 
 
 class Spot(NamedTuple):
@@ -244,10 +248,11 @@ class _Sheet:
                 room = int((RIGHT - x) / (ADVANCE * SIZE))
                 for part in wrap(tidy(line), room):
                     self.line(part, x, x + columns(part) * ADVANCE * SIZE)
+                    self.units[-1] = self.units[-1]._replace(code=block.code)
             else:
                 text, cells, start = _cells(line, x, letter)
                 self.line(text, start, x + columns(line) * letter)
-                self.units[-1] = self.units[-1]._replace(cells=cells)
+                self.units[-1] = self.units[-1]._replace(cells=cells, code=block.code)
 
     def table(self, table: Table) -> None:
         texts = [[(tidy(spot.text), spot) for spot in row] for row in table.rows]

@@ -12,9 +12,9 @@ from typing import Any
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.flow import Block, Pre, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
-from e2erag.extract.readers.source import decoded, package, read_bytes, version
+from e2erag.extract.readers.source import decoded, package, read_bytes, starved, version
 
-READER_VERSION = 1  # goes up when the lines of a file may change
+READER_VERSION = 2  # goes up when the lines of a file may change
 
 HEAD = 4096  # bytes among which the encoding is declared
 NOTHING = (
@@ -78,7 +78,7 @@ class _Frame:
         text = "".join(piece for piece, _ in self.pieces)
         indent = max(self.shift + len(self.lists), 0)
         if self.pre and text.strip():
-            self.blocks.append(Pre(tuple(text.strip("\n").split("\n")), indent))
+            self.blocks.append(Pre(tuple(text.strip("\n").split("\n")), indent, True))
         elif text.strip():
             strong = sum(len(piece.strip()) * (1 if bold else -1) for piece, bold in self.pieces)
             self.blocks.append(Text(text, self.heading, indent, self.marker, strong > 0, not self.gap))
@@ -95,6 +95,7 @@ def read_html(path: str | Path) -> Document:
 
     Raises:
         ReadError: the file is missing, empty, not text, shows no word, or is nested too deep; or lxml is not installed.
+        MemoryError: lxml ran out of it.
     """
     data = read_bytes(path)
     declared = _DECLARED.search(data[:HEAD])
@@ -111,7 +112,11 @@ def html_blocks(path: str | Path, text: str) -> tuple[str, list[Block]]:
     try:
         root = etree.fromstring(text.encode("utf-8", "replace"), parser)
     except etree.LxmlError as error:
+        if starved(error.error_log):
+            raise MemoryError from None
         raise ReadError(path, f"is not HTML that can be read ({error}): save it again from a browser") from None
+    if starved(parser.error_log):  # what was parsed until then is a part
+        raise MemoryError
     limits = [error.message for error in parser.error_log if error.type_name == "ERR_RESOURCE_LIMIT"]
     if limits:
         raise ReadError(path, f"is too large or nested too deep to be read ({limits[0]}): split it")

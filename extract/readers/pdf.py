@@ -7,7 +7,9 @@ Two engines find what a page shows, as the same runs of text: pypdf (`pdf_pypdf`
 import hashlib
 import importlib
 import importlib.util
+import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -20,6 +22,7 @@ from e2erag.extract.readers.source import read_bytes
 Engine = Literal["pypdf", "pypdfium2"]
 
 READER_VERSION = 5  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+FALLBACK = " · fallback"  # how `Document.reader` ends where pypdf's own text extraction was all there was
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
 COVERED = 0.5  # … and so is one with next to no text (a number stamped on it, a running head) where they cover this
@@ -33,6 +36,7 @@ class _File(Protocol):
     """An open PDF, whatever reads it."""
 
     version: str
+    plain: bool  # whether it gives words alone
 
     def __len__(self) -> int: ...
     def __enter__(self) -> "_File": ...
@@ -91,13 +95,31 @@ def read_pdf(path: str | Path, engine: str | None = None) -> Document:
             raise
         file = _open("pypdf", path, data)
     with file:
-        title, reader = " ".join(file.title.split()), f"{file.version} · {READER_VERSION}"
+        title = " ".join(file.title.split())
+        reader = f"{file.version} · {READER_VERSION}{FALLBACK if file.plain else ''}"
         pages = tuple(_page(file, number, data) for number in range(1, len(file) + 1))
+    warn_of_fallback(reader)
     if not pages:
         raise ReadError(path, "is damaged or cut off (it has no pages): fetch or export it again")
     if not any(page.units for page in pages):
         raise ReadError(path, _no_text(pages))
     return Document(str(path), hashlib.sha256(data).hexdigest(), pages, title, reader)
+
+
+def warn_of_fallback(reader: str) -> None:
+    """Warn, once in a process, if such a `Document.reader` gives words alone."""
+    if reader.endswith(FALLBACK):
+        _warn_once()
+
+
+@cache
+def _warn_once() -> None:
+    warnings.warn(
+        "the installed pypdf has its fonts elsewhere than is looked for: PDFs are read with their words, but without "
+        f"cells, bold and ruling lines, and scans aren't seen (Document.reader ends in '{FALLBACK.strip()}'); "
+        "install an older pypdf, or pip install 'e2erag[fast]'",
+        stacklevel=4,
+    )
 
 
 def _open(engine: Engine, path: str | Path, data: bytes) -> _File:
@@ -189,6 +211,8 @@ def _ocr() -> Any:
 
 def _no_text(pages: tuple[Page, ...]) -> str:
     count = f"{len(pages)} page{'s' * (len(pages) != 1)}"
+    if not any(page.unread for page in pages):
+        return f"shows nothing that can be read ({count} without text, and none is a scan): leave it out"
     for page in pages:
         if page.unread and not page.unread.startswith(_SCAN):
             why = f"{count}; page {page.number}: {page.unread}"

@@ -42,6 +42,7 @@ class PdfiumFile:
     """An open PDF."""
 
     version = calls.VERSION
+    plain = False
 
     def __init__(self, path: str | Path, data: bytes) -> None:
         with LOCK:

@@ -42,7 +42,7 @@ class PypdfFile:
         if locked:
             raise ReadError(path, "is encrypted: it opens only with a password; save a copy without one")
         self.fonts: dict[Any, Font | None] = {}
-        self.walks = usable()
+        self.plain = not usable()
 
     def __enter__(self) -> "PypdfFile":
         return self
@@ -69,7 +69,7 @@ class PypdfFile:
         with _quiet():
             page = self.reader.pages[number - 1]
             width, height, base = _frame(page)
-            if not self.walks:
+            if self.plain:
                 return Shown(width, height, _plain(page, base))
             walk = Walk(base, self.reader, self.fonts, Rules(width, height))
             try:

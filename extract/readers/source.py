@@ -5,8 +5,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from e2erag.extract.document import ReadError
 
@@ -70,7 +72,8 @@ def decoded(path: str | Path, data: bytes, declared: str = "") -> str:
         ReadError: the file is not text.
     """
     text = _characters(data, declared)
-    if len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
+    pdf = data.startswith(b"%PDF-")  # which may be all letters
+    if pdf or len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
         kind = next(
             (kind for magic, kind in _KINDS.items() if data.startswith(magic)), "binary data: convert it to text"
         )
@@ -119,6 +122,11 @@ def package(path: str | Path, module: str, name: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ReadError(path, f"needs the package {name} ({error}): pip install {name}") from None
+
+
+def starved(log: Iterable[Any]) -> bool:
+    """Whether a log of lxml's says that memory ran out, which it raises as broken syntax ("unknown error")."""
+    return any(entry.type_name == "ERR_NO_MEMORY" for entry in log)
 
 
 def version(name: str, ours: int) -> str:

@@ -2,12 +2,15 @@
 
 import itertools
 import os
+import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import docx
 import pytest
 from pdf_files import drawn, huge, outcome, slow, some_files
 
@@ -144,6 +147,47 @@ def test_reasons_that_may_pass_are_not_cached(tmp_path: Path) -> None:
     assert entries(cache) == []
 
 
+def test_a_parser_without_memory_is_no_broken_file(tmp_path: Path) -> None:
+    """Three million elements, whose tree takes 360 MB: it may get more another time, so nothing is kept."""
+    file, cache = tmp_path / "a.html", tmp_path / "cache"
+    file.write_text("<p>words" + "<br>" * 3_000_000)
+    documents, (error,) = read_many(file, cache=cache, memory=300 << 20)
+    assert not documents
+    assert error.reason == "needs more than 300 MB to be read: give it more (memory=…), or leave it out"
+    assert entries(cache) == []
+
+
+STARVED = r"""
+import re, resource, sys
+from pathlib import Path
+import docx, lxml.etree
+from e2erag.extract import read
+used = int(re.search(r"VmData:\s*(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_DATA, (used + (12 << 20),) * 2)
+try:
+    read(sys.argv[1])
+except BaseException as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_memory_that_a_parser_lacks_is_a_memory_error(tmp_path: Path) -> None:
+    """12 MB more than what is imported: lxml calls it broken syntax, after what is really broken in the page."""
+    (tmp_path / "a.html").write_text("<bogus></p>" + "<p>a paragraph</p>" * 60_000)
+    made = docx.Document()
+    body = "<w:p><w:r><w:t>a paragraph</w:t></w:r></w:p>" * 60_000
+    made.save(tmp_path / "b.docx")
+    with zipfile.ZipFile(tmp_path / "b.docx") as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(tmp_path / "b.docx", "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in parts.items():
+            file.writestr(name, data.replace(b"<w:body>", b"<w:body>" + body.encode()))
+    for name in ("a.html", "b.docx"):
+        run = subprocess.run([sys.executable, "-c", STARVED, tmp_path / name], capture_output=True, text=True)
+        assert run.stdout == "MemoryError\n", run
+
+
 def test_cache_that_cannot_be_written_is_warned_of_once(folder: Path, tmp_path: Path) -> None:
     """And everything is read; a folder that can't be made is an error before that."""
     cache = tmp_path / "cache"
@@ -185,10 +229,10 @@ def test_cached_corpus_is_read_much_faster(tmp_path: Path, engine: str, times: i
 
 
 def test_packed_document_is_the_same() -> None:
-    """Cells, rules, headings, confidences, unread pages, halves of surrogate pairs, and numbers to the last bit."""
+    """Cells, rules, headings, confidences, code, unread pages, halves of surrogate pairs, numbers to the last bit."""
     cells = (Cell(0, 1, 0.1, 0.2), Cell(2, 3, 0.3, 1 / 3))
     units = (
-        Unit("a b", 1, 1, Box(0.1, 1e-300, 3.0, 4.0), 0.1 + 0.2, True, cells, 2, 0.5),
+        Unit("a b", 1, 1, Box(0.1, 1e-300, 3.0, 4.0), 0.1 + 0.2, True, cells, 2, 0.5, True),
         Unit('\ud800 文 "\\\n', 1, 2, Box(1.0, 2.0, 3.0, 4.0), 9.0),
     )
     empty = Page(3, 5.0, 6.0, (), (), "is a scan")
@@ -212,5 +256,5 @@ def test_every_report_survives_packing() -> None:
             document = read(path)
             assert unpack(pack(document), document.file) == document
     assert Unit._fields == (
-        "text", "page", "line", "box", "font_size", "bold", "cells", "heading", "confidence",
+        "text", "page", "line", "box", "font_size", "bold", "cells", "heading", "confidence", "code",
     )  # fmt: skip

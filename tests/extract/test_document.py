@@ -49,8 +49,10 @@ def test_units_keep_what_is_printed() -> None:
 
 
 def test_everything_of_a_document_survives_json() -> None:
-    """Cells, rules, headings, confidence and why a page is unread included."""
-    row = Unit("a b", 1, 1, Box(1.0, 2.0, 3.0, 4.0), 9.5, True, (Cell(0, 1, 1.0, 2.0), Cell(2, 3, 2.5, 3.0)), 2, 0.5)
+    """Cells, rules, headings, confidence, code and why a page is unread included."""
+    row = Unit(
+        "a b", 1, 1, Box(1.0, 2.0, 3.0, 4.0), 9.5, True, (Cell(0, 1, 1.0, 2.0), Cell(2, 3, 2.5, 3.0)), 2, 0.5, True
+    )
     pages = (Page(1, 10.0, 20.0, (row,), (Box(0.0, 5.0, 10.0, 5.5),)), Page(2, 10.0, 20.0, (), (), "is a scan"))
     document = Document("a.pdf", "f00", pages, "Title", "pypdf")
     again = Document.from_json(json.loads(json.dumps(document.to_json())))

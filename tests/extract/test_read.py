@@ -59,15 +59,14 @@ def test_folder_gives_every_file_with_a_reader_sorted(tree: Path) -> None:
 
 
 def test_what_a_folder_holds_of_other_kinds_is_counted(tmp_path: Path) -> None:
-    """By suffix, in whatever case; a link to nothing too. What a pattern doesn't match nobody has asked for."""
+    """By suffix, in whatever case. What a pattern doesn't match nobody has asked for."""
     for name in ("a.txt", "b.doc", "c.DOC", "deep/d.xlsx", "README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    (tmp_path / "gone.pdf").symlink_to(tmp_path / "nothing.pdf")
     report = read_report(tmp_path, workers=0)
-    assert report.skipped == {".doc": 2, ".xlsx": 1, "without suffix": 1, "link to nothing, or no file": 1}
+    assert report.skipped == {".doc": 2, ".xlsx": 1, "without suffix": 1}
     assert (report.read, report.failed, report.exit_code) == (1, [], 0)
-    assert "skipped  | 5 files of other kinds: .doc (2), " in str(report)
+    assert "skipped  | 4 files of other kinds: .doc (2), " in str(report)
     assert report.to_json()["skipped"] == report.skipped
     assert not read_report(f"{tmp_path}/*.txt", workers=0).skipped
 
@@ -86,7 +85,9 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
     assert names(list(find(tmp_path)), tmp_path) == ["deep/a.pdf"]
     assert names(list(find(f"{tmp_path}/**/*.pdf")), tmp_path) == ["deep/a.pdf"]
     (tmp_path / "self.pdf").symlink_to(tmp_path / "self.pdf")
-    assert names(list(find(tmp_path)), tmp_path) == ["deep/a.pdf"]
+    file, error = find(tmp_path)
+    assert names([file], tmp_path) == ["deep/a.pdf"]
+    assert str(error).startswith(f"{tmp_path}/self.pdf: is a link to nothing")
     assert list(find(tmp_path / "self.pdf")) == [tmp_path / "self.pdf"]
     assert isinstance(attempt(tmp_path / "self.pdf"), ReadError)
 
@@ -132,6 +133,17 @@ def test_names_of_any_bytes_are_found_and_refused_in_one_line(tmp_path: Path) ->
     assert all(isinstance(attempt(path), ReadError) for path in found if isinstance(path, Path))
 
 
+def test_an_empty_path_is_not_the_working_directory(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is not set, say: an error in its place, and the other paths are read."""
+    monkeypatch.chdir(tree)
+    error, file = find(["", "one.pdf"])
+    assert str(error).startswith(": is an empty path, which would be the whole working directory: name a file")
+    assert file == Path("one.pdf")
+    assert len(list(find(""))) == 1 < len(list(find(".")))
+    with pytest.raises(ReadError, match="is an empty path"):
+        read("")
+
+
 @pytest.mark.parametrize("name", ["a\0b.pdf", "n" * 5000 + ".pdf", "a*\0.pdf"])
 def test_name_that_cannot_be_is_an_error(name: str) -> None:
     """From `find` or from `read`, never another exception."""
@@ -144,7 +156,27 @@ def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.pdf")
     with pytest.raises(ReadError, match="is a pipe or a device: save what it gives as a file first"):
         read(tmp_path / "a.pdf")
-    assert [type(item) for item in find(tmp_path)] == [ReadError]  # in a folder it doesn't count
+    assert [type(item) for item in find(tmp_path)] == [ReadError]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/*.pdf", "/**/*.pdf", "/[ac]*.pdf"])
+def test_what_is_no_file_is_named_in_the_report(tmp_path: Path, pattern: str) -> None:
+    """A link to nothing and a pipe, in a folder and by a pattern, once each; of another kind they are counted."""
+    write(tmp_path / "b.pdf")
+    os.mkfifo(tmp_path / "a.pdf")
+    (tmp_path / "c.pdf").symlink_to(tmp_path / "nothing.pdf")
+    (tmp_path / "d").mkdir()
+    report = read_report([f"{tmp_path}{pattern}"] * 2, workers=0)
+    told = {Path(error.file).name: error.reason for error in report.failed}
+    assert told.pop("b.pdf", "is not a PDF").startswith("is not a PDF")
+    assert told == {
+        "a.pdf": "is a pipe or a device: save what it gives as a file first",
+        "c.pdf": "is a link to nothing: put the file where it points, or remove it",
+    }
+    assert len(report.failed) == 3 - (pattern == "/[ac]*.pdf")
+    error = attempt(tmp_path / "c.pdf")
+    assert isinstance(error, ReadError)
+    assert error.reason == told["c.pdf"]
 
 
 def test_reader_that_fails_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

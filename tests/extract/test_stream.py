@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from pdf_files import drawn, huge, outcome, slow, some_files
+from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, Page, ReadError, Report, Unit, read, read_many, read_report, stream
 from e2erag.extract.pack import unpack
@@ -126,6 +127,25 @@ def test_file_over_its_memory_costs_only_itself(folder: Path) -> None:
     assert isinstance(last, Document)
     assert isinstance(error, ReadError)
     assert error.reason == "needs more than 300 MB to be read: give it more (memory=…), or leave it out"
+
+
+BALLAST = r"""
+import sys
+from e2erag.extract import read_many
+held = b"x" * (700 << 20)
+documents, errors = read_many(sys.argv[1], workers=1, engine="pypdf", memory=300 << 20)
+print(len(documents), *errors)
+"""
+
+
+def test_what_the_caller_holds_is_not_its_processes(tmp_path: Path) -> None:
+    """A caller of 700 MB, and a file that takes a process of 300 some seconds: the first look would end it."""
+    canvas = Canvas(str(tmp_path / "s.pdf"), pageCompression=0)
+    canvas._code.append("q " * 400_000)
+    canvas.drawString(72, 700, "slow")
+    canvas.save()
+    run = subprocess.run([sys.executable, "-c", BALLAST, tmp_path / "s.pdf"], capture_output=True, text=True)
+    assert run.stdout == "1\n", run
 
 
 def test_process_that_was_killed_is_replaced(folder: Path) -> None:

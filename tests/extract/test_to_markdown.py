@@ -119,6 +119,39 @@ def test_what_is_said_in_html_is_said_in_markdown(blocks: list[tuple], tmp_path:
         assert parsed(document.to_markdown()) == expected(blocks)
 
 
+CODE = """def f(x, y):
+    if x:
+        return compute(x, y, 1, "the longest line")
+    return {
+        'a':   1,
+    }
+
+class A:
+    one = 1    # `one`
+    two = 22   # ``` two
+"""
+
+
+@pytest.mark.parametrize("name", ["a.md", "b.md", "a.html"])
+def test_code_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
+    """Fenced, indented or in `<pre>`, with its lines and indentation, and never as a table."""
+    indented = "".join(f"    {row}\n" for row in CODE.splitlines())
+    sources = {"a.md": f"````py\n{CODE}````\n", "b.md": indented, "a.html": f"<pre>{CODE}</pre>"}
+    end = "</p><p>After." if name == "a.html" else "\nAfter."
+    (tmp_path / name).write_text(f"Before.\n\n{sources[name]}{end}")
+    assert read(tmp_path / name).to_markdown() == f"Before.\n\n````\n{CODE}````\n\nAfter.\n"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(st.integers(0, 20), text.filter(lambda t: len(t) < 100)), min_size=1, max_size=80))
+def test_any_code_keeps_its_lines(rows: list[tuple[int, str]], tmp_path: Path) -> None:
+    """On one page or several; what all lines are indented by goes."""
+    least = min(spaces for spaces, _ in rows)
+    (tmp_path / "a.md").write_text("~~~~\n" + "".join(f"{' ' * n}{t}\n" for n, t in rows) + "~~~~\n")
+    found = read(tmp_path / "a.md").to_markdown().splitlines()
+    assert found[1:-1] == [" " * (n - least) + t for n, t in rows]
+
+
 def line(text: str, n: int, y: float, size: float = 10.0, bold: bool = False, x: float = 50.0, page: int = 1) -> Unit:
     return Unit(text, page, n, Box(x, float(y), x + 0.5 * size * len(text), y + size), float(size), bold)
 
@@ -152,6 +185,20 @@ def test_a_line_that_ends_early_ends_there() -> None:
         line("A much longer line that is the widest.", 3, 44),
     ]
     assert printed(units).to_markdown() == "1 Harbour Street  \nPort Town  \nA much longer line that is the widest.\n"
+
+
+def test_a_sentence_goes_on_after_a_word_that_was_mended() -> None:
+    """Also where its line ends short of the others, in an item, over three lines, and in another column."""
+    wide = "The line that is the widest one here."
+    short = [line("It gives an exam-", 1, 20), line("ple of it", 2, 32), line(wide, 3, 44)]
+    assert printed(short).to_markdown() == f"It gives an example of it  \n{wide}\n"
+    item = [line("- an inter-", 1, 20), line("na-", 2, 32), line("tional law", 3, 44), line(f"- {wide}", 4, 56)]
+    assert printed(item).to_markdown() == f"- an international law\n- {wide}\n"
+    aside = [line("It gives an exam-", 1, 700), line("ple of it", 2, 20, x=350.0)]
+    assert printed(aside).to_markdown() == "It gives an example of it\n"
+    over = printed([line("It gives an exam-", 1, 700)], [line("ple of it", 1, 20, page=2)])
+    assert over.to_markdown() == "It gives an example of it\n"
+    assert over.to_markdown(pages=True) == "<!-- page 1 -->\n\nIt gives an example\n\n<!-- page 2 -->\n\nof it\n"
 
 
 def test_pages_are_named_if_asked_for() -> None:

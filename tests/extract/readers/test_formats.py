@@ -114,6 +114,18 @@ def test_markdown_with_front_matter_and_tables(tmp_path: Path) -> None:
     assert cells(document) == [["A", "B"], ["1 | 2", "3"], ["4", "5"]]
 
 
+def test_footnotes_of_markdown_stay(tmp_path: Path) -> None:
+    """One word, an address or a text, each a paragraph; definitions of links are none, and go."""
+    source = (
+        "# A\nText[^1], [more][b][^n].\n[^1]: https://example.org/source\n[^n]:   Ibid.\nand on\n[^2]: See *there*.\n\n"
+        "- item\n\n  [^3]: <http://c.d>\n\n[b]: http://a.b\n\n> quoted\n[^4]: e\n\n    [^5]: code\n\n[^ 6]: no\n"
+    )
+    assert [unit.text for unit in read_as(tmp_path, "a.md", source)] == [
+        "A", "Text[^1], more[^n].", "[^1]: https://example.org/source", "[^n]: Ibid. and on", "[^2]: See there.",
+        "• item", "[^3]: http://c.d", "quoted", "[^4]: e", "[^5]: code", "[^ 6]: no",
+    ]  # fmt: skip
+
+
 def test_a_rule_at_the_top_is_no_front_matter(tmp_path: Path) -> None:
     """Only lines that look like `key: value` are."""
     document = read_as(tmp_path, "a.md", "---\nJust a paragraph\n\n---\n\nmore")
@@ -207,6 +219,10 @@ def test_entities_of_a_document_type_are_not_expanded(tmp_path: Path) -> None:
         ("a.txt", b" \n\t \f ", "only white space"),
         ("a.txt", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "PNG image: name it .png"),
         ("a.md", b"%PDF-1.7\n" + bytes(range(32)) * 9, "a PDF: name it .pdf"),
+        *(
+            (f"a.{kind}", b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\n" * 9, "a PDF: name it .pdf")
+            for kind in ("html", "md", "txt")
+        ),
         ("a.html", b"\xd0\xcf\x11\xe0" + bytes(range(32)) * 9, "save it as .docx"),
         ("a.html", b"<script>only()</script>", "save it from a browser"),
         ("a.html", b"<!-- nothing -->", "save it from a browser"),

@@ -415,9 +415,9 @@ def encrypted(path: Path, user: str) -> Path:
         (lambda p: write(p / "a.pdf", b"<html>"), "is not a PDF: no %PDF header in its first 1024 bytes"),
         (lambda p: write(p / "a.pdf", NTSB[0].read_bytes()[:9000]), "is damaged or cut off (PdfStreamError"),
         (lambda p: encrypted(p / "a.pdf", "secret"), "is encrypted: it opens only with a password"),
-        (lambda p: written(p, b"0 0 9 9 re f", b""), "has no text layer (2 pages): scanned pages need OCR"),
+        (lambda p: written(p, b"0 0 9 9 re f", b""), "shows nothing that can be read (2 pages without text"),
     ],
-    ids=["missing", "folder", "empty", "no pdf", "cut off", "encrypted", "no text"],
+    ids=["missing", "folder", "empty", "no pdf", "cut off", "encrypted", "blank"],
 )
 def test_bad_file_says_what_is_wrong_and_the_way_out(tmp_path: Path, make: Callable[[Path], Path], reason: str) -> None:
     """A ReadError of one line, with the file's path in front."""

@@ -203,6 +203,15 @@ def test_scan_is_named_and_a_blank_page_is_not(tmp_path: Path, engine: str, monk
     pages = TEXT, IMAGE % (600, 800), IMAGE % (60, 80), b"9 9 m 99 9 l S", b"BT /F 9 Tf 9 9 Td (  ) Tj ET", b""
     document = read_pdf(written(tmp_path, *pages), engine)
     assert document.unread == {2: "is a scan: no text layer; to have it recognised, pip install 'e2erag[ocr]'"}
+    with pytest.raises(
+        ReadError, match=r"no text layer \(2 pages\): scanned pages need OCR, pip install 'e2erag\[ocr\]'"
+    ):
+        read_pdf(written(tmp_path, pages[1], b""), engine)
+    with pytest.raises(ReadError) as error:
+        read_pdf(written(tmp_path, *pages[2:]), engine)
+    assert error.value.reason == (
+        "shows nothing that can be read (4 pages without text, and none is a scan): leave it out"
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -9,8 +9,8 @@ from pdf_fixtures import NTSB, with_codes, written
 from pypdf import PdfReader
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
-from e2erag.extract import ReadError
-from e2erag.extract.readers import pdf_walk
+from e2erag.extract import ReadError, read_many
+from e2erag.extract.readers import pdf, pdf_walk
 from e2erag.extract.readers.pdf import read_pdf
 
 ONE, THREE = b"BT /F 9 Tf 9 9 Td (one) Tj ET", b"BT /F 9 Tf 9 9 Td (three) Tj ET"
@@ -99,6 +99,22 @@ def test_where_pypdfs_fonts_have_moved_its_own_text_is_read(monkeypatch: pytest.
     assert len(same) > 0.6 * len(usual)
     near = [abs(a.x0 - b.x0) < 3 and abs(a.y1 - b.y1) < 3 for a, b in same]
     assert sum(near) > 0.9 * len(near)
+
+
+def test_it_is_said_where_pypdfs_fonts_have_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Once in a process, also where another has read the file; each document says it, and others don't."""
+    assert read_pdf(NTSB[0], "pypdf").reader == f"pypdf {pypdf.__version__} · {pdf.READER_VERSION}"
+    with monkeypatch.context() as moved:
+        moved.setattr(pdf_walk, "PypdfFont", None)
+        pdf._warn_once.cache_clear()
+        with pytest.warns(UserWarning, match=r"without cells, bold .*; install an older pypdf, or pip install") as told:
+            documents, _ = read_many(NTSB[:2], workers=0, engine="pypdf", cache=tmp_path)
+        assert len(told) == 1
+        assert {d.reader for d in documents} == {f"pypdf {pypdf.__version__} · {pdf.READER_VERSION} · fallback"}
+    pdf._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="ends in '· fallback'") as told:
+        read_many(NTSB[:2], engine="pypdf", cache=tmp_path)
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
