@@ -223,6 +223,7 @@ class Joint(Finder):
         gold: Sequence[Sequence[int]] | None = None,
         negatives: int = 0,
         alone: bool = False,
+        apart: bool = False,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
@@ -252,6 +253,8 @@ class Joint(Finder):
                 the others stand still.
             alone: whether passages that are read together are read each alone as well, without gradient
                 (`Evidence.alone_logp`).
+            apart: whether each question's Z moves with its own passages alone, not with those of the others too
+                (`Softmax.apart`).
         """
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
@@ -272,7 +275,7 @@ class Joint(Finder):
         if gold is not None:
             hits = corpus.with_one_of(gold, [f"{x} {y}" for x, y in zip(questions, answers, strict=True)], hits)
         unique = hits[hits >= 0].unique()
-        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added)
+        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added, apart)
         rest = softmax.draw(negatives, noise)
         encoded = torch.cat([unique, rest.rows])
         gates, log_prior = said.of(encoded)

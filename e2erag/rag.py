@@ -461,6 +461,7 @@ class RAG:
         gold: bool = False,
         negatives: int = 0,
         alone: bool = False,
+        apart: bool = False,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint.forward`.
 
@@ -469,7 +470,7 @@ class RAG:
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
         pages = [corpus.on_page(q.file, q.page) if q.file and q.page else [] for q in questions] if gold else None
-        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages, negatives, alone)
+        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages, negatives, alone, apart)
         return self.model(corpus, index, asked, answers, k, *how)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":

@@ -50,6 +50,8 @@ class Softmax:
         ids: the K chosen of them, −1 where there was none.
         rows: the passages that stand in `ids`, ascending, each once.
         prior: α·log π of every row, where it isn't the stored one.
+        apart: whether what was encoded for other questions alone counts by its stored score, as the rest does: then
+            p(z|x), and its gradient, doesn't depend on which questions are asked together.
     """
 
     index: Index
@@ -59,18 +61,20 @@ class Softmax:
     spans: Spans
     rows: Int[Tensor, " unique"]
     prior: Prior | None = None
+    apart: bool = False
 
     @cached_property
     def _without(self) -> tuple[Without, Bool[Tensor, "questions columns"]]:
         """What isn't of the rest: passages encoded afresh, and those that repeat one of a question's K; and which of
-        the former do, with a last column for the rest, which doesn't."""
+        the former aren't counted for it, with a last column for the rest, which is."""
         repeated = self.spans.repeated(self.ids)
         out = torch.cat([self.rows, repeated.rows]).unique()
         mask = torch.zeros(len(self.ids), len(out), dtype=torch.bool)
         mask[:, torch.searchsorted(out, repeated.rows)] = repeated.mask
         column = torch.searchsorted(out, self.rows)
-        nested = torch.cat([mask[:, column], torch.zeros(len(self.ids), 1, dtype=torch.bool)], 1)
-        mask[:, column] = True
+        others = ~(self.ids[:, :, None] == self.rows).any(1) & self.apart
+        nested = torch.cat([mask[:, column] | others, torch.zeros(len(self.ids), 1, dtype=torch.bool)], 1)
+        mask[:, column] |= ~others
         return Without(out, mask), nested
 
     @torch.no_grad()

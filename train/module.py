@@ -75,7 +75,7 @@ class TrainModule(L.LightningModule):
             batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
             slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
             judged=c.judged, tail=tail, gold="contrastive" in self.weights, negatives=c.negatives,
-            alone=bool(COMPARING & self.weights.keys()),
+            alone=bool(COMPARING & self.weights.keys()), apart=c.apart,
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))
