@@ -10,9 +10,9 @@ cut up; `contrastive` alone compares the questions of a batch, over all ranks. G
 do, where fewer than all passages are read: Z is differentiated through those scored afresh, and a batch's are fresh for
 all of its questions (unless `FitConfig.apart`). Those that renormalise over K have no Z. Length is normalised only
 where an objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`,
-`lsr`, `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss
-where the K are read together (`Reading`). Those that compare passages (`COMPARING`) have each of them read alone as
-well then, without gradient.
+`lsr`, `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas'
+loss where the K are read together (`Reading`). Those that compare passages (`COMPARING`) have each of them read alone
+as well then, without gradient.
 
 Sources, named by author and year below, with the section or equation that has the formula where it is one of theirs as
 it stands (of code: the function):
