@@ -25,6 +25,7 @@ IN = 0.8  # ems that an item stands further right than the one it belongs to
 _BULLET = re.compile(r"([•●▪■◦○‣⁃∙·*–-])\s+(?=\S)")
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s+(?=\S)")
 _END = re.compile(r"[.!?:;…][)\"'”’»]?$")
+_ENTITY = re.compile(r"&#?\w+;$")  # written out: no end of a sentence
 _INLINE = re.compile(r"[\\`*\[\]<]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)")
 _START = re.compile(r"^(?=#{1,6}(?:\s|$)|>|[+-](?:\s|$)|={3,}|-{3,}|~~~)|(?<=^\d)(?=[.)]\s)|(?<=^\d\d)(?=[.)]\s)", re.M)
 
@@ -178,7 +179,7 @@ def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, be
     if fresh.kind == "heading" or abs(unit.font_size - last.font_size) > 0.1 * size:
         return ""
     full = _full(last, unit, edge)
-    ended = bool(_END.search(last.text))
+    ended = bool(_END.search(last.text) and not _ENTITY.search(last.text))
     if fresh.kind == "item" and (fresh.mark == "- " or not full or ended or block.kind == "item"):
         return ""
     if unit.page != last.page:

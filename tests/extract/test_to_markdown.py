@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -111,6 +111,7 @@ def expected(blocks: Sequence[tuple]) -> list[tuple]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(blocks=st.lists(block, min_size=1, max_size=6))
+@example(blocks=[("paragraph", "so a a a a aa aaa aaaa aaaa aaaaaa aaaaaaaaaa" + " *x*" * 8 + " &amp; &amp; 1. end.")])
 def test_what_is_said_in_html_is_said_in_markdown(blocks: list[tuple], tmp_path: Path) -> None:
     """Whatever the text has in it that Markdown would take for its own."""
     (tmp_path / "a.html").write_text(written(blocks), "utf-8")
