@@ -272,7 +272,7 @@ def system(seed: int, size: Size, reader: Path | None) -> RAG:
     )
     if set(size.paths) != set(GATES):
         whole = rag.model.extractor
-        rag.model.extractor = Partly(whole.config, size.paths)
+        rag.model.extractor = Partly(whole.config, size.paths).to(whole.gates.weight.device).eval()
         rag.model.extractor.load_state_dict(whole.state_dict())
     return rag
 

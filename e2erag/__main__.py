@@ -83,6 +83,8 @@ def _check_system(folder: str) -> None:
 def _reading(**given: Any) -> dict[str, Any]:
     """Options of reading, of which those that can't be are refused before the first file."""
     stream([], **given).close()
+    if given.get("cache") is not None:
+        check_place(given["cache"])
     return given
 
 
@@ -132,6 +134,9 @@ def fit(
         reading = _reading(seconds=seconds, memory=memory)
         if system is not None:
             _check_system(system)
+        if settings.folder is not None:
+            check_place(settings.folder)
+        asked = read_questions(questions)
     join()
     rag = RAG.from_pretrained(
         system,
@@ -145,7 +150,7 @@ def fit(
     check_started(rag)
     with over_ranks(rag):
         rag.index(files, **reading)
-    run = rag.fit(questions, settings)
+    run = rag.fit(asked, settings)
     if rank() == 0:
         rag.save_pretrained(out)
         if run.calibration is not None:
@@ -367,7 +372,9 @@ def evaluate(
         reading = _reading(seconds=seconds, memory=memory)
         if json is not None:
             check_place(Path(json).parent)
-    asked = read_questions(questions)
+            if Path(json).is_dir():
+                raise ValueError(f"--json {json} is a folder, and the figures are a file: name one in it")
+        asked = read_questions(questions)
     rag = RAG.from_pretrained(system, index=IndexConfig() if files else None)
     if files:
         rag.index(files, **reading)

@@ -82,8 +82,15 @@ def holds(model: Joint, corpus: Corpus, answer: str, passage: int, gates: Gates,
 
 
 def stands_in(answer: str, text: str) -> bool:
-    """Whether an answer's words follow each other in a text, over the ends of its lines too."""
-    return bool(_runs(words(answer), [words(text)]))
+    """Whether an answer's words follow each other in a text, over the ends of its lines too; letter for letter where it
+    has no words ("%") or is of a script that doesn't part them."""
+    if words(answer) and not _UNPARTED.search(answer):
+        return bool(_runs(words(answer), [words(text)]))
+    return "".join(answer.casefold().split()) in "".join(text.casefold().split())
+
+
+_UNPARTED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Lao, Burmese, Khmer, kana and Chinese characters."""
 
 
 def words(text: str) -> list[str]:

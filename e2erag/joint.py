@@ -246,7 +246,7 @@ class Joint(Finder):
                 slope in log Z is estimated from the pages drawn: without bias but for their features, which are
                 normalised by their own figures while the extractor learns. 0: every line.
             tail: whether shares are of the K and of all that wasn't found, read as closed book (`marginal`), or of the
-                K alone (`rag_sequence`); then the closed book is read without gradient.
+                K alone (`rag_sequence`); then the closed book is read without gradient, where passages are read alone.
             gold: per question, passages of which one is to be read (`Corpus.with_one_of`), beside all others.
             negatives: passages that are drawn for all questions together out of those that none of them reads, and
                 encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`). 0:

@@ -84,12 +84,18 @@ def question(row: Any, where: str = "row") -> Question:
             f"`page`; this row has {', '.join(f'`{name}`' for name in row) or 'none'}"
         )
     text, page = row["question"], row.get("page")
+    digits = (
+        str(int(page)) if isinstance(page, float) and page.is_integer() else str(page)
+    )  # a table's column of numbers
+    if page is not None and not (digits.isdecimal() and int(digits) >= 1):
+        raise QuestionError(f"{where}: `page` must be a page's number, from 1, got {page!r}")
     try:
-        page = None if page is None else int(page)
-    except (TypeError, ValueError):
-        raise QuestionError(f"{where}: `page` must be a page's number, from 1, got {page!r}") from None
-    try:
-        asked = Question(text, tuple(str(answer).strip() for answer in answers), row.get("file"), page)
+        asked = Question(
+            text,
+            tuple(str(answer).strip() for answer in answers),
+            row.get("file"),
+            None if page is None else int(digits),
+        )
     except QuestionError as error:
         raise QuestionError(f"{where}: {error}") from None
     return replace(asked, question=text.strip())

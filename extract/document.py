@@ -7,6 +7,7 @@ bold it is. Nothing here is learned and nothing here knows how a file format wor
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -121,7 +122,7 @@ class Document:
         Its rest is taken off the next line (which may become empty). The units, and so citations and boxes, keep what
         is printed.
         """
-        return dehyphenated([unit.text for unit in self.units])
+        return dehyphenated([unit.text for unit in self.units], {i for i, unit in enumerate(self.units) if unit.code})
 
     @cached_property
     def tables(self) -> tuple[tuple[int, "Table"], ...]:
@@ -211,7 +212,7 @@ _BETWEEN = frozenset({"and", "or", "nor", "to", "und", "oder", "bis", "et", "ou"
 """What follows a hyphen that stands for the rest of the next word: "pre- and post-war"."""
 
 
-def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
+def dehyphenated(lines: Sequence[str], code: AbstractSet[int] = frozenset()) -> tuple[str, ...]:
     """Lines with words that are broken at their ends made whole: "exam-", "ple of" → "example", "of".
 
     Only where the next line goes on in lower case. The hyphen stays where the document writes the word with one
@@ -221,7 +222,7 @@ def dehyphenated(lines: Sequence[str]) -> tuple[str, ...]:
     broken = [
         i
         for i, (line, after) in enumerate(pairwise(lines))
-        if line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
+        if i not in code and line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
     ]
     if not broken:
         return tuple(lines)

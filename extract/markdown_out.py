@@ -23,6 +23,7 @@ LEFTS = 40.0  # points within which lines begin at the same place
 IN = 0.8  # ems that an item stands further right than the one it belongs to
 
 _BULLET = re.compile(r"([•●▪■◦○‣⁃∙·*–-])\s+(?=\S)")
+_DASHES = "*·–-"  # which stand in sentences too
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s+(?=\S)")
 _END = re.compile(r"[.!?:;…][)\"'”’»]?$")
 _ENTITY = re.compile(r"&#?\w+;$")  # written out: no end of a sentence
@@ -180,7 +181,8 @@ def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, be
         return ""
     full = _full(last, unit, edge)
     ended = bool(_END.search(last.text) and not _ENTITY.search(last.text))
-    if fresh.kind == "item" and (fresh.mark == "- " or not full or ended or block.kind == "item"):
+    bullet = fresh.mark == "- " and unit.text[:1] not in _DASHES
+    if fresh.kind == "item" and (bullet or not full or ended or block.kind == "item"):
         return ""
     if unit.page != last.page:
         goes_on = full and not ended and len(last.text) > WORDS and unit.text[:1].islower()

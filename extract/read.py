@@ -105,6 +105,8 @@ def _expand(path: str | Path, skipped: Counter[str]) -> tuple[list[Path], list[R
         names = [Path(top, name) for top, files in _folders(str(folder), False, errors) for name in files]
         known = [file for file in names if file.suffix.lower() in READERS]
         skipped.update(file.suffix.lower() or "without suffix" for file in names if file.suffix.lower() not in READERS)
+        # Editors lock files with hidden links to nothing.
+        known = [file for file in known if not file.name.startswith(".") or os.path.exists(file)]
         return _files(known, errors), errors
     if glob.has_magic(str(path)) and not exists:  # a file's own name may have brackets in it
         return _files({Path(name) for name in _matches(str(path), errors)}, errors), errors

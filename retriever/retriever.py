@@ -188,8 +188,9 @@ def log_prob_found(
 
 
 def log_tail(prior_logp: Float[Tensor, "questions k"]) -> Float[Tensor, " questions"]:
-    """log(1 − P_K), stable where P_K is near 0 or 1; −∞ (without gradient) where nothing is left."""
-    total = torch.logsumexp(prior_logp, 1)
+    """log(1 − P_K), stable where P_K is near 0 or 1; −∞ (without gradient) where nothing is left, 0 where K is none."""
+    some = (prior_logp > -torch.inf).any(1, keepdim=True)
+    total = torch.logsumexp(torch.where(some, prior_logp, -1e4), 1)
     open_ = total < -1e-6  # float32 leaves about 1e-7 of noise in P_K
     safe = torch.where(open_, total, -1.0)
     return torch.where(open_, torch.log(-torch.expm1(safe)), -torch.inf)

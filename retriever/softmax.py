@@ -103,7 +103,7 @@ class Softmax:
         scores = scored @ self.index.vectors.index_select(0, seen).to(scored).T + log_times.to(scored)
         if prior is not None:
             scores = scores + prior[..., seen.to(prior.device)].to(scores)
-        out = left_out(self._without[0], seen.expand(len(scored), -1))
+        out = left_out(self._without[0], seen.expand(len(scored), -1)) | torch.isin(seen, self.rows)
         p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
         mean = p.mean(0)
         point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()

@@ -116,7 +116,9 @@ def command(*args: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_line_trains(tmp_path: Path) -> None:
     """`e2erag fit` takes a pattern, as the README writes it, or refuses what isn't there in one message."""
-    wrong = command("fit", str(tmp_path / "*.pdf"), "q.jsonl", tmp_path / "out", "--settings.epochs", 3)
+    asked = tmp_path / "q.jsonl"
+    asked.write_text('{"question": "who ?", "answers": ["the pilot"]}\n')
+    wrong = command("fit", str(tmp_path / "*.pdf"), asked, tmp_path / "out", "--settings.epochs", 3)
     assert wrong.returncode != 0
     assert "Traceback" not in wrong.stderr
     assert "nothing to index" in wrong.stderr

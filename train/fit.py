@@ -62,8 +62,9 @@ class FitConfig:
             few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost;
             so it may with a gate_clip, which cuts the slopes of what stands for many as those of one.
         apart: whether each question's Z moves with its own passages alone. Then a step's gradient doesn't depend on how
-            its questions are cut into batches or shared out over processes (with gate_clip and negatives 0); as it is,
-            what a batch has encoded for one question moves in all of them, which is nearer to the whole corpus.
+            its questions are cut into batches or shared out over processes, where nothing is drawn for a batch (gates,
+            negatives, passages, pages to judge) and gate_clip is 0; as it is, what a batch has encoded for one
+            question moves in all of them, which is nearer to the whole corpus.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.
@@ -200,6 +201,8 @@ class FitConfig:
             )
         if 0 < self.rerank < self.k:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
+        if not 0 <= self.negligible < 1:
+            raise ValueError(f"negligible is a share of the likelihood in [0, 1), got {self.negligible}: 0 reads all")
         if not self.gate_clip >= 0:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
@@ -331,7 +334,8 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             f'likelihood: take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
     read = config.k + config.mined
-    if "retriever" in untaught(names, read, together) and read == 1 and "retriever" not in config.freeze:
+    single = "retriever" in untaught(names, read, together) and "retriever" not in untaught(names, 2, together)
+    if single and not any(name.startswith("retriever") for name in config.freeze):
         warnings.warn(
             f"with one passage read per question {' and '.join(names)} has nothing for the retriever to learn from: "
             "raise k, or freeze retriever",

@@ -282,7 +282,7 @@ def contrastive(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     other = torch.arange(len(rows), device=best.device) != own[:, None]
     same = numbers == number[:, None]
     if e.spans is not None:
-        own_span = e.spans.to(best.device)[every, best]
+        own_span = e.spans.to(best.device)[every, best] * torch.tensor([1, 1, 1, 0], device=best.device)  # any reading
         same = same | repeats(own_span[:, None], of_all(own_span)[None], 0.5)
     unfit = other & (same | (numbers < 0))
     loss = scores.masked_fill(unfit, -torch.inf).logsumexp(1) - scores.gather(1, own[:, None])[:, 0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import NTSB
 from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
@@ -45,7 +46,7 @@ def test_a_new_systems_options_come_through_every_door(
         "--generation.max_tokens 512 --generation.token_budget 1024 --generation.held_tokens 0".split(),
         "yaml": ["--config", str(tmp_path / "run.yaml")],
     }[door]
-    for command in (["fit", "x.pdf", "train.jsonl", "out"], ["index", "x.pdf", "out"]):
+    for command in (["fit", "x.pdf", str(NTSB / "train.jsonl"), "out"], ["index", "x.pdf", "out"]):
         seen.clear()
         monkeypatch.setattr(sys, "argv", ["e2erag", *command, *given])
         with pytest.raises(Asked):

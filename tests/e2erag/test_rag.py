@@ -1,6 +1,7 @@
 """The system as a user meets it: index, ask, cite, save, load, and what bad input is told."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -329,6 +330,9 @@ def test_where_nothing_is_left_the_error_names_every_file(tmp_path: Path) -> Non
         ({"question": "who ?", "answers": []}, r"`answers` must hold at least one non-empty text"),
         ("who ?", r"every row must be an object"),
         ({"question": "who ?", "answers": ["a"], "page": "two"}, r"`page` must be a page's number, from 1, got 'two'"),
+        ({"question": "who ?", "answers": ["a"], "page": 0}, r"from 1, got 0"),
+        ({"question": "who ?", "answers": ["a"], "page": math.inf}, r"from 1, got inf"),
+        ({"question": "who ?", "answers": ["a"], "page": True}, r"from 1, got True"),
     ],
 )
 def test_a_question_file_with_a_wrong_column_is_told_which_came(tmp_path: Path, row: object, text: str) -> None:

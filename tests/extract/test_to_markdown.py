@@ -112,6 +112,11 @@ def expected(blocks: Sequence[tuple]) -> list[tuple]:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(blocks=st.lists(block, min_size=1, max_size=6))
 @example(blocks=[("paragraph", "so a a a a aa aaa aaaa aaaa aaaaaa aaaaaaaaaa" + " *x*" * 8 + " &amp; &amp; 1. end.")])
+@example(
+    blocks=[
+        ("paragraph", "so a a a a a aa aaa aaa" + " aaaa" * 3 + " aaaaaa aaaaaaa aaaaaaaaaa" + " *x*" * 5 + " b - end.")
+    ]
+)
 def test_what_is_said_in_html_is_said_in_markdown(blocks: list[tuple], tmp_path: Path) -> None:
     """Whatever the text has in it that Markdown would take for its own."""
     (tmp_path / "a.html").write_text(written(blocks), "utf-8")
@@ -234,3 +239,12 @@ def test_real_reports_lose_no_word(file: Path) -> None:
     shown = document.to_markdown().replace("\\", "").replace("|", " ").split()
     assert not {word for text in document.texts for word in text.split()} - set(shown)
     assert "# National Transportation Safety Board" in document.to_markdown()
+
+
+def test_a_hyphen_at_the_end_of_a_line_of_code_stays(tmp_path: Path) -> None:
+    """It is an operator; the reader gets it as well."""
+    path = tmp_path / "a.md"
+    path.write_text("```\ntotal = gross-\n    net\n```\n")
+    document = read(path)
+    assert document.texts == ("total = gross-", "net")
+    assert "total = gross-\n    net" in document.to_markdown()

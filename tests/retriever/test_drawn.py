@@ -184,3 +184,30 @@ def test_without_a_hit_there_is_still_a_rest() -> None:
     drawn = Softmax(case.index, case.queries, hits, ids, case.spans, unique).draw(8)
     assert 0 < len(drawn.rows) <= 8
     torch.testing.assert_close(drawn.share.sum(1), torch.ones(QUESTIONS))
+
+
+def test_what_another_question_reads_is_not_drawn_where_questions_are_kept_apart() -> None:
+    """It is encoded already; a row that were encoded twice would get its slope twice."""
+    case = Case(60)
+    softmax = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique, apart=True)
+    for seed in range(20):
+        drawn = softmax.draw(16, torch.Generator().manual_seed(seed))
+        assert len(drawn.rows)
+        assert not torch.isin(drawn.rows, case.unique).any()
+
+
+def test_apart_a_question_has_the_p_that_it_has_alone() -> None:
+    """Whatever the others of its batch have encoded afresh, here with other rows than those stored."""
+    case = Case(60)
+    rows = case.rows + 0.1 * torch.randn(case.rows.shape, generator=torch.Generator().manual_seed(1))
+    fresh = case.queries @ rows[case.unique].T
+    together = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique, apart=True).log_prob(
+        fresh
+    )
+    for i in range(QUESTIONS):
+        one = slice(i, i + 1)
+        own = case.ids[one].unique()
+        own = own[own >= 0]
+        hits = case.index.search(case.queries[one], 6 * K)
+        alone = Softmax(case.index, case.queries[one], hits, case.ids[one], case.spans, own)
+        torch.testing.assert_close(alone.log_prob(case.queries[one] @ rows[own].T)[0], together[i])

@@ -469,6 +469,13 @@ def test_a_temperature_that_learns_learns() -> None:
     assert rag.model.retriever.temperature.item() != pytest.approx(0.2, rel=1e-3)
 
 
+@pytest.mark.parametrize("share", [1.0, -0.1, math.nan])
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    """With all of the likelihood negligible nothing would teach the reader."""
+    with pytest.raises(ValueError, match=r"negligible is a share of the likelihood in \[0, 1\), got"):
+        FitConfig(negligible=share)
+
+
 def test_a_negative_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="gate_clip is a norm, at least 0"):
         FitConfig(gate_clip=-1.0)

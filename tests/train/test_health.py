@@ -96,9 +96,9 @@ def test_answers_are_looked_for_in_what_was_found(rag: RAG) -> None:
 
 def test_an_answer_over_two_lines_is_found_and_a_part_of_a_word_is_not(rag: RAG) -> None:
     """Words follow each other over the end of a line; "1" doesn't stand in "12"."""
-    rag.index([tiny_document([["it happened in New", "York City at 12", "o'clock"]])])
+    rag.index([tiny_document([["it happened in New", "York City at 12", "o'clock", "首都は東", "京です"]])])
     ids = torch.tensor([list(range(len(rag.corpus.passages)))])
-    for answer, found in (("New York City", 1), ("1", 0), ("12 o'clock", 1), ("York, new", 0)):
+    for answer, found in (("New York City", 1), ("1", 0), ("12 o'clock", 1), ("York, new", 0), ("東京", 1), ("%", 0)):
         assert answer_found(rag, [Question("where ?", (answer,))], ids) == found
 
 
