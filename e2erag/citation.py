@@ -1,6 +1,7 @@
 """Which lines an answer rests on: those that hold its words and, among several, those the reader leaned on."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,15 +79,19 @@ def cite(
 def holds(model: Joint, corpus: Corpus, answer: str, passage: int, gates: Gates, mode: GateMode) -> bool:
     """Whether an answer's words follow each other in what the reader was given of a passage."""
     lines, _ = model.reading_lines(corpus, passage, gates, mode)
-    return bool(_runs(words(answer), [words(text) for text in _texts(corpus, lines)]))
+    return stands_in([answer], "\n".join(_texts(corpus, lines)))
 
 
-def stands_in(answer: str, text: str) -> bool:
-    """Whether an answer's words follow each other in a text, over the ends of its lines too; letter for letter where it
-    has no words ("%") or is of a script that doesn't part them."""
-    if words(answer) and not _UNPARTED.search(answer):
-        return bool(_runs(words(answer), [words(text)]))
-    return "".join(answer.casefold().split()) in "".join(text.casefold().split())
+def stands_in(answers: Sequence[str], text: str) -> bool:
+    """Whether one of the answers has its words in a text, one after the other, over the ends of lines too; letter for
+    letter where it has no words ("%") or is of a script that doesn't part them."""
+    spoken, letters = f" {' '.join(words(text))} ", "".join(text.casefold().split())
+    return any(
+        f" {' '.join(words(answer))} " in spoken
+        if words(answer) and not _UNPARTED.search(answer)
+        else "".join(answer.casefold().split()) in letters
+        for answer in answers
+    )
 
 
 _UNPARTED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")

@@ -285,7 +285,10 @@ class Joint(Finder):
         prior = softmax.log_prob(fresh, rest.slope(q, others))
         place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
         tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit, tail)
-        alone = alone and self.reading != "marginal"
+        single = None
+        if alone and self.reading != "marginal":
+            each = self.rows(corpus, questions, answers, hits, gates, mode, closed_book=False)
+            single = self._read_alone(*each, None if mode == "hard" else gates.read, hits)
         logp = tokens.sum(2)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         return Terms(
@@ -293,7 +296,7 @@ class Joint(Finder):
             answer_logp=logp[:, :-1],
             closed_book_logp=logp[:, -1],
             token_logp=tokens[:, :-1],
-            alone_logp=self._read_alone(corpus, questions, answers, hits, gates, mode) if alone else None,
+            alone_logp=single,
             length=length,
             ids=hits,
             spans=corpus.spans.spans[hits.clamp_min(0)],
@@ -343,10 +346,7 @@ class Joint(Finder):
             bias, slots = competing(gates.read, slots, slope_limit)
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         some = partial(self._read_rows, rows, slots, bias)
-        if negligible >= 1:
-            with torch.no_grad():
-                logp = some(torch.ones_like(seat[seat]))
-        elif negligible > 0 and torch.is_grad_enabled():
+        if 0 < negligible < 1 and torch.is_grad_enabled():
             rest = log_tail(prior_logp.detach()) if tail else prior_logp.new_full((len(ids),), -torch.inf)
             prior = torch.cat([prior_logp.detach(), rest[:, None]], 1)
             likely = (prior.softmax(1) >= SURE * negligible)[seat]
@@ -359,11 +359,10 @@ class Joint(Finder):
             held = sum(row.size for row, there in zip(rows, likely.tolist(), strict=True) if there)
             logp = torch.where(again[:, None], some(again, held), logp)
         else:
-            closed = F.pad(torch.zeros_like(seat[:, 1:]), (0, 1), value=True)[seat]
-            apart = closed & (not tail and torch.is_grad_enabled())
+            learns = F.pad(torch.full_like(seat[:, 1:], negligible < 1), (0, 1), value=tail and negligible < 1)[seat]
             with torch.no_grad():
-                logp = some(apart)
-            logp = logp + some(~apart)
+                logp = some(~learns)
+            logp = logp + some(learns)
         last = seat.sum(1).cumsum(0) - 1  # a question's last row is the closed book
         return _seated(logp, seat), _lengths(rows).to(seat.device)[last]
 
@@ -386,18 +385,10 @@ class Joint(Finder):
 
     @torch.no_grad()
     def _read_alone(
-        self,
-        corpus: Corpus,
-        questions: Sequence[str],
-        answers: Sequence[str],
-        ids: Int[Tensor, "questions k"],
-        gates: Gates,
-        mode: GateMode,
+        self, rows: Sequence[Row], slots: Sequence[Lines | None], bias: Tensor | None, ids: Int[Tensor, "questions k"]
     ) -> Float[Tensor, "questions k tokens"]:
         """log p of every answer token after every passage found, each read by itself."""
-        rows, slots = self.rows(corpus, questions, answers, ids, gates, mode, closed_book=False)
         seat = (ids >= 0).to(self.device)
-        bias = None if mode == "hard" else gates.read
         return _seated(self._read_rows(rows, slots, bias, torch.ones_like(seat[seat])), seat)
 
     def _read_together(

@@ -83,19 +83,20 @@ def question(row: Any, where: str = "row") -> Question:
             f"{where}: the columns wanted are `question` and `answers` (or `answer`), and optionally `file` and "
             f"`page`; this row has {', '.join(f'`{name}`' for name in row) or 'none'}"
         )
-    text, page = row["question"], row.get("page")
-    digits = (
-        str(int(page)) if isinstance(page, float) and page.is_integer() else str(page)
-    )  # a table's column of numbers
-    if page is not None and not (digits.isdecimal() and int(digits) >= 1):
-        raise QuestionError(f"{where}: `page` must be a page's number, from 1, got {page!r}")
     try:
-        asked = Question(
-            text,
-            tuple(str(answer).strip() for answer in answers),
-            row.get("file"),
-            None if page is None else int(digits),
-        )
+        texts = tuple(str(answer).strip() for answer in answers)
+        asked = Question(row["question"], texts, row.get("file"), _page(row.get("page")))
     except QuestionError as error:
         raise QuestionError(f"{where}: {error}") from None
-    return replace(asked, question=text.strip())
+    return replace(asked, question=asked.question.strip())
+
+
+def _page(given: Any) -> int | None:
+    digits = str(given)
+    if isinstance(given, float) and given.is_integer():  # of a table's column of numbers
+        digits = str(int(given))
+    if given is None:
+        return None
+    if not (digits.isdecimal() and int(digits) >= 1):
+        raise QuestionError(f"`page` must be a page's number, from 1, got {given!r}")
+    return int(digits)

@@ -222,7 +222,7 @@ def dehyphenated(lines: Sequence[str], code: AbstractSet[int] = frozenset()) -> 
     broken = [
         i
         for i, (line, after) in enumerate(pairwise(lines))
-        if i not in code and line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
+        if not {i, i + 1} & code and line.endswith(tuple(HYPHENS)) and after[:1].islower() and _BROKEN.search(line)
     ]
     if not broken:
         return tuple(lines)

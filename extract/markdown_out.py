@@ -88,7 +88,7 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             stop = i
             while stop < len(units) and units[stop].code and (not pages or units[stop].page == units[i].page):
                 stop += 1
-            yield _Block("code", units[i].page, _fenced(units[i:stop], texts[i:stop]))
+            yield _Block("code", units[i].page, _fenced(units[i:stop]))
             block, lefts, i = None, [], stop
             continue
         unit, text = units[i], " ".join(texts[i].split())
@@ -113,21 +113,20 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
         yield block
 
 
-def _fenced(units: Sequence[Unit], texts: Sequence[str]) -> list[str]:
+def _fenced(units: Sequence[Unit]) -> list[str]:
     """Lines of code in a fence, with the spaces that their places on the page stand for."""
     left = min(unit.box.x0 for unit in units)
-    spans = [span for unit in units for span in unit.cells or [Cell(0, len(unit.text), unit.box.x0, unit.box.x1)]]
-    letter = median((span.x1 - span.x0) / (span.stop - span.start) for span in spans)
+    cells = [unit.cells or (Cell(0, len(unit.text), unit.box.x0, unit.box.x1),) for unit in units]
+    letter = median((cell.x1 - cell.x0) / (cell.stop - cell.start) for row in cells for cell in row)
     lines: list[str] = []
     last: Unit | None = None
-    for unit, text in zip(units, texts, strict=True):
+    for unit, row in zip(units, cells, strict=True):
         if last and last.page == unit.page and unit.box.y0 - last.box.y1 > CLOSE * unit.font_size:
             lines.append("")
-        cells = unit.cells if text == unit.text else ()
         line = ""
-        for x, piece in [(c.x0, text[c.start : c.stop]) for c in cells] or [(unit.box.x0, text)]:
+        for cell in row:
             line = f"{line} " if line else ""
-            line = line.ljust(round((x - left) / letter)) + piece
+            line = line.ljust(round((cell.x0 - left) / letter)) + unit.text[cell.start : cell.stop]
         lines.append(line)
         last = unit
     fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", "\n".join(lines)))])

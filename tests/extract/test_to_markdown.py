@@ -248,3 +248,5 @@ def test_a_hyphen_at_the_end_of_a_line_of_code_stays(tmp_path: Path) -> None:
     document = read(path)
     assert document.texts == ("total = gross-", "net")
     assert "total = gross-\n    net" in document.to_markdown()
+    path.write_text("so the exam-\n\n```\nple = 1\n```\n")
+    assert read(path).texts == ("so the exam-", "ple = 1")
