@@ -70,6 +70,15 @@ class Judgement(NamedTuple):
     of: Callable[[Int[Tensor, " passages"]], tuple[Gates, Float[Tensor, " corpus"]]]
 
 
+def judge(
+    model: "Joint", corpus: Corpus, index: Index, lines: int, mode: GateMode, noise: torch.Generator | None
+) -> Judgement:
+    """What the extractor says of all, from about `lines` lines where the corpus has more (0: from every line)."""
+    if 0 < lines < len(corpus):
+        return by_pages(model, corpus, index, lines, mode, noise)
+    return by_every_line(model, corpus, mode, noise)
+
+
 def by_every_line(model: "Joint", corpus: Corpus, mode: GateMode, noise: torch.Generator | None) -> Judgement:
     """All of the corpus. The prior is fresh for every passage: raising it only where passages are re-encoded would seem
     to pay."""

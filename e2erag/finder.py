@@ -83,7 +83,7 @@ class Finder(nn.Module):
 
         Args:
             log_prior: log π of every candidate, from `log_prior`.
-            slope_limit: see `Joint.forward`."""
+            slope_limit: see `Step`."""
         with self.autocast():
             if mode == "hard" and self.retriever.config.gates != "pool":
                 lines = [corpus.lines(i) for i in passages.tolist()]

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from e2erag.corpus import Corpus, Gates, Lines
-from e2erag.drawing import by_every_line, by_pages
+from e2erag.drawing import Judgement, judge
 from e2erag.extract import Extractor, GateMode
 from e2erag.finder import Finder
 from e2erag.generator import Generator, Row
 from e2erag.precision import Precision
 from e2erag.retriever import OVERFETCH, Hits, Index, Retriever, Softmax, log_tail
 from e2erag.slopes import competing
+from e2erag.step import Step
 
 SURE = 5
 """A passage with so many times the share of p(z|x) that is negligible is read with gradient at once, not twice."""
@@ -68,7 +69,7 @@ class Terms(Evidence):
     """What the joint model has found and read: all of `Evidence`, and besides
 
     Attributes:
-        gates: of every line of the corpus; or of those found, and `gates.extraction` of those drawn (`Joint.forward`).
+        gates: of every line of the corpus; or of those found, and `gates.extraction` of those drawn (`Step.judged`).
         tokens_kept: share of the tokens that reading gates let through: Σ tokens·w / Σ tokens, over the lines of
             `gates.extraction`.
         staleness: 1 − cosine of the stored vectors and the fresh ones, mean over the passages found.
@@ -211,85 +212,47 @@ class Joint(Finder):
         index: Index,
         questions: Sequence[str],
         answers: Sequence[str],
-        k: int,
-        mode: GateMode = "sample",
+        step: Step,
         noise: torch.Generator | None = None,
-        negligible: float = 0.0,
-        mined: int = 0,
-        rerank: int = 0,
-        slope_limit: float = 0.0,
-        judged: int = 0,
-        tail: bool = True,
         gold: Sequence[Sequence[int]] | None = None,
-        negatives: int = 0,
-        alone: bool = False,
-        apart: bool = False,
     ) -> Terms:
         """Search, re-encode what was found with gradient, and read it.
 
         Args:
             index: of the same corpus; its vectors may be stale, the K found are scored afresh.
-            k: passages read per question.
-            noise: random numbers of the gates in "sample" mode.
-            negligible: a passage whose share of p(z|x)·p(y|x,z) is below this is read without gradient, unless p(z|x)
-                alone makes it likely to be needed (`SURE`). All paths into retriever and extractor's prior stay exact;
-                the reader loses at most this share per passage, of a loss whose slope in log p(y|x,z) is the share.
-                1: all are, for a loss that teaches the reader nothing.
-            mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x)
-                is over the whole corpus, so whichever passages are read, the sum is the same sum.
-            rerank: passages per question found by the stored vectors, out of which the K best by fresh ones are read;
-                0: the K best by the stored ones.
-            slope_limit: going back, the slopes of a passage's lines in their log w (of each question's, for reading)
-                lose their mean and have this norm at most (`competing`); 0 leaves them as they are.
-            judged: lines that the extractor judges anew, where the corpus has more: those of pages drawn, which stand
-                for all, and those of the pages found. The other passages' log π is what the index has stored, and its
-                slope in log Z is estimated from the pages drawn: without bias but for their features, which are
-                normalised by their own figures while the extractor learns. 0: every line.
-            tail: whether shares are of the K and of all that wasn't found, read as closed book (`marginal`), or of the
-                K alone (`rag_sequence`); then the closed book is read without gradient, where passages are read alone.
+            noise: random numbers of gates, of pages judged and of negatives.
             gold: per question, passages of which one is to be read (`Corpus.with_one_of`), beside all others.
-            negatives: passages that are drawn for all questions together out of those that none of them reads, and
-                encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`). 0:
-                the others stand still.
-            alone: whether passages that are read together are read each alone as well, without gradient
-                (`Evidence.alone_logp`).
-            apart: whether each question's Z moves with its own passages alone, not with those of the others too
-                (`Softmax.apart`).
         """
+        mode = step.mode
         with self.autocast():
             q = self.retriever.encode_questions(list(questions))
-        drawn = 0 < judged < len(corpus)
-        said = by_pages(self, corpus, index, judged, mode, noise) if drawn else by_every_line(self, corpus, mode, noise)
+        said = judge(self, corpus, index, step.judged, mode, noise)
         sparse = None if self.retriever.beta is None else corpus.bm25.scores(questions)
         added = self.retriever.with_bm25(said.prior, sparse)
-        found = index.search(q, max(OVERFETCH * k, 2 * rerank), added)
-        hits = corpus.spans.distinct(found, max(k, rerank)).ids
-        if rerank:
-            with torch.no_grad():
-                unique = hits[hits >= 0].unique()
-                rows = self.encode(corpus, unique, *said.of(unique), mode)
-                fresh = self.retriever.with_bm25(q @ rows.T, None if sparse is None else sparse[:, unique])
-                hits = _best(fresh, unique, hits, k)
-        if mined:
-            hits = self.mine(corpus, questions, answers, hits, mined)
+        found = index.search(q, max(OVERFETCH * step.k, 2 * step.rerank), added)
+        hits = corpus.spans.distinct(found, max(step.k, step.rerank)).ids
+        if step.rerank:
+            hits = self._reranked(corpus, hits, q, said, sparse, step)
+        if step.mined:
+            hits = self.mine(corpus, questions, answers, hits, step.mined)
         if gold is not None:
             hits = corpus.with_one_of(gold, [f"{x} {y}" for x, y in zip(questions, answers, strict=True)], hits)
         unique = hits[hits >= 0].unique()
-        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added, apart)
-        rest = softmax.draw(negatives, noise)
+        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added, step.apart)
+        rest = softmax.draw(step.negatives, noise)
         encoded = torch.cat([unique, rest.rows])
         gates, log_prior = said.of(encoded)
-        fresh_rows = self.encode(corpus, encoded, gates, log_prior, mode, slope_limit)
+        fresh_rows = self.encode(corpus, encoded, gates, log_prior, mode, step.slope_limit)
         passages, others = fresh_rows.split([len(unique), len(rest.rows)])
         fresh = self.retriever.with_bm25(q @ passages.T, None if sparse is None else sparse[:, unique])
         prior = softmax.log_prob(fresh, rest.slope(q, others))
-        place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
-        tokens, length = self.read(corpus, questions, answers, hits, gates, mode, prior, negligible, slope_limit, tail)
+        tokens, length = self.read(corpus, questions, answers, hits, gates, prior, step)
+        logp = tokens.sum(2)
         single = None
-        if alone and self.reading != "marginal":
+        if step.alone and self.reading != "marginal":
             each = self.rows(corpus, questions, answers, hits, gates, mode, closed_book=False)
             single = self._read_alone(*each, None if mode == "hard" else gates.read, hits)
-        logp = tokens.sum(2)
+        place = torch.searchsorted(unique, hits.clamp_min(0)).clamp_max(len(unique) - 1).to(q.device)
         stored_vectors = index.vectors[unique, :-1].to(passages)
         return Terms(
             prior_logp=prior,
@@ -306,6 +269,22 @@ class Joint(Finder):
             tokens_kept=said.tokens_kept,
             staleness=1 - F.cosine_similarity(stored_vectors, passages.detach()[:, :-1]).mean(),
         )
+
+    @torch.no_grad()
+    def _reranked(
+        self,
+        corpus: Corpus,
+        hits: Int[Tensor, "questions candidates"],
+        q: Float[Tensor, "questions row"],
+        said: Judgement,
+        sparse: Float[Tensor, "questions corpus"] | None,
+        step: Step,
+    ) -> Int[Tensor, "questions {step.k}"]:
+        """Of the passages found the K best by fresh scores, per question."""
+        unique = hits[hits >= 0].unique()
+        rows = self.encode(corpus, unique, *said.of(unique), step.mode)
+        fresh = self.retriever.with_bm25(q @ rows.T, None if sparse is None else sparse[:, unique])
+        return _best(fresh, unique, hits, step.k)
 
     @staticmethod
     def mine(
@@ -326,24 +305,22 @@ class Joint(Finder):
         answers: Sequence[str],
         ids: Int[Tensor, "questions k"],
         gates: Gates,
-        mode: GateMode,
         prior_logp: Float[Tensor, "questions k"],
-        negligible: float,
-        slope_limit: float = 0.0,
-        tail: bool = True,
+        step: Step,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
         """log p of every answer token after every passage found and, last, after none, in one batched pass; and the
         answers' lengths in tokens.
 
         Passages read together are one event of probability P_K = Σ_{z∈K} p(z|x), so each is given log p(y|x,z_1…z_K):
         Σ_z p(z|x)·p(y|x,z_1…z_K) = P_K·p(y|x,z_1…z_K)."""
+        mode, negligible, tail = step.mode, step.negligible, step.tail
         if self.reading != "marginal":
             with torch.set_grad_enabled(torch.is_grad_enabled() and negligible < 1):
-                return self._read_together(corpus, questions, answers, ids, gates, mode, prior_logp, slope_limit)
+                return self._read_together(corpus, questions, answers, ids, gates, prior_logp, step)
         rows, slots = self.rows(corpus, questions, answers, ids, gates, mode)
         bias = None
         if mode != "hard":
-            bias, slots = competing(gates.read, slots, slope_limit)
+            bias, slots = competing(gates.read, slots, step.slope_limit)
         seat = F.pad(ids >= 0, (0, 1), value=True).to(prior_logp.device)  # last column: closed book
         some = partial(self._read_rows, rows, slots, bias)
         if 0 < negligible < 1 and torch.is_grad_enabled():
@@ -398,11 +375,11 @@ class Joint(Finder):
         answers: Sequence[str],
         ids: Int[Tensor, "questions k"],
         gates: Gates,
-        mode: GateMode,
         prior_logp: Float[Tensor, "questions k"],
-        slope_limit: float,
+        step: Step,
     ) -> tuple[Float[Tensor, "questions k1 tokens"], Int[Tensor, " questions"]]:
-        rows, bias, slots = self.fused_rows(corpus, questions, answers, ids, prior_logp, gates, mode, slope_limit)
+        mode, limit = step.mode, step.slope_limit
+        rows, bias, slots = self.fused_rows(corpus, questions, answers, ids, prior_logp, gates, mode, limit)
         closed, _ = self.rows(corpus, questions, answers, ids[:, :0], gates, mode)
         with self.autocast():
             logp = self.generator.token_log_likelihood(rows + closed, bias, [*slots, *[None] * len(closed)])

@@ -1,6 +1,7 @@
 """`RAG`: the three stages as one system that indexes files, answers with citations, learns, and is saved whole."""
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -46,6 +47,7 @@ from e2erag.retriever import (
 )
 from e2erag.retriever.stored import StoredIndex
 from e2erag.saved import DOCUMENTS, load_documents, load_finder, save_corpus, save_finder, take_candidates
+from e2erag.step import Step
 
 if TYPE_CHECKING:
     from e2erag.train import Calibration, FitConfig, Run
@@ -133,6 +135,14 @@ class RAG:
                 new = extractor or ExtractorConfig()
                 room = min(new.max_tokens, encoder.room)
                 extractor = Extractor(replace(new, text_dim=_text_dim(encoder), max_tokens=room))
+        longest = extractor.config.chunk[0] if extractor.config.chunk else extractor.config.max_tokens
+        if longest > encoder.room:
+            warnings.warn(
+                f"the extractor proposes passages of up to {longest} tokens, and this retriever encodes the first "
+                f"{encoder.room} of each: what stands beyond can't be found by its words. Propose no longer ones, as "
+                f"Extractor.fixed({encoder.room}) or ExtractorConfig(max_tokens={encoder.room}) do",
+                stacklevel=2,
+            )
         return cls(
             extractor,
             Retriever(encoder, retrieval),
@@ -452,26 +462,18 @@ class RAG:
         k: int,
         mode: GateMode,
         noise: torch.Generator | None = None,
-        negligible: float = 0.0,
-        mined: int = 0,
-        rerank: int = 0,
-        slope_limit: float = 0.0,
-        judged: int = 0,
-        tail: bool = True,
         gold: bool = False,
-        negatives: int = 0,
-        alone: bool = False,
-        apart: bool = False,
+        **changes: Any,
     ) -> Terms:
         """The joint model's terms for these questions (first answer each) over what is indexed; see `Joint.forward`.
 
         Args:
-            gold: whether a passage on the page that a question names is read, also where none of them is found."""
+            gold: whether a passage on the page that a question names is read, also where none of them is found.
+            changes: other settings of the `Step`."""
         corpus, index = self._ready()
         asked, answers = [q.question for q in questions], [q.answers[0] for q in questions]
         pages = [corpus.on_page(q.file, q.page) if q.file and q.page else [] for q in questions] if gold else None
-        how = (mode, noise, negligible, mined, rerank, slope_limit, judged, tail, pages, negatives, alone, apart)
-        return self.model(corpus, index, asked, answers, k, *how)
+        return self.model(corpus, index, asked, answers, Step(k=k, mode=mode, **changes), noise, pages)
 
     def fit(self, questions: str | Path | Sequence[Any], config: "FitConfig | None" = None, **changes: Any) -> "Run":
         """Train all three stages on −log p(y|x) of these questions over what is indexed; see `e2erag.train.fit`."""

@@ -14,6 +14,7 @@ from e2erag.corpus import Gates
 from e2erag.joint import Evidence
 from e2erag.questions import Question, read_questions
 from e2erag.rag import RAG
+from e2erag.step import Step
 from e2erag.train.objectives import marginal
 
 STEPS = range(-10, 11)
@@ -121,7 +122,7 @@ def _losses(rag: RAG, gates: Gates, questions: Sequence[Question], k: int) -> Fl
     ids = _each_once(torch.cat([each.ids for each in found], 1))
     answers = [question.answers[0] for question in questions]
     even = torch.zeros(ids.shape, device=rag.model.device)
-    tokens, _ = rag.model.read(corpus, asked, answers, ids, gates, rag.config.mode, even, negligible=0.0)
+    tokens, _ = rag.model.read(corpus, asked, answers, ids, gates, even, Step(k=k, mode=rag.config.mode))
     logp = tokens.sum(2).float().cpu()
     losses = []
     for each in found:

@@ -92,7 +92,7 @@ class FitConfig:
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
             their mean (`competing`). 0 takes them as they come.
         gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
-        judged: lines that the extractor judges in a step (`Joint.forward`), some ten kilobytes each. A larger corpus
+        judged: lines that the extractor judges in a step (`Step.judged`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
@@ -100,7 +100,7 @@ class FitConfig:
             trouble: the demo's three stages learned less from a small τ, beside which the prior weighs little.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
-        negligible: passages with a smaller share of the likelihood are read without gradient (`Joint.forward`), where
+        negligible: passages with a smaller share of the likelihood are read without gradient (`Step.negligible`), where
             the objective is one whose reader wouldn't notice (`objectives.negligible`); 0: all are read with it.
         memory_budget: bytes that the activations of a step may take, of encoder and reader together, as their longest
             rows measure (`chunks`): `token_budget` is lowered to it, and `held_tokens` set to hold what fits; the rest

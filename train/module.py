@@ -72,10 +72,10 @@ class TrainModule(L.LightningModule):
         share, tail = negligible(self.weights, c.negligible, self.options)
         self.weight, self.stepped = self._of_its_step(number, len(batch))
         terms = self.rag.terms(
-            batch, c.k, c.gates, self.noise, share, c.mined, c.rerank,
+            batch, c.k, c.gates, self.noise, gold="contrastive" in self.weights,
+            rerank=c.rerank, mined=c.mined, negatives=c.negatives, apart=c.apart, judged=c.judged,
             slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
-            judged=c.judged, tail=tail, gold="contrastive" in self.weights, negatives=c.negatives,
-            alone=bool(COMPARING & self.weights.keys()), apart=c.apart,
+            negligible=share, tail=tail, alone=bool(COMPARING & self.weights.keys()),
         )  # fmt: skip
         if "contrastive" in self.weights:
             terms = replace(terms, gold=gold(self.rag, batch, terms.ids))

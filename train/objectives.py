@@ -392,7 +392,7 @@ def untaught(names: Iterable[str], read: int = 2, together: bool = False) -> tup
 
 
 def negligible(names: Iterable[str], share: float, options: Options = PLAIN) -> tuple[float, bool]:
-    """`negligible` and `tail` of `Joint.forward` with which the reader learns from these as from every passage read.
+    """`negligible` and `tail` of a `Step` with which the reader learns from these as from every passage read.
 
     0 where a passage's slope isn't its share: of a single token it can be all of one that has next to none of the
     answer, samples follow p(z|x) alone, and `per_token` flattens shares. 1 where none of these teaches the reader."""

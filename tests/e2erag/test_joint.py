@@ -15,6 +15,7 @@ from e2erag.extract import ExtractorConfig
 from e2erag.joint import Reading, Terms
 from e2erag.questions import Question
 from e2erag.rag import RAG
+from e2erag.step import Step
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
 from e2erag.train import marginal, rag_sequence
 from e2erag.train.objectives import joint_logp
@@ -401,8 +402,8 @@ def test_an_even_ranking_leaves_the_reader_as_it_is(reader: ReaderKind, reading:
     plain = read_together(system, ASKED[0], terms, even=True)
     read = system.model.read
     with torch.no_grad():
-        args = (system.corpus, [ASKED[0].question], [ASKED[0].answers[0]], terms.ids, terms.gates, "soft")
-        even, _ = read(*args, torch.full_like(terms.prior_logp, -3.0), 0.0)
+        args = (system.corpus, [ASKED[0].question], [ASKED[0].answers[0]], terms.ids, terms.gates)
+        even, _ = read(*args, torch.full_like(terms.prior_logp, -3.0), Step(k=4, mode="soft"))
     torch.testing.assert_close(even.sum(2)[0, :4], plain.detach().expand(4), atol=1e-9, rtol=0)
     assert abs(terms.answer_logp[0, 0] - plain).item() > 1e-4
 
