@@ -4,17 +4,19 @@ e2erag demo | extract | index | add | delete | fit | ask | evaluate
 """
 
 import logging
+import re
 import sys
 from argparse import Action
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from difflib import get_close_matches
 from importlib import import_module
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli
 
@@ -40,10 +42,33 @@ EXIT_CODES = (
 
 
 class Parser(ArgumentParser):
-    """Takes `files` as a shell expands a pattern, one after the other; as one text or a list they come too."""
+    """Takes `files` as a shell expands a pattern, one after the other; as one text or a list they come too.
+
+    What it doesn't know it answers with the nearest that it knows, and settings that can't be as any wrong call."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, epilog=EXIT_CODES, **named)
+        ours: dict[str, Any] = {"prog": "e2erag", "epilog": EXIT_CODES, "allow_abbrev": False}
+        super().__init__(*given, **ours | named)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """In a few lines, where the default lists every flag there is."""
+        (commands,) = [a.choices for a in self._actions if isinstance(a.choices, dict)] or [{}]
+        named = re.search(rf"required: ({'|'.join(commands)})\.", message) if commands else None
+        parser = commands[named[1]] if named else getattr(ex, "subcommand_parser", None) or self
+        known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+        wrong = re.search(r"(?:unrecognized arguments: |option '|[Kk]ey ')(?:--)?([\w.]+)", message)
+        near = get_close_matches(f"--{wrong[1]}", known, 1, 0.5) if wrong else []
+        prog = parser.prog.replace(" [options]", "")
+        takes = [f"{a.dest} …" if _is_files(a) else a.dest for a in parser._actions if not a.option_strings]
+        takes = [" | ".join(commands)] if takes == ["subcommand"] else takes
+        print(f"usage: {' '.join([prog, '[options]', *takes])}", file=sys.stderr)
+        print(f"{prog}: {message}{f': did you mean {near[0]}?' if near else ''}", file=sys.stderr)
+        print(f"{prog} --help tells all options", file=sys.stderr)
+        raise SystemExit(2)
+
+    def instantiate(self, *given: Any, **named: Any) -> Any:
+        with _asked():
+            return super().instantiate(*given, **named)
 
     def _get_nargs_pattern(self, action: Action) -> str:
         if _is_files(action):

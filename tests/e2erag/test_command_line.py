@@ -287,3 +287,30 @@ def test_every_flag_says_what_it_is(settings: type) -> None:
     """`--help` takes its texts from the docstring, one for each name; names that share a text would have none."""
     told = {entry.arg_name for entry in parse(settings.__doc__ or "").params}
     assert told == {field.name for field in fields(settings)}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("fit x q out --settings.kk 2", "--settings.kk: did you mean --settings.k?"),
+        ("fit x q out --config FILE", "'settings.epoch': did you mean --settings.epochs?"),
+        ("extract x --engin pypdf", "--engin: did you mean --engine?"),
+        ("fit x q out --settings.k 0", "k must be at least 1, got 0"),
+        ("fit x q out --retrieval.temperature 0", "must be above 0, got 0.0"),
+        ("fit x", "usage: e2erag fit [options] files … questions out"),
+        ("fitt", "usage: e2erag [options] demo | extract | index"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_a_few_lines_with_what_is_nearest(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag or key that there isn't, a value that can't be, a part left out: all end with 2, before any work."""
+    (tmp_path / "run.yaml").write_text("settings: {epoch: 3}")
+    words = command.replace("FILE", str(tmp_path / "run.yaml")).split()
+    monkeypatch.setattr(sys, "argv", ["e2erag", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert said in told
+    assert told.count("\n") < 5

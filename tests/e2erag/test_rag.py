@@ -195,6 +195,22 @@ def test_a_new_system_takes_an_extractor_as_it_is(rag: RAG, tmp_path: Path) -> N
     assert (made.text_dim, made.hidden) == (32, 16)
 
 
+def test_passages_longer_than_the_encoder_reads_are_warned_of(rag: RAG, tmp_path: Path) -> None:
+    """Chunks, and a given extractor's candidates; what just fits isn't, nor what a configuration is cut to."""
+    rag.model.retriever.passage.model.save(str(tmp_path / "encoder"))
+    rag.model.generator.save(tmp_path / "reader")
+    models = {"retriever": tmp_path / "encoder", "generator": tmp_path / "reader"}
+    room = rag.model.retriever.passage.room
+    config = ExtractorConfig(text_dim=32, max_tokens=room + 1)
+    for extractor in (Extractor.fixed(room + 1, text_dim=32), ExtractorConfig(chunk=(room + 1, 0)), Extractor(config)):
+        with pytest.warns(UserWarning, match=rf"up to {room + 1} tokens.*the first {room} .*fixed\({room}\)"):
+            RAG.from_pretrained(extractor=extractor, **models)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for extractor in (Extractor.fixed(room, text_dim=32), config):
+            RAG.from_pretrained(extractor=extractor, **models)
+
+
 def test_saved_and_loaded_in_a_fresh_process_everything_is_bit_equal(rag: RAG, saved: Path) -> None:
     """Embeddings, index, answers, scores and citations."""
     run = subprocess.run(
