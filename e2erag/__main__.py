@@ -62,7 +62,7 @@ class Parser(ArgumentParser):
         takes = [f"{a.dest} …" if _is_files(a) else a.dest for a in parser._actions if not a.option_strings]
         takes = [" | ".join(commands)] if takes == ["subcommand"] else takes
         print(f"usage: {' '.join([prog, '[options]', *takes])}", file=sys.stderr)
-        print(f"{prog}: {message}{f': did you mean {near[0]}?' if near else ''}", file=sys.stderr)
+        print(f"{prog}: {message}{f'; did you mean {near[0]}?' if near else ''}", file=sys.stderr)
         print(f"{prog} --help tells all options", file=sys.stderr)
         raise SystemExit(2)
 

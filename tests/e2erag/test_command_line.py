@@ -292,9 +292,9 @@ def test_every_flag_says_what_it_is(settings: type) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("fit x q out --settings.kk 2", "--settings.kk: did you mean --settings.k?"),
-        ("fit x q out --config FILE", "'settings.epoch': did you mean --settings.epochs?"),
-        ("extract x --engin pypdf", "--engin: did you mean --engine?"),
+        ("fit x q out --settings.kk 2", "--settings.kk 2; did you mean --settings.k?"),
+        ("fit x q out --config FILE", "'settings.epoch'; did you mean --settings.epochs?"),
+        ("extract x --engin pypdf", "--engin pypdf; did you mean --engine?"),
         ("fit x q out --settings.k 0", "k must be at least 1, got 0"),
         ("fit x q out --retrieval.temperature 0", "must be above 0, got 0.0"),
         ("fit x", "usage: e2erag fit [options] files … questions out"),
