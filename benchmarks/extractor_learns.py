@@ -388,7 +388,8 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1, 2, ... degrees of freedom
 
 def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[str, object]:
     """The figures that the benchmark is for, each as [mean, low, high] over the seeds: every arm's recall, likelihood
-    and tokens; the gap between its hard gates and its soft ones; and what gates learned."""
+    and tokens; the gap between its hard gates and its soft ones; what gates learned, and what a trained arm has over
+    the untrained one and over fixed chunks (`less`)."""
     figures: dict[str, object] = {}
     for arm in ARMS:
         cells = [seed[arm] for seed in results.values() if arm in seed]
@@ -420,6 +421,14 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
                 "tokens_stored_ratio": interval(
                     [s[arm][mode]["tokens_stored"] / s[base][mode]["tokens_stored"] for s in cells if base in s]
                 ),
+                "less": {
+                    other: {
+                        metric: interval([s[arm][mode][metric] - s[other][mode][metric] for s in cells if other in s])
+                        for metric in ("recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored")
+                    }
+                    for other in (base, *(f"fixed-{n}" for n in FIXED))
+                    if any(other in s for s in cells)
+                },
             }
     return figures
 

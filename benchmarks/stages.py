@@ -1,0 +1,125 @@
+"""What each stage's learning is worth: `make demo`'s training beside the same number of steps with a stage frozen, or
+over ordinary chunks.
+
+    python benchmarks/stages.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
+
+Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on; training takes
+`fit`'s settings and answers alone. Arms: `untrained`; `all` (three stages learn); `extractor frozen`, `retriever
+frozen`, `generator frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap: there is no extractor, the other
+two learn). All read K passages an answer, so beside what is found and answered stands how many tokens are read.
+
+Printed are means over all seeds' questions and, in brackets, the 95 % bootstrap interval of each arm's difference to
+`all`, question by question, with soft and with hard gates. `fit`'s settings were developed with `all` on the split of
+`make demo`, which no seed below 4 draws, but of the same reports: that speaks for `all`.
+
+A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from random import Random
+from time import perf_counter
+
+import numpy as np
+
+from e2erag import RAG
+from e2erag.artefact import write_file
+from e2erag.evaluation import METRICS, bootstrap, evaluate
+from e2erag.extract import Extractor
+from e2erag.questions import Question, read_questions
+
+NTSB = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
+LEARN = 6
+"""Reports to learn from; the other four are tested on."""
+FROZEN = {
+    "all": (),
+    "extractor frozen": ("extractor",),
+    "retriever frozen": ("retriever",),
+    "generator frozen": ("generator",),
+    "fixed-128": ("extractor",),
+    "fixed-256": ("extractor",),
+}
+MODES = ("soft", "hard")
+
+
+def drawn(seed: int) -> tuple[list[Path], list[Question], list[Question]]:
+    """Reports to learn from, the questions about them, and those about the others."""
+    asked = [question for name in ("train", "test") for question in read_questions(NTSB / f"{name}.jsonl")]
+    reports = sorted(NTSB.glob("*.pdf"))
+    seen = sorted(Random(f"reports {seed}").sample(reports, LEARN))
+    names = {path.name for path in seen}
+    return seen, [q for q in asked if q.file in names], [q for q in asked if q.file not in names]
+
+
+def run(arm: str, seed: int, quick: bool) -> dict[str, object]:
+    """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
+    seen, learn, test = drawn(seed)
+    reports = sorted(NTSB.glob("*.pdf"))
+    if quick:
+        seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]
+    rag, seconds, steps = RAG.from_pretrained(seed=seed), 0.0, 0
+    if arm.startswith("fixed"):
+        size = int(arm.split("-")[1])
+        rag.model.extractor = Extractor.fixed(size, size // 8, rag.model.extractor.config.text_dim)
+    if arm in FROZEN:
+        rag.index(seen)
+        start = perf_counter()
+        plain = [Question(q.question, q.answers) for q in learn]  # no page is told
+        steps = rag.fit(plain, epochs=1 if quick else 3, seed=seed, freeze=FROZEN[arm], progress=False).steps
+        seconds = perf_counter() - start
+    rag.index(reports)
+    found = evaluate(rag, test)
+    return {"steps": steps, "seconds": seconds} | {mode: getattr(found, mode).scores.tolist() for mode in MODES}
+
+
+def table(cells: dict[str, list[dict]], mode: str) -> tuple[list[str], dict[str, dict[str, list[float]]]]:
+    """Per arm means, and differences to `all`, each with its interval; lines to print and the same as figures."""
+    scores = {arm: np.concatenate([np.asarray(cell[mode]) for cell in parts]) for arm, parts in cells.items()}
+    lines, figures = [f"{mode + ' gates':17}" + "".join(f"{name:>32}" for name in METRICS)], {}
+    for arm, values in scores.items():
+        figures[arm], line = {}, f"{arm:17}"
+        for i, name in enumerate(METRICS):
+            known = values[~np.isnan(values[:, i]), i]
+            figures[arm][name] = [float(known.mean()), *bootstrap(known)]
+            digits, beside = 0 if name == "tokens read" else 2, ""
+            if arm != "all" and "all" in scores:
+                change = values[:, i] - scores["all"][:, i]
+                change = change[~np.isnan(change)]
+                figures[arm][f"{name} less all's"] = [float(change.mean()), *bootstrap(change)]
+                beside = " [{1:+.{0}f}, {2:+.{0}f}]".format(digits, *bootstrap(change))
+            line += f"{f'{known.mean():.{digits}f}{beside}':>32}"
+        lines.append(line)
+    return lines, figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a step, two questions, two arms: only that it runs")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=["untrained", *FROZEN], default=["untrained", *FROZEN])
+    parser.add_argument("--out", type=Path, default=Path("runs/stages"), help="what is done stays there")
+    options = parser.parse_args()
+    if options.quick:
+        options.arms, options.seeds, options.out = ["all", "fixed-128"], [0], options.out / "quick"
+    cells: dict[str, list[dict]] = {}
+    for seed in options.seeds:
+        for arm in options.arms:
+            path = options.out / f"{arm.replace(' ', '-')}-{seed}.json"
+            if not path.exists():
+                options.out.mkdir(parents=True, exist_ok=True)
+                write_file(path, json.dumps(run(arm, seed, options.quick)))
+            cells.setdefault(arm, []).append(json.loads(path.read_text()))
+            print(f"seed {seed}, {arm}: {cells[arm][-1]['steps']} steps, {cells[arm][-1]['seconds']:.0f} s", flush=True)
+    figures = {}
+    print("(in brackets the interval of the difference to all)")
+    for mode in MODES:
+        lines, figures[mode] = table(cells, mode)
+        print("\n" + "\n".join(lines))
+    if options.json:
+        write_file(options.json, json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
