@@ -2,24 +2,29 @@
 over ordinary chunks.
 
     python benchmarks/stages.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
+                                [--set NAME=VALUE ...]
 
 Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on; training takes
-`fit`'s settings and answers alone. Arms: `untrained`; `all` (three stages learn); `extractor frozen`, `retriever
-frozen`, `generator frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap: there is no extractor, the other
-two learn). All read K passages an answer, so beside what is found and answered stands how many tokens are read.
+`fit`'s settings, or those with `--set`'s changes, and answers alone. Arms: `untrained`; `all` (three stages learn);
+`extractor frozen`, `retriever frozen`, `generator frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap:
+there is no extractor, the other two learn). All read K passages an answer, so beside what is found and answered stands
+how many tokens are read.
 
 Printed are means over all seeds' questions and, in brackets, the 95 % bootstrap interval of each arm's difference to
 `all`, question by question, with soft and with hard gates. `fit`'s settings were developed with `all` on the split of
 `make demo`, which no seed below 4 draws, but of the same reports: that speaks for `all`.
 
-A run can be stopped: what is done stays in `--out`, one file per arm and seed, and is not done again.
+A run can be stopped: what is done stays in `--out`, one file per arm and seed (those with `--set` in a folder of their
+own), and is not done again.
 """
 
 import argparse
 import json
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +33,7 @@ from e2erag.artefact import write_file
 from e2erag.evaluation import METRICS, bootstrap, evaluate
 from e2erag.extract import Extractor
 from e2erag.questions import Question, read_questions
+from e2erag.train import FitConfig
 
 NTSB = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
 LEARN = 6
@@ -52,7 +58,7 @@ def drawn(seed: int) -> tuple[list[Path], list[Question], list[Question]]:
     return seen, [q for q in asked if q.file in names], [q for q in asked if q.file not in names]
 
 
-def run(arm: str, seed: int, quick: bool) -> dict[str, object]:
+def run(arm: str, seed: int, quick: bool, settings: dict[str, Any]) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
     seen, learn, test = drawn(seed)
     reports = sorted(NTSB.glob("*.pdf"))
@@ -66,7 +72,8 @@ def run(arm: str, seed: int, quick: bool) -> dict[str, object]:
         rag.index(seen)
         start = perf_counter()
         plain = [Question(q.question, q.answers) for q in learn]  # no page is told
-        steps = rag.fit(plain, epochs=1 if quick else 3, seed=seed, freeze=FROZEN[arm], progress=False).steps
+        settings = {"epochs": 1 if quick else 3, "progress": False} | settings
+        steps = rag.fit(plain, seed=seed, freeze=FROZEN[arm], **settings).steps
         seconds = perf_counter() - start
     rag.index(reports)
     found = evaluate(rag, test)
@@ -100,7 +107,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=["untrained", *FROZEN], default=["untrained", *FROZEN])
     parser.add_argument("--out", type=Path, default=Path("runs/stages"), help="what is done stays there")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of `fit`")
     options = parser.parse_args()
+    settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.set)}
+    FitConfig().changed(**settings)  # which refuses what can't be
+    if settings:
+        options.out /= sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     if options.quick:
         options.arms, options.seeds, options.out = ["all", "fixed-128"], [0], options.out / "quick"
     cells: dict[str, list[dict]] = {}
@@ -109,7 +121,7 @@ def main() -> None:
             path = options.out / f"{arm.replace(' ', '-')}-{seed}.json"
             if not path.exists():
                 options.out.mkdir(parents=True, exist_ok=True)
-                write_file(path, json.dumps(run(arm, seed, options.quick)))
+                write_file(path, json.dumps(run(arm, seed, options.quick, settings)))
             cells.setdefault(arm, []).append(json.loads(path.read_text()))
             print(f"seed {seed}, {arm}: {cells[arm][-1]['steps']} steps, {cells[arm][-1]['seconds']:.0f} s", flush=True)
     figures = {}
