@@ -92,6 +92,7 @@ class FitConfig:
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
             their mean (`competing`). 0 takes them as they come.
         gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
+            Known trouble: a retriever that learns beside it learns from what is read so, and less (LOG.md, 2026-11-29).
         judged: lines that the extractor judges in a step (`Step.judged`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
