@@ -98,7 +98,7 @@ class FitConfig:
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
             (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. Known
-            trouble: at a small τ an extractor at its usual rate undoes what the others learn. With a gold passage mined,
+            trouble: at a small τ an extractor at its usual rate undoes what the others learn. With a passage mined,
             negatives, a tenth of that rate, no clip and no price it didn't (LOG.md, 2026-11-29).
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
