@@ -44,12 +44,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
+from stages import drawn
 from torch import Tensor
 
 from e2erag import RAG
 from e2erag.artefact import write_file, write_folder
 from e2erag.extract import Document, Extraction, Extractor, ExtractorConfig, GateMode, read
-from e2erag.questions import Question, read_questions
+from e2erag.questions import Question
 from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
@@ -69,7 +70,6 @@ FROZEN = {
     "retriever-clean": ("extractor", "generator"),
     "both": ("generator",),
 }
-NTSB = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
 TAUGHT = ("extractor", "retriever")
 """Frozen while the reader is taught."""
 FORM, FORM_LOOK = 4, 500_000
@@ -346,14 +346,12 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
 
 def reports(seed: int, size: Size) -> dict[str, Print]:
     """Accident reports and the questions asked of them; a page stands for a paragraph, and every line is text."""
-    asked = [question for name in ("train", "test") for question in read_questions(NTSB / f"{name}.jsonl")]
-    files = Random(f"reports {seed}").sample(sorted(NTSB.glob("*.pdf")), sum(size.articles))
-    data, (first, _) = {}, size.articles
-    for split, chosen, count in zip(("train", "test"), (files[:first], files[first:]), size.questions, strict=True):
+    data = {}
+    parts = drawn(seed, size.articles)
+    for split, (chosen, asked), count in zip(("train", "test"), parts, size.questions, strict=True):
         documents = [read(path) for path in chosen]
         pages = [f"{d.name} {unit.page}" for d in documents for page in d.pages for unit in page.units]
-        names = {path.name for path in chosen}
-        questions = [(question, f"{question.file} {question.page}") for question in asked if question.file in names]
+        questions = [(question, f"{question.file} {question.page}") for question in asked]
         data[f"{split} full"] = Print(documents, ["text"] * len(pages), pages, questions[:count])
     return data
 

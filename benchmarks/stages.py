@@ -30,14 +30,12 @@ import numpy as np
 
 from e2erag import RAG
 from e2erag.artefact import write_file
+from e2erag.demo import EXAMPLES
 from e2erag.evaluation import METRICS, bootstrap, evaluate
 from e2erag.extract import Extractor
 from e2erag.questions import Question, read_questions
 from e2erag.train import FitConfig
 
-NTSB = Path(__file__).resolve().parents[1] / "examples" / "ntsb"
-LEARN = 6
-"""Reports to learn from; the other four are tested on."""
 FROZEN = {
     "all": (),
     "extractor frozen": ("extractor",),
@@ -49,19 +47,18 @@ FROZEN = {
 MODES = ("soft", "hard")
 
 
-def drawn(seed: int) -> tuple[list[Path], list[Question], list[Question]]:
-    """Reports to learn from, the questions about them, and those about the others."""
-    asked = [question for name in ("train", "test") for question in read_questions(NTSB / f"{name}.jsonl")]
-    reports = sorted(NTSB.glob("*.pdf"))
-    seen = sorted(Random(f"reports {seed}").sample(reports, LEARN))
-    names = {path.name for path in seen}
-    return seen, [q for q in asked if q.file in names], [q for q in asked if q.file not in names]
+def drawn(seed: int, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
+    """So many reports to learn from and to test on, each with the questions about them."""
+    asked = [question for name in ("train", "test") for question in read_questions(EXAMPLES / f"{name}.jsonl")]
+    files = Random(f"reports {seed}").sample(sorted(EXAMPLES.glob("*.pdf")), sum(counts))
+    parts = files[: counts[0]], files[counts[0] :]
+    return [(part, [q for q in asked if q.file in {path.name for path in part}]) for part in parts]
 
 
 def run(arm: str, seed: int, quick: bool, settings: dict[str, Any]) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
-    seen, learn, test = drawn(seed)
-    reports = sorted(NTSB.glob("*.pdf"))
+    (seen, learn), (_, test) = drawn(seed)
+    seen, reports = sorted(seen), sorted(EXAMPLES.glob("*.pdf"))
     if quick:
         seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]
     rag, seconds, steps = RAG.from_pretrained(seed=seed), 0.0, 0
@@ -93,8 +90,9 @@ def table(cells: dict[str, list[dict]], mode: str) -> tuple[list[str], dict[str,
             if arm != "all" and "all" in scores:
                 change = values[:, i] - scores["all"][:, i]
                 change = change[~np.isnan(change)]
-                figures[arm][f"{name} less all's"] = [float(change.mean()), *bootstrap(change)]
-                beside = " [{1:+.{0}f}, {2:+.{0}f}]".format(digits, *bootstrap(change))
+                low, high = bootstrap(change)
+                figures[arm][f"{name} less all's"] = [float(change.mean()), low, high]
+                beside = f" [{low:+.{digits}f}, {high:+.{digits}f}]"
             line += f"{f'{known.mean():.{digits}f}{beside}':>32}"
         lines.append(line)
     return lines, figures

@@ -56,8 +56,10 @@ class Parser(ArgumentParser):
         named = re.search(rf"required: ({'|'.join(commands)})\.", message) if commands else None
         parser = commands[named[1]] if named else getattr(ex, "subcommand_parser", None) or self
         known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        wrong = re.search(r"(?:unrecognized arguments: |option '|[Kk]ey ')(?:--)?([\w.]+)", message)
+        wrong = re.search(r"(?:unrecognized arguments: --|option ')([\w.]+)", message)
         near = get_close_matches(f"--{wrong[1]}", known, 1, 0.5) if wrong else []
+        if command := re.search(r"argument subcommand: invalid choice: '(\w+)'", message):
+            near = get_close_matches(command[1], commands, 1)
         prog = parser.prog.replace(" [options]", "")
         takes = [f"{a.dest} …" if _is_files(a) else a.dest for a in parser._actions if not a.option_strings]
         takes = [" | ".join(commands)] if takes == ["subcommand"] else takes

@@ -7,23 +7,25 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-from stages import NTSB, drawn, table
+from stages import drawn, table
 
+from e2erag.demo import EXAMPLES
 from e2erag.questions import read_questions
 
 
 def test_a_seed_draws_reports_and_every_question_once() -> None:
     """To learn from those about six reports, to test on all others; another seed draws others."""
-    asked = [q for name in ("train", "test") for q in read_questions(NTSB / f"{name}.jsonl")]
+    asked = [q for name in ("train", "test") for q in read_questions(EXAMPLES / f"{name}.jsonl")]
     for seed in range(3):
-        seen, learn, test = drawn(seed)
+        (seen, learn), (others, test) = drawn(seed)
         names = {path.name for path in seen}
         assert len(names) == 6
         assert {q.file for q in learn} == names
         assert not names & {q.file for q in test}
+        assert {q.file for q in test} == {path.name for path in others}
         assert sorted(q.question for q in (*learn, *test)) == sorted(q.question for q in asked)
-        assert (seen, learn, test) == drawn(seed)
-    assert drawn(0)[0] != drawn(1)[0]
+        assert [(seen, learn), (others, test)] == drawn(seed)
+    assert drawn(0)[0][0] != drawn(1)[0][0]
 
 
 def test_arms_are_compared_question_by_question_over_all_seeds() -> None:

@@ -299,6 +299,8 @@ def test_every_flag_says_what_it_is(settings: type) -> None:
         ("fit x q out --retrieval.temperature 0", "must be above 0, got 0.0"),
         ("fit x", "usage: e2erag fit [options] files … questions out"),
         ("fitt", "usage: e2erag [options] demo | extract | index"),
+        ("fitt", "; did you mean fit?"),
+        ("index a b --cache c out", "unrecognized arguments: out\n"),
     ],
 )
 def test_a_wrong_call_is_answered_in_a_few_lines_with_what_is_nearest(
