@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from e2erag.extract.document import Box, Cell, Unit
+from e2erag.extract.readers.tex import composed
 
 # All in ems: in units of the font size.
 SPACE = 0.13  # a wider gap between glyphs is a space; kerning stays below 0.1, TeX's thin space is 0.17
@@ -30,8 +31,8 @@ _COMBINING = {
 }  # fmt: skip
 ACCENTS = "¸" + "".join(_COMBINING)
 _DOTLESS = {"ı": "i", "ȷ": "j"}
-# ... but not where ´ is an apostrophe ("it´s").
-_ACCENT = re.compile(f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b)([A-Za-zıȷ])")
+# ... but not where ´ is an apostrophe ("it´s"); a dot over ∪ says that it is of disjoint sets.
+_ACCENT = re.compile(f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b)([^\\W\\d_]|∪)")
 _CEDILLA = re.compile("([CcSsTt])¸")
 # "Introduction ........ 5": what leads the eye is no word.
 _LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
@@ -84,7 +85,9 @@ class Line:
     starts: list[int] = field(default_factory=list)  # which runs begin another cell than the first
 
     def gap(self, run: Run) -> float | None:
-        """Ems from the end of the line to `run`, or None if it stands on another baseline or further back."""
+        """Ems from the end of the line to `run`, or None if it stands on another baseline or further back.
+
+        A letter may begin further back, under the accent that was drawn for it."""
         last = self.runs[-1]
         if last.ux * run.ux + last.uy * run.uy < 0.98:
             return None
@@ -93,7 +96,15 @@ class Line:
         if abs(dy * last.ux - dx * last.uy) > RAISED * (large if large < 2 * small else small):
             return None
         gap = (dx * last.ux + dy * last.uy) / (min(last.em, run.em) or 1.0)
-        return gap if gap > -BACK else None
+        return gap if gap > -BACK or self.accents(run) else None
+
+    def accents(self, run: Run) -> bool:
+        """Whether the line ends with an accent that stands over or under the first letters of `run`."""
+        last = self.runs[-1]
+        if last.text.strip() not in ACCENTS:
+            return False
+        middle = (last.x + last.end_x) / 2 - run.x, (last.y + last.end_y) / 2 - run.y
+        return 0 <= middle[0] * run.ux + middle[1] * run.uy <= run.em
 
     def repeats(self, run: Run) -> bool:
         """Whether `run` is the last run drawn again, a little aside: how some programs make bold."""
@@ -105,6 +116,10 @@ class Line:
         if gap > CELL:
             self.starts.append(len(self.runs))
         spaced = blank or gap > SPACE or _is_mark(self.runs[-1], run)
+        if not spaced and len(self.runs) > 1 and self.accents(run):  # it is the letter that stands apart, or not
+            before = self.runs[-2]
+            if (run.x - before.end_x) * run.ux + (run.y - before.end_y) * run.uy <= SPACE * run.em:
+                self.parts[-1] = self.parts[-1].lstrip()
         self.runs.append(run)
         self.parts.append(" " + run.text if spaced else run.text)
 
@@ -188,6 +203,7 @@ def clean(text: str) -> str:
         text = _ACCENT.sub(lambda m: _DOTLESS.get(m[2], m[2]) + _COMBINING[m[1]], text)
         text = _CEDILLA.sub("\\1\u0327", text)
         text = "".join(p if i % 2 else unicodedata.normalize("NFKC", p) for i, p in enumerate(_KEPT.split(text)))
+        text = composed(text)
     if "..." in text or ". . ." in text or "…" in text or "···" in text:
         text = _LEADER.sub(" ", text)
     return " ".join(text.split())

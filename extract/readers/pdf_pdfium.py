@@ -8,30 +8,28 @@ import ctypes
 import math
 import re
 import threading
-from collections.abc import Iterable, Iterator
 from itertools import groupby, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from e2erag.extract.document import Box, ReadError
+from e2erag.extract.document import ReadError
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
 from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
-from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, Shown, frame, times
+from e2erag.extract.readers.pdfium_paths import Drawn
+from e2erag.extract.readers.shown import IDENTITY, Shown, frame, times
+from e2erag.extract.readers.tex import RELATIONS
 
 LOCK = threading.RLock()
 
-PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
-SEGMENTS = 200  # of one path
-FORM_DEPTH = 12
 UPRIGHT = 0.8  # share of a page's letters that stand one way
 OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
 WORD = 60  # characters from an accent to its letter at most
 
 _WORD = re.compile(r"[^\s\0]+")
-_ACCENT = re.compile(f"[{''.join(ACCENTS)}]")
+_ACCENT = re.compile(f"[⁄{''.join(ACCENTS)}]")
 _LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
 
 _UNKNOWN = Face(0.75, -0.22, False)
@@ -108,9 +106,7 @@ class _Reading:
         self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
         self.page = page
         self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
-        self.rules = Rules(self.width, self.height)
-        self.paths = self.mute = 0
-        self.pictures = 0.0
+        self.addresses: dict[int | None, int | None] = {}  # of the fonts, by text object
         self.runs: list[Run] = []
         self.x, self.y = ctypes.c_double(), ctypes.c_double()
         self.at = ctypes.byref(self.x), ctypes.byref(self.y)
@@ -121,10 +117,6 @@ class _Reading:
         self.ink = [ctypes.c_double() for _ in range(4)]  # left, right, bottom and top of a character's glyph
         self.ink_at = [ctypes.byref(edge) for edge in self.ink]
         self.left = self.high = self.low = 0.0  # left, top and bottom of the last one that a piece began with
-        self.edges = (ctypes.c_float * 4)()
-        self.edges_at = [ctypes.byref(self.edges, 4 * i) for i in range(4)]
-        self.modes = ctypes.c_int(), ctypes.c_int()
-        self.modes_at = [ctypes.byref(mode) for mode in self.modes]
         # How the text object `owner` draws, and the run that was begun: its style, where it starts and ends, its words.
         self.owner: int | None = None
         self.font: Font | None = None
@@ -141,6 +133,8 @@ class _Reading:
             self.handle = ctypes.cast(textpage.raw, ctypes.c_void_p)
             text = self.text(textpage)
             self.owners = [*map(calls.text_object, repeat(self.handle), range(len(text)))]
+            self.addresses = {owner: calls.font(owner) for owner in set(self.owners) if owner}
+            text = self.named(text)
             if not text.isascii():
                 text = self.accented(text)
             leftwards = RIGHT_TO_LEFT.search(text)
@@ -151,13 +145,13 @@ class _Reading:
                     self.words(text, *line.span())
             raw = ctypes.cast(self.page.raw, ctypes.c_void_p)
             count = pdfium.FPDFPage_CountObjects(self.page.raw)
-            drawn = set(self.owners)
             objects = map(calls.page_object, repeat(raw), range(count))
-            self.objects([handle for handle in objects if handle not in drawn], IDENTITY, 0)
+            drawn = Drawn(self.width, self.height, self.base, bool(self.runs))
+            drawn.objects([handle for handle in objects if handle not in self.addresses], IDENTITY, 0)
         finally:
             textpage.close()
         area = self.width * self.height or 1.0
-        return Shown(self.width, self.height, self.runs, self.rules.merged(), self.pictures / area, self.mute)
+        return Shown(self.width, self.height, self.runs, drawn.rules.merged(), drawn.pictures / area, drawn.mute)
 
     def text(self, textpage: Any) -> str:
         """The page's characters; `text[i]` is PDFium's character i."""
@@ -170,6 +164,23 @@ class _Reading:
         return text
 
     # Text
+
+    def named(self, text: str) -> str:
+        """The text with what TeX's fonts show of codes that PDFium couldn't make out."""
+        self.fonts = {address: Font(address) for address in set(self.addresses.values()) if address}
+        theirs = {address: font for address, font in self.fonts.items() if font.symbols}
+        if not theirs:
+            return text
+        shown = list(text)
+        for i, owner in enumerate(self.owners):
+            font = theirs.get(self.addresses.get(owner) or 0)
+            if font and ord(text[i]) < len(font.symbols) and calls.unmapped(self.handle, i) == 1:
+                shown[i] = font.symbols[ord(text[i])]
+                if shown[i] not in font.widths:  # which PDFium tells by character
+                    self.style(owner, i)
+                    left, _, right, _ = self.loosely(i)
+                    font.widths[shown[i]] = (right - left) / self.em
+        return "".join(shown)
 
     def words(self, text: str, begin: int, end: int) -> None:
         """Adds the runs of text[begin:end]: words in one font on one baseline, up to a wide gap."""
@@ -193,7 +204,7 @@ class _Reading:
         """Adds text[start:stop] to the run that was begun if it plainly goes on it; else does nothing."""
         if not (self.parts and self.upright and self.now == self.begun) or self.marks:
             return False
-        if first != self.owner and calls.font(first) != self.now[0]:
+        if first != self.owner and self.addresses.get(first) != self.now[0]:
             return False
         span = self.span(text, start, stop)
         if span is None:
@@ -209,9 +220,8 @@ class _Reading:
     def whole(self, text: str, start: int, stop: int, first: int | None, last: int | None) -> bool:
         """Whether several text objects plainly draw one piece; takes the style of the first."""
         self.style(first, start)
-        return (
-            self.upright and not self.marks and calls.font(last) == self.now[0] and bool(self.span(text, start, stop))
-        )
+        alike = self.upright and not self.marks and self.addresses.get(last) == self.now[0]
+        return alike and self.span(text, start, stop) is not None
 
     def span(self, text: str, start: int, stop: int) -> tuple[float, float, float, float] | None:
         """The box of text[start:stop] if both ends have one height and it is as wide as its characters, or kerned."""
@@ -271,21 +281,26 @@ class _Reading:
         return "".join(out)
 
     def accented(self, text: str) -> str:
-        """Takes TeX's accents out of the text and notes in `marks` which letters they stand over or under.
+        """Takes TeX's accents and strokes out of the text and notes in `marks` which characters they stand over.
 
         PDFium sorts what stands on a line by where it begins, so that an accent may come after the word.
         """
         for accent in _ACCENT.finditer(text):
             at = accent.start()
             left, high, right, low = self.loosely(at)
-            middle, level = (left + right) / 2, (high - low) / 2
+            middle, level, base = (left + right) / 2, (high - low) / 2, self.baseline(at)
             for i in sorted(range(max(at - WORD, 0), min(at + WORD, len(text))), key=lambda i: abs(i - at)):
-                if not text[i].isalpha():
+                if not (text[i] in RELATIONS if text[at] == "⁄" else text[i].isalpha() or text[i] == "∪"):
                     continue
-                begin, _, end, base = self.loosely(i)
-                if begin <= middle < end and abs(base - low) < level:
+                begin, _, end, _ = self.loosely(i)
+                if begin <= middle < end and abs(self.baseline(i) - base) < level:
                     self.marks[i] = text[at]
-                    text = f"{text[:at]}\0{text[at + 1 :]}"
+                    first, stop = at, at + 1  # with the blanks that PDFium puts beside what is off the line
+                    while first and text[first - 1] == " " and not self.owners[first - 1]:
+                        first -= 1
+                    while stop < len(text) and text[stop] == " " and not self.owners[stop]:
+                        stop += 1
+                    text = text[:first] + "\0" * (stop - first) + text[stop:]
                     break
         return text
 
@@ -294,12 +309,15 @@ class _Reading:
         calls.loose_box(self.handle, index, self.loose_at)
         return self.loose[:]
 
+    def baseline(self, index: int) -> float:
+        """Where a character stands, in user space."""
+        calls.origin(self.handle, index, *self.at)
+        return self.y.value
+
     def style(self, owner: int | None, index: int) -> None:
         """Takes font, size and matrix from the text object of character `index`."""
         self.owner = owner
-        address = calls.font(owner) if owner else None
-        if address and address not in self.fonts:
-            self.fonts[address] = Font(address)
+        address = self.addresses.get(owner)
         if address:
             self.font = self.fonts[address]
         m, size = self.m, calls.size(self.handle, index)
@@ -392,81 +410,6 @@ class _Reading:
                 face=self.fonts[self.begun[0]].face if self.begun[0] else _UNKNOWN,
             )
         )
-
-    # Paths and pictures
-
-    def objects(self, handles: Iterable[int], matrix: Matrix, depth: int) -> None:
-        """Looks at page objects and into forms; `matrix` leads to the page's user space."""
-        for handle in handles:
-            kind = calls.kind(handle)
-            if kind == pdfium.FPDF_PAGEOBJ_TEXT:
-                if not self.runs and calls.bounds(handle, *self.edges_at):
-                    left, bottom, right, top = self.edges[:]
-                    self.mute += left < right and bottom < top  # spaces have no size
-            elif kind == pdfium.FPDF_PAGEOBJ_PATH:
-                if self.paths < PATHS and not self.rules.full:
-                    self.paths += 1
-                    self.path(handle, matrix)
-            elif kind == pdfium.FPDF_PAGEOBJ_IMAGE:
-                calls.bounds(handle, *self.edges_at)
-                left, bottom, right, top = self.edges[:]
-                box = self.displayed(left, bottom, right, top, times(matrix, self.base))
-                self.pictures += (box.x1 - box.x0) * (box.y1 - box.y0)
-            elif kind == pdfium.FPDF_PAGEOBJ_FORM and depth < FORM_DEPTH:
-                count = pdfium.FPDFFormObj_CountObjects(ctypes.cast(handle, pdfium.FPDF_PAGEOBJECT))
-                inner = times(self.own(handle), matrix)
-                self.objects(map(calls.form_object, repeat(handle), range(count)), inner, depth + 1)
-
-    def own(self, handle: int) -> Matrix:
-        """The object's matrix."""
-        m = self.m
-        return (m.a, m.b, m.c, m.d, m.e, m.f) if calls.object_matrix(handle, self.m_at) else IDENTITY
-
-    @staticmethod
-    def displayed(left: float, bottom: float, right: float, top: float, matrix: Matrix) -> Box:
-        a, b, c, d, e, f = matrix
-        xs = [x * a + y * c + e for x in (left, right) for y in (bottom, top)]
-        ys = [x * b + y * d + f for x in (left, right) for y in (bottom, top)]
-        return Box(min(xs), min(ys), max(xs), max(ys))
-
-    def path(self, handle: int, matrix: Matrix) -> None:
-        """Adds the ruling lines among a path's segments."""
-        fill, stroke = self.modes
-        if not calls.draw_mode(handle, *self.modes_at) or not (fill.value or stroke.value):
-            return
-        count = calls.segment_count(handle)
-        if count > SEGMENTS:
-            return
-        if not stroke.value and count <= 5 and calls.bounds(handle, *self.edges_at):  # one area: its bounds tell
-            left, bottom, right, top = self.edges[:]
-            thin = right - left <= THICK or top - bottom <= THICK
-            if matrix == IDENTITY:
-                if thin:
-                    self.rules.add(self.displayed(left, bottom, right, top, self.base))
-                return
-        width = ctypes.c_float()
-        calls.stroke_width(handle, ctypes.byref(width))
-        whole = times(times(self.own(handle), matrix), self.base)
-        for points in self.subpaths(handle, count):
-            self.rules.paint(points, whole, bool(fill.value), bool(stroke.value), width.value)
-
-    def subpaths(self, handle: int, count: int) -> Iterator[list[Point]]:
-        points: list[Point] = []
-        for i in range(count):
-            segment = calls.segment(handle, i)
-            kind = calls.segment_kind(segment)
-            calls.segment_point(segment, *self.edges_at[:2])
-            if kind == pdfium.FPDF_SEGMENT_MOVETO:
-                if len(points) > 1:
-                    yield points
-                points = []
-            elif kind == pdfium.FPDF_SEGMENT_BEZIERTO:
-                points.append(CURVED)
-            points.append((self.edges[0], self.edges[1]))
-            if calls.segment_closes(segment) and points[-1] != points[0]:
-                points.append(points[0])
-        if len(points) > 1:
-            yield points
 
 
 def _turn(runs: list[Run], turn: int) -> int:

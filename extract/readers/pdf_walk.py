@@ -27,6 +27,7 @@ from pypdf.generic import (
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
+from e2erag.extract.readers.tex import symbols
 
 PypdfFont: Any = None
 # The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths. Without
@@ -81,8 +82,9 @@ class Font:
         leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
         self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
         self.texts.update({code: one_glyph(text) for code, text in leftwards.items()})
-        if self.texts.get(0) == "\0" and "CMSY" in font.name:  # pypdf reads what TeX's font file says, but not of 0
-            self.texts[0] = "−"
+        if "/ToUnicode" not in resource:  # pypdf reads what TeX's font file says, but doesn't know all of its names
+            told = enumerate(symbols(font.name))
+            self.texts.update({c: char for c, char in told if char == "˜" or self.texts.get(c, chr(c)) == chr(c)})
         self.widths = _Widths(font.character_widths, self.scale)
         spaces = [code for code, text in self.texts.items() if text == " "]
         known = [code for code in spaces if code in self.widths]

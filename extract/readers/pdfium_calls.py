@@ -8,6 +8,7 @@ import pypdfium2.raw as pdfium
 
 from e2erag.extract.readers.lines import Face
 from e2erag.extract.readers.shown import face
+from e2erag.extract.readers.tex import symbols
 
 PdfDocument, PdfiumError = pypdfium2.PdfDocument, pypdfium2.PdfiumError
 VERSION = f"pypdfium2 {pypdfium2.PYPDFIUM_INFO.version}"
@@ -32,6 +33,7 @@ char_box = _function("FPDFText_GetCharBox", _INT)
 matrix = _function("FPDFText_GetMatrix", _INT)
 size = _function("FPDFText_GetFontSize", ctypes.c_double)
 unicode = _function("FPDFText_GetUnicode", ctypes.c_uint)
+unmapped = _function("FPDFText_HasUnicodeMapError", _INT)
 page_object = _function("FPDFPage_GetObject", _HANDLE)
 font = _function("FPDFTextObj_GetFont", _HANDLE, _HANDLE)
 glyph_width = _function("FPDFFont_GetGlyphWidth", _INT, _HANDLE, ctypes.c_uint32, _FLOAT, _HANDLE)
@@ -63,6 +65,7 @@ class Font:
         ascent, descent = standard or (up.value, down.value)
         self.face: Face = face(base, ascent, descent, pdfium.FPDFFont_GetFlags(typed))
         self.widths = _Widths(handle)
+        self.symbols = symbols(base)  # of TeX's fonts, by code
 
 
 class _Widths(dict[str, float]):

@@ -47,6 +47,9 @@ def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, 
     font = font or dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
     if "/ToUnicode" in font:
         font[NameObject("/ToUnicode")] = writer._add_object(font["/ToUnicode"])
+    if "/FontDescriptor" in font:
+        descriptor = font["/FontDescriptor"]
+        descriptor[NameObject("/FontFile")] = writer._add_object(descriptor["/FontFile"])
     properties = dictionary(P=dictionary(ActualText=TextStringObject("named")))
     resources = dictionary(Font=dictionary(F=font), XObject=dictionary(), Properties=properties)
     for name, content in forms.items():
@@ -78,6 +81,43 @@ def with_codes(**codes: str) -> DictionaryObject:
     cmap = f"{head}{ranges}{len(codes)} beginbfchar\n{pairs}\nendbfchar\nendcmap end end"
     kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject("/Helvetica")}
     return dictionary(**kind, Encoding=NameObject("/WinAnsiEncoding"), ToUnicode=stream(cmap.encode()))
+
+
+def of_tex(name: str, **codes: str) -> DictionaryObject:
+    """A font as TeX embeds them: its file alone names the glyphs of its codes. Each is a bar half an em wide."""
+    bar = _encrypted(bytes([0, 0, 0, 0, 139, 248, 136, 13, 248, 136, 6, 249, 80, 7, 252, 136, 6, 9, 14]), 4330)
+    glyphs = b" ".join(b"/%s %d RD %s ND" % (glyph.encode(), len(bar), bar) for glyph in (".notdef", *codes.values()))
+    named = "".join(f"dup {ord(code)} /{glyph} put\n" for code, glyph in codes.items())
+    head = f"""%!PS-AdobeFont-1.0: {name}
+11 dict begin /FontType 1 def /PaintType 0 def /FontMatrix [0.001 0 0 0.001 0 0] def /FontBBox {{0 -10 500 700}} def
+/FontName /{name} def /Encoding 256 array 0 1 255 {{1 index exch /.notdef put}} for
+{named}readonly def currentdict end
+currentfile eexec
+""".encode()
+    private = b"""dup /Private 8 dict dup begin /RD {string currentfile exch readstring pop} def /ND {def} def
+/BlueValues [] def /lenIV 4 def /password 5839 def 2 index /CharStrings %d dict dup begin
+%s
+end end readonly put put dup /FontName get exch definefont pop mark currentfile closefile
+""" % (len(codes) + 1, glyphs)
+    body = _encrypted(b"\0\0\0\0" + private, 55665)
+    file = stream(head + body)
+    file.update(dictionary(Length1=NumberObject(len(head)), Length2=NumberObject(len(body)), Length3=NumberObject(0)))
+    box = ArrayObject(NumberObject(v) for v in (0, -10, 500, 700))
+    named = {"FontName": NameObject(f"/{name}"), "Flags": NumberObject(4), "FontBBox": box}
+    descriptor = dictionary(Type=NameObject("/FontDescriptor"), FontFile=file, **named)
+    kind = {"Type": NameObject("/Font"), "Subtype": NameObject("/Type1"), "BaseFont": NameObject(f"/{name}")}
+    widths = ArrayObject([NumberObject(500)] * 128)
+    ends = {"FirstChar": NumberObject(0), "LastChar": NumberObject(127), "Widths": widths}
+    return dictionary(**kind, **ends, FontDescriptor=descriptor)
+
+
+def _encrypted(plain: bytes, key: int) -> bytes:
+    """As a Type 1 font's parts are (Adobe Type 1 Font Format, chapter 7)."""
+    out = bytearray()
+    for byte in plain:
+        out.append(byte ^ key >> 8)
+        key = (out[-1] + key) * 52845 + 22719 & 0xFFFF
+    return bytes(out)
 
 
 PROSE = (
@@ -176,6 +216,18 @@ def forms(page: Canvas) -> None:
     page.drawString(30, 30, "after it")
 
 
+def accents(page: Canvas) -> None:
+    """As TeX sets them: an accent, raised for a capital, and then its letter, which may begin before it."""
+    page.setFont("Times-Roman", 12)
+    page.drawString(100, 700, "Fix(")
+    wide, accent = stringWidth("Fix(", "Times-Roman", 12), stringWidth("˜", "Times-Roman", 12)
+    for letter, rise, rest in (("W", 3, " →"), ("a", 0, "pa"), ("f", 2.5, ") = 0")):
+        aside = (stringWidth(letter, "Times-Roman", 12) - accent) / 2
+        page.drawString(100 + wide + aside, 700 + rise, "˜")
+        page.drawString(100 + wide, 700, letter + rest)
+        wide += stringWidth(letter + rest, "Times-Roman", 12) + 6
+
+
 HEBREW = "דוח על תאונה 1234 בשדה"
 
 
@@ -222,5 +274,6 @@ DRAWN = {
     "unturned 270": partial(unturned, angle=270),
     "sideways": sideways,
     "raised": raised,
+    "accents": accents,
     "forms": forms,
 }

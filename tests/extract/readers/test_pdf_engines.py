@@ -12,11 +12,14 @@ from pdf_fixtures import (
     LEFTWARDS,
     NTSB,
     PROSE,
+    accents,
     canvas,
+    of_tex,
     set_in_hebrew,
     with_ligatures,
     written,
 )
+from pypdf.generic import DictionaryObject
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, ReadError, read
@@ -81,6 +84,30 @@ def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
     """Glyphs fi and fl are two letters each."""
     path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (of\\001ce \\002ight) Tj ET", font=with_ligatures())
     assert [unit.text for unit in assert_same(path)] == ["office flight"]
+
+
+def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
+    [line] = assert_same(canvas(tmp_path, accents))
+    assert line.text == "Fix(W\u0303 → ãpa f\u0303) = 0"
+
+
+@pytest.mark.parametrize(
+    ("font", "shown", "text"),
+    [
+        (of_tex("ABCDEF+CMSY10", **{"0": "prime", "k": "bardbl", "7": "mapsto"}), b"00 k0k 7", "′′ ‖′‖ ↦"),
+        (of_tex("CMEX10", X="summationdisplay", S="uniontext", f="tildewide"), b"X S", "∑ ⋃"),
+        (of_tex("MSAM10", **{"\x04": "squaresolid"}), b"\x04", "■"),
+        (of_tex("Other", **{"0": "zero", "X": "g23"}), b"0X", "0X"),
+    ],
+    ids=("symbols", "large", "square", "another font"),
+)
+def test_fonts_of_tex_show_what_their_codes_mean(
+    tmp_path: Path, font: DictionaryObject, shown: bytes, text: str
+) -> None:
+    """′ isn't 0, and ‖ no k, though neither engine's map from names to characters has all of theirs."""
+    pieces = b" ".join(b"(" + piece + b") Tj 24 0 Td" for piece in shown.split())
+    [line] = assert_same(written(tmp_path, b"BT /F 12 Tf 100 700 Td " + pieces + b" ET", font=font))
+    assert line.text == text
 
 
 @pytest.mark.parametrize("engine", ENGINES)
