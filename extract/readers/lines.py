@@ -71,9 +71,14 @@ class Run:
     face: Face
 
     def box(self) -> Box:
-        xs = [x + reach * self.up_x for x in (self.x, self.end_x) for reach in self.face[:2]]
-        ys = [y + reach * self.up_y for y in (self.y, self.end_y) for reach in self.face[:2]]
-        return Box(min(xs), min(ys), max(xs), max(ys))
+        above_x, below_x = self.face.ascent * self.up_x, self.face.descent * self.up_x
+        above_y, below_y = self.face.ascent * self.up_y, self.face.descent * self.up_y
+        return Box(
+            min(self.x, self.end_x) + min(above_x, below_x),
+            min(self.y, self.end_y) + min(above_y, below_y),
+            max(self.x, self.end_x) + max(above_x, below_x),
+            max(self.y, self.end_y) + max(above_y, below_y),
+        )
 
 
 @dataclass(slots=True)
@@ -101,7 +106,7 @@ class Line:
     def accents(self, run: Run) -> bool:
         """Whether the line ends with an accent that stands over or under the first letters of `run`."""
         last = self.runs[-1]
-        if last.text.strip() not in ACCENTS:
+        if len(last.text) > 2 or last.text.strip() not in ACCENTS:
             return False
         middle = (last.x + last.end_x) / 2 - run.x, (last.y + last.end_y) / 2 - run.y
         return 0 <= middle[0] * run.ux + middle[1] * run.uy <= run.em
@@ -148,10 +153,8 @@ class Line:
 
 
 def _around(runs: list[Run]) -> Box:
-    box = runs[0].box()
-    for run in runs[1:]:
-        box = box.union(run.box())
-    return Box(*(round(v, 2) for v in box))
+    x0s, y0s, x1s, y1s = zip(*[run.box() for run in runs], strict=True)
+    return Box(round(min(x0s), 2), round(min(y0s), 2), round(max(x1s), 2), round(max(y1s), 2))
 
 
 def join(runs: list[Run]) -> list[Line]:

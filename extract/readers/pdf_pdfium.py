@@ -8,7 +8,7 @@ import ctypes
 import math
 import re
 import threading
-from itertools import groupby, repeat
+from itertools import compress, filterfalse, groupby, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
 from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.pdfium_paths import Drawn
-from e2erag.extract.readers.shown import IDENTITY, Shown, frame, times
+from e2erag.extract.readers.shown import IDENTITY, Shown, frame
 from e2erag.extract.readers.tex import RELATIONS
 
 LOCK = threading.RLock()
@@ -106,7 +106,8 @@ class _Reading:
         self.width, self.height, self.base = frame(box.left, box.bottom, box.right, box.top, turn)
         self.page = page
         self.fonts: dict[int, Font] = {}  # by address, which may be another font's on another page
-        self.addresses: dict[int | None, int | None] = {}  # of the fonts, by text object
+        self.seen: set[int | None] = set()  # text objects that words begin and end with
+        self.of_tex = self.named = False  # whether a font of TeX's was met, and what its codes mean is told
         self.runs: list[Run] = []
         self.x, self.y = ctypes.c_double(), ctypes.c_double()
         self.at = ctypes.byref(self.x), ctypes.byref(self.y)
@@ -132,22 +133,13 @@ class _Reading:
         try:
             self.handle = ctypes.cast(textpage.raw, ctypes.c_void_p)
             text = self.text(textpage)
-            self.owners = [*map(calls.text_object, repeat(self.handle), range(len(text)))]
-            self.addresses = {owner: calls.font(owner) for owner in set(self.owners) if owner}
-            text = self.named(text)
-            if not text.isascii():
-                text = self.accented(text)
-            leftwards = RIGHT_TO_LEFT.search(text)
-            for line in _LINE.finditer(text):
-                if leftwards and RIGHT_TO_LEFT.search(line[0]):
-                    self.leftwards(text, *line.span())
-                else:
-                    self.words(text, *line.span())
+            if not self.lines(text):
+                self.lines(self.told(text))
             raw = ctypes.cast(self.page.raw, ctypes.c_void_p)
             count = pdfium.FPDFPage_CountObjects(self.page.raw)
             objects = map(calls.page_object, repeat(raw), range(count))
             drawn = Drawn(self.width, self.height, self.base, bool(self.runs))
-            drawn.objects([handle for handle in objects if handle not in self.addresses], IDENTITY, 0)
+            drawn.objects([*filterfalse(self.seen.__contains__, objects)], IDENTITY, 0)
         finally:
             textpage.close()
         area = self.width * self.height or 1.0
@@ -165,36 +157,49 @@ class _Reading:
 
     # Text
 
-    def named(self, text: str) -> str:
-        """The text with what TeX's fonts show of codes that PDFium couldn't make out."""
-        self.fonts = {address: Font(address) for address in set(self.addresses.values()) if address}
-        theirs = {address: font for address, font in self.fonts.items() if font.symbols}
-        if not theirs:
-            return text
-        shown = list(text)
-        for i, owner in enumerate(self.owners):
-            font = theirs.get(self.addresses.get(owner) or 0)
-            if font and ord(text[i]) < len(font.symbols) and calls.unmapped(self.handle, i) == 1:
-                shown[i] = font.symbols[ord(text[i])]
-                if shown[i] not in font.widths:  # which PDFium tells by character
-                    self.style(owner, i)
+    def lines(self, text: str) -> bool:
+        """Adds the runs of the page's text, line by line; False, and nothing, where fonts of TeX's are to be told."""
+        if not text.isascii():
+            text = self.accented(text)
+        leftwards = RIGHT_TO_LEFT.search(text)
+        for line in _LINE.finditer(text):
+            if leftwards and RIGHT_TO_LEFT.search(line[0]):
+                self.leftwards(text, *line.span())
+            else:
+                self.words(text, *line.span())
+            if self.of_tex and not self.named:
+                self.runs, self.marks = [], {}
+                return False
+        return True
+
+    def told(self, text: str) -> str:
+        """The text with what fonts of TeX's show of codes that PDFium couldn't make out."""
+        self.named, out = True, list(text)
+        unmapped = map((1).__eq__, map(calls.unmapped, repeat(self.handle), range(len(text))))
+        for i in compress(range(len(text)), unmapped):
+            self.style(self.text_object(i), i)
+            if self.font and ord(text[i]) < len(self.font.symbols):
+                char = out[i] = self.font.symbols[ord(text[i])]
+                if char not in self.font.widths:  # which PDFium tells by character
                     left, _, right, _ = self.loosely(i)
-                    font.widths[shown[i]] = (right - left) / self.em
-        return "".join(shown)
+                    self.font.widths[char] = (right - left) / self.em
+        return "".join(out)
 
     def words(self, text: str, begin: int, end: int) -> None:
         """Adds the runs of text[begin:end]: words in one font on one baseline, up to a wide gap."""
-        at, owners = begin, self.owners
+        at, handle, seen = begin, self.handle, self.seen
         for word in _WORD.finditer(text, begin, end):
             start, stop = word.span()
             between, at = text[at:start].strip("\0"), stop
-            first, last = owners[start], owners[stop - 1]
+            first, last = calls.text_object(handle, start), calls.text_object(handle, stop - 1)
+            seen.add(first)
+            seen.add(last)
             if self.quick(text, start, stop, first, last, between):
                 continue
             if first == last or self.whole(text, start, stop, first, last):
                 self.piece(text, start, stop, first, between)
                 continue
-            for owner, piece in groupby(owners[start:stop]):
+            for owner, piece in groupby(range(start, stop), self.text_object):
                 stop = start + len(list(piece))
                 self.piece(text, start, stop, owner, between)
                 start, between = stop, ""
@@ -202,9 +207,9 @@ class _Reading:
 
     def quick(self, text: str, start: int, stop: int, first: int | None, last: int | None, between: str) -> bool:
         """Adds text[start:stop] to the run that was begun if it plainly goes on it; else does nothing."""
-        if not (self.parts and self.upright and self.now == self.begun) or self.marks:
+        if not (self.parts and self.upright and self.now == self.begun) or (self.marks and self.marked(start, stop)):
             return False
-        if first != self.owner and self.addresses.get(first) != self.now[0]:
+        if first != self.owner and calls.font(first) != self.now[0]:
             return False
         span = self.span(text, start, stop)
         if span is None:
@@ -220,8 +225,12 @@ class _Reading:
     def whole(self, text: str, start: int, stop: int, first: int | None, last: int | None) -> bool:
         """Whether several text objects plainly draw one piece; takes the style of the first."""
         self.style(first, start)
-        alike = self.upright and not self.marks and self.addresses.get(last) == self.now[0]
+        alike = self.upright and not (self.marks and self.marked(start, stop)) and calls.font(last) == self.now[0]
         return alike and self.span(text, start, stop) is not None
+
+    def marked(self, start: int, stop: int) -> bool:
+        """Whether one of the characters has an accent."""
+        return not self.marks.keys().isdisjoint(range(start, stop))
 
     def span(self, text: str, start: int, stop: int) -> tuple[float, float, float, float] | None:
         """The box of text[start:stop] if both ends have one height and it is as wide as its characters, or kerned."""
@@ -239,8 +248,9 @@ class _Reading:
         if 0.05 * em <= spare < OVERHANG * em:
             spare, right = spare - right, self.right(text, stop - 1)
             spare += right
-        kerned = min(0.04 + 0.012 * (stop - start), 0.16)  # a raised mark is narrower by more
-        return (left, high, right, low) if -kerned * em < spare < 0.05 * em else None
+        if spare >= 0.05 * em or (spare < 0 and -spare >= min(0.04 + 0.012 * (stop - start), 0.16) * em):
+            return None  # it isn't kerned that much, and a raised mark is narrower by more
+        return left, high, right, low
 
     def piece(self, text: str, start: int, stop: int, owner: int | None, between: str) -> None:
         """Adds text[start:stop], which one text object draws; `between` stands before it."""
@@ -267,7 +277,7 @@ class _Reading:
         """text[start:stop], which takes `wide` points, with its accents and the spaces that PDFium leaves out."""
         word = " " + text[start:stop] if spaced else text[start:stop]
         space = SPACE * self.em
-        if not self.marks and (
+        if not (self.marks and self.marked(start, stop)) and (
             stop - start < 3
             or not self.font
             or wide - sum(map(self.font.widths.__getitem__, text[start:stop])) * self.em < space
@@ -296,13 +306,17 @@ class _Reading:
                 if begin <= middle < end and abs(self.baseline(i) - base) < level:
                     self.marks[i] = text[at]
                     first, stop = at, at + 1  # with the blanks that PDFium puts beside what is off the line
-                    while first and text[first - 1] == " " and not self.owners[first - 1]:
+                    while first and text[first - 1] == " " and not self.text_object(first - 1):
                         first -= 1
-                    while stop < len(text) and text[stop] == " " and not self.owners[stop]:
+                    while stop < len(text) and text[stop] == " " and not self.text_object(stop):
                         stop += 1
                     text = text[:first] + "\0" * (stop - first) + text[stop:]
                     break
         return text
+
+    def text_object(self, index: int) -> int | None:
+        """What draws a character; nothing draws one that PDFium puts between others."""
+        return calls.text_object(self.handle, index)
 
     def loosely(self, index: int) -> list[float]:
         """Left, top, right and bottom of a character's advance and font, in user space."""
@@ -317,7 +331,10 @@ class _Reading:
     def style(self, owner: int | None, index: int) -> None:
         """Takes font, size and matrix from the text object of character `index`."""
         self.owner = owner
-        address = self.addresses.get(owner)
+        address = calls.font(owner) if owner else None
+        if address and address not in self.fonts:
+            self.fonts[address] = Font(address)
+            self.of_tex |= bool(self.fonts[address].symbols)
         if address:
             self.font = self.fonts[address]
         m, size = self.m, calls.size(self.handle, index)
@@ -370,10 +387,11 @@ class _Reading:
         glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
         place, steps = (0.0, 0.0), 0
         for i in range(begin, end):
-            if not self.owners[i] or text[i] == "\0":
+            owner = self.text_object(i)
+            if not owner or text[i] == "\0":
                 continue
-            if self.owners[i] != self.owner:
-                self.style(self.owners[i], i)
+            if owner != self.owner:
+                self.style(owner, i)
             x, y, end_x, end_y = self.ends(text, i, i)
             if not glyphs:
                 self.begun, place = self.now, (x, y)
@@ -398,13 +416,15 @@ class _Reading:
             return
         text, self.parts = "".join(self.parts).replace("\ufffe", "-"), []
         _, size, a, b, c, d = self.begun
-        a, b, c, d, e, f = times((a, b, c, d, *self.begin), self.base)
-        end = times((1.0, 0.0, 0.0, 1.0, *self.end), self.base)
+        p, q, r, s, t, u = self.base
+        a, b, c, d = a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
+        (x, y), (end_x, end_y) = self.begin, self.end
         along, sign = math.hypot(a, b) or 1e-9, math.copysign(1.0, size)
         self.runs.append(
             Run(
                 text,
-                *(e, f, *end[4:], sign * a / along, sign * b / along, size * c, size * d),
+                *(x * p + y * r + t, x * q + y * s + u, end_x * p + end_y * r + t, end_x * q + end_y * s + u),
+                *(sign * a / along, sign * b / along, size * c, size * d),
                 em=abs(size) * along,
                 size=abs(size) * math.hypot(c, d),
                 face=self.fonts[self.begun[0]].face if self.begun[0] else _UNKNOWN,
@@ -417,8 +437,11 @@ def _turn(runs: list[Run], turn: int) -> int:
 
     PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
     letters = [0] * 4
+    letters[0] = sum(len(run.text) for run in runs)
     for run in runs:
-        letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
+        if run.ux < 0.99:
+            letters[0] -= len(run.text)
+            letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
     most = max(range(4), key=letters.__getitem__)
     return (turn + 90 * most) % 360 if letters[most] >= UPRIGHT * sum(letters) else turn
 

@@ -7,7 +7,7 @@ from itertools import repeat
 from e2erag.extract.document import Box
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.pdfium_calls import pdfium
-from e2erag.extract.readers.shown import CURVED, IDENTITY, THICK, Matrix, Point, Rules, times
+from e2erag.extract.readers.shown import CURVED, IDENTITY, SHORT, THICK, Matrix, Point, Rules, times
 
 PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
 SEGMENTS = 200  # of one path
@@ -71,11 +71,12 @@ class Drawn:
         count = calls.segment_count(handle)
         if count > SEGMENTS:
             return
-        if not stroke.value and count <= 5 and calls.bounds(handle, *self.edges_at):  # one area: its bounds tell
+        if matrix == IDENTITY and calls.bounds(handle, *self.edges_at):
             left, bottom, right, top = self.edges[:]
-            thin = right - left <= THICK or top - bottom <= THICK
-            if matrix == IDENTITY:
-                if thin:
+            if right - left < SHORT and top - bottom < SHORT:
+                return
+            if not stroke.value and count <= 5:  # one area: its bounds tell
+                if right - left <= THICK or top - bottom <= THICK:
                     self.rules.add(self.displayed(left, bottom, right, top, self.base))
                 return
         width = ctypes.c_float()
