@@ -68,6 +68,11 @@ class Parser(ArgumentParser):
         print(f"{prog} --help tells all options", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self, *given: Any) -> str:
+        for action in filter(_is_files, self._actions):
+            action.metavar = "files …"
+        return str(super().format_help(*given))
+
     def instantiate(self, *given: Any, **named: Any) -> Any:
         with _asked():
             return super().instantiate(*given, **named)

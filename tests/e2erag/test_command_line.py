@@ -316,3 +316,14 @@ def test_a_wrong_call_is_answered_in_a_few_lines_with_what_is_nearest(
     assert end.value.code == 2
     assert said in told
     assert told.count("\n") < 5
+
+
+@pytest.mark.parametrize("command", ["extract", "index", "add", "fit"])
+def test_help_says_that_several_files_may_be_named(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["e2erag", command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert capsys.readouterr().out.count(" files …") == 2  # in the usage, and where it is explained
