@@ -6,9 +6,9 @@ over ordinary chunks.
 
 Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on; training takes
 `fit`'s settings, or those with `--set`'s changes, and answers alone. Arms: `untrained`; `all` (three stages learn);
-`extractor frozen`, `retriever frozen`, `generator frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap:
-there is no extractor, the other two learn). All read K passages an answer, so beside what is found and answered stands
-how many tokens are read.
+`extractor frozen`, `gates frozen` (spans and cuts learn, lines stay as they are), `retriever frozen`, `generator
+frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap: there is no extractor, the other two learn). All read
+K passages an answer, so beside what is found and answered stands how many tokens are read.
 
 Printed are means over all seeds' questions and, in brackets, the 95 % bootstrap interval of each arm's difference to
 `all`, question by question, with soft and with hard gates. `fit`'s settings were developed with `all` on the split of
@@ -39,6 +39,7 @@ from e2erag.train import FitConfig
 FROZEN = {
     "all": (),
     "extractor frozen": ("extractor",),
+    "gates frozen": ("extractor.gates",),
     "retriever frozen": ("retriever",),
     "generator frozen": ("generator",),
     "fixed-128": ("extractor",),

@@ -70,7 +70,7 @@ class Parser(ArgumentParser):
 
     def format_help(self, *given: Any) -> str:
         for action in filter(_is_files, self._actions):
-            action.metavar = "files …"
+            action.metavar = "files ..."
         return str(super().format_help(*given))
 
     def instantiate(self, *given: Any, **named: Any) -> Any:

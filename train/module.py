@@ -22,8 +22,8 @@ from e2erag.train.objectives import COMPARING, Options, negligible, weighted, we
 if TYPE_CHECKING:
     from e2erag.train.fit import FitConfig
 
-STAGES = ("extractor", "retriever", "retriever.query", "retriever.passage", "generator")
-"""Names that `freeze` takes."""
+STAGES = ("extractor", "extractor.gates", "retriever", "retriever.query", "retriever.passage", "generator")
+"""Names that `freeze` takes: stages, and parts of them."""
 
 OPTIMISER: dict[str, dict[str, Any]] = {"extractor": {"betas": (0.0, 0.999), "eps": 0.1}}
 """AdamW's settings where they aren't the usual ones. √v is small beside the extractor's ε, so it takes steps along the

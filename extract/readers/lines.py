@@ -30,15 +30,22 @@ _COMBINING = {
     "˘": "\u0306", "˙": "\u0307", "˚": "\u030a", "˜": "\u0303", "˝": "\u030b",
 }  # fmt: skip
 ACCENTS = "¸" + "".join(_COMBINING)
+_ACCENTS = frozenset(ACCENTS)
 _DOTLESS = {"ı": "i", "ȷ": "j"}
-# ... but not where ´ is an apostrophe ("it´s"); a dot over ∪ says that it is of disjoint sets.
-_ACCENT = re.compile(f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b)([^\\W\\d_]|∪)")
+# ... but not where ´ is an apostrophe ("it´s", "п´ять"). In formulas Greek letters have some, and a dot over ∪ says
+# that it is of disjoint sets.
+_LATIN, _FORMULA = "A-Za-zıȷ", "Α-Ωα-ω∪"
+_ACCENT = re.compile(
+    f"([{''.join(_COMBINING)}])(?!(?:s|t|d|m|ll|re|ve)\\b|[{_FORMULA}])([{_LATIN}])|([¯ˆˇ˘˙˜])([{_FORMULA}])"
+)
+_UNDER_ACCENT = re.compile(f"[{_LATIN}{_FORMULA}]")
 _CEDILLA = re.compile("([CcSsTt])¸")
 # "Introduction ........ 5": what leads the eye is no word.
 _LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
 # Codes that mean something in one font only: bullets, logos.
 _PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
-_CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE]) | {0xAD: "-"}
+_OLD_STYLE = {0xF730 + i: str(i) for i in range(10)} | {0xF6BE: "ȷ"}  # Adobe's codes for what has another
+_CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE]) | {0xAD: "-"} | _OLD_STYLE
 
 
 class Face(NamedTuple):
@@ -104,9 +111,10 @@ class Line:
         return gap if gap > -BACK or self.accents(run) else None
 
     def accents(self, run: Run) -> bool:
-        """Whether the line ends with an accent that stands over or under the first letters of `run`."""
+        """Whether the line ends with an accent over or under the first letter of `run`, or with a part of TeX's ©."""
         last = self.runs[-1]
-        if len(last.text) > 2 or last.text.strip() not in ACCENTS:
+        text = last.text.strip() if len(last.text) <= 2 else ""
+        if not (text in _ACCENTS or (text == "©" and run.text[0] == "c") or (text == "c" and run.text[0] == "©")):
             return False
         middle = (last.x + last.end_x) / 2 - run.x, (last.y + last.end_y) / 2 - run.y
         return 0 <= middle[0] * run.ux + middle[1] * run.uy <= run.em
@@ -198,12 +206,22 @@ def _is_mark(last: Run, run: Run) -> bool:
     return small.size < 0.85 * large.size and rise > 0.15 * large.size and not small.text[0].isalpha()
 
 
+def takes_accent(char: str) -> bool:
+    """Whether `clean` puts an accent that stands before it over this character."""
+    return _UNDER_ACCENT.match(char) is not None
+
+
+def _composed_accent(found: re.Match[str]) -> str:
+    accent, letter = found[1] or found[3], found[2] or found[4]
+    return _DOTLESS.get(letter, letter) + _COMBINING[accent]
+
+
 def clean(text: str) -> str:
     """The text single-spaced, with ligatures opened, accents composed, dot leaders and control characters gone."""
     if not text.isprintable():
         text = _PRIVATE.sub(" ", text.translate(_CONTROL))
     if not text.isascii():
-        text = _ACCENT.sub(lambda m: _DOTLESS.get(m[2], m[2]) + _COMBINING[m[1]], text)
+        text = _ACCENT.sub(_composed_accent, text)
         text = _CEDILLA.sub("\\1\u0327", text)
         text = "".join(p if i % 2 else unicodedata.normalize("NFKC", p) for i, p in enumerate(_KEPT.split(text)))
         text = composed(text)

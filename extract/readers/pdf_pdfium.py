@@ -16,7 +16,7 @@ from typing import Any
 from e2erag.extract.document import ReadError
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
-from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run, takes_accent
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.pdfium_paths import Drawn
 from e2erag.extract.readers.shown import IDENTITY, Shown, frame
@@ -173,14 +173,22 @@ class _Reading:
         return True
 
     def told(self, text: str) -> str:
-        """The text with what fonts of TeX's show of codes that PDFium couldn't make out."""
+        """The text with what fonts of TeX's show of codes that PDFium couldn't make out.
+
+        Where a file has an /Encoding of its own for such a font, of which PDFium doesn't tell, that may be wrong."""
         self.named, out = True, list(text)
         unmapped = map((1).__eq__, map(calls.unmapped, repeat(self.handle), range(len(text))))
-        for i in compress(range(len(text)), unmapped):
-            self.style(self.text_object(i), i)
+        nought = (
+            i for i, char in enumerate(text) if char == "\0"
+        )  # a code 0 isn't told as one that couldn't be mapped
+        for i in (*compress(range(len(text)), unmapped), *nought):
+            owner = self.text_object(i)
+            if not owner:
+                continue
+            self.style(owner, i)
             if self.font and ord(text[i]) < len(self.font.symbols):
                 char = out[i] = self.font.symbols[ord(text[i])]
-                if char not in self.font.widths:  # which PDFium tells by character
+                if self.upright and char not in self.font.widths:  # which PDFium tells by character
                     left, _, right, _ = self.loosely(i)
                     self.font.widths[char] = (right - left) / self.em
         return "".join(out)
@@ -300,7 +308,7 @@ class _Reading:
             left, high, right, low = self.loosely(at)
             middle, level, base = (left + right) / 2, (high - low) / 2, self.baseline(at)
             for i in sorted(range(max(at - WORD, 0), min(at + WORD, len(text))), key=lambda i: abs(i - at)):
-                if not (text[i] in RELATIONS if text[at] == "⁄" else text[i].isalpha() or text[i] == "∪"):
+                if not (text[i] in RELATIONS if text[at] == "⁄" else takes_accent(text[i])):
                     continue
                 begin, _, end, _ = self.loosely(i)
                 if begin <= middle < end and abs(self.baseline(i) - base) < level:

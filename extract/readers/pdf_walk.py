@@ -51,6 +51,7 @@ _PAINTS = {
     b"b*": (True, True, True),
 }  # fmt: skip
 _LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
+_PRIVATE = re.compile("[\ue000-\uf8ff]")  # in Adobe's list parts of brackets, which PDFium shows so
 _BLANKS = re.compile(rb"( {4,})")
 
 
@@ -82,9 +83,9 @@ class Font:
         leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
         self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
         self.texts.update({code: one_glyph(text) for code, text in leftwards.items()})
-        if "/ToUnicode" not in resource:  # pypdf reads what TeX's font file says, but doesn't know all of its names
+        if "/ToUnicode" not in resource and "/Encoding" not in resource:  # then TeX's layouts hold
             told = enumerate(symbols(font.name))
-            self.texts.update({c: char for c, char in told if char == "˜" or self.texts.get(c, chr(c)) == chr(c)})
+            self.texts.update({code: char for code, char in told if not _PRIVATE.match(self.texts.get(code, ""))})
         self.widths = _Widths(font.character_widths, self.scale)
         spaces = [code for code, text in self.texts.items() if text == " "]
         known = [code for code in spaces if code in self.widths]

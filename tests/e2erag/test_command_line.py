@@ -326,4 +326,4 @@ def test_help_says_that_several_files_may_be_named(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    assert capsys.readouterr().out.count(" files …") == 2  # in the usage, and where it is explained
+    assert capsys.readouterr().out.count(" files ...") == 2  # in the usage, and where it is explained

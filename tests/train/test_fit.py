@@ -118,6 +118,17 @@ def test_a_frozen_stage_keeps_its_weights_and_the_others_move(rag: RAG, frozen: 
     assert all(p.requires_grad for p in rag.model.parameters())
 
 
+def test_keep_gates_stay_open_where_they_are_frozen(rag: RAG) -> None:
+    """Spans and cuts learn beside them, and no line is turned down."""
+    gates, scores = weights(rag, "extractor.gates"), weights(rag, "extractor.scores")
+    quick(rag, freeze=("extractor.gates",))
+    assert all(torch.equal(a, b) for a, b in zip(gates, weights(rag, "extractor.gates"), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(scores, weights(rag, "extractor.scores"), strict=True))
+    found = rag.model.gates(rag.corpus, "hard")
+    assert (found.read == 0).all()  # log w
+    assert (found.retrieve == 0).all()
+
+
 def test_a_frozen_tower_of_two_stays_and_the_other_learns() -> None:
     """Untied, `retriever.passage` frozen: its parameters are its own, so nothing moves them (in Atlas they did)."""
     from e2erag.retriever import RetrieverConfig

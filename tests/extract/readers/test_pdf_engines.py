@@ -24,6 +24,7 @@ from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, ReadError, read
 from e2erag.extract.readers import pdf
+from e2erag.extract.readers.lines import clean
 from e2erag.extract.readers.pdf import READER_VERSION, read_pdf
 
 ENGINES = ("pypdf", "pypdfium2")
@@ -96,10 +97,11 @@ def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
     [
         (of_tex("ABCDEF+CMSY10", **{"0": "prime", "k": "bardbl", "7": "mapsto"}), b"00 k0k 7", "′′ ‖′‖ ↦"),
         (of_tex("CMEX10", X="summationdisplay", S="uniontext", f="tildewide"), b"X S", "∑ ⋃"),
-        (of_tex("MSAM10", **{"\x04": "squaresolid"}), b"\x04", "■"),
+        (of_tex("MSAM10", **{"\x04": "squaresolid", "\x00": "squaredot"}), b"\x04\x00", "■⊡"),
+        (of_tex("CMSY10", **{"`": "turnstileleft", "4": "triangle", "\r": "circlecopyrt"}), b"`4 \\r", "⊢△ ©"),
         (of_tex("Other", **{"0": "zero", "X": "g23"}), b"0X", "0X"),
     ],
-    ids=("symbols", "large", "square", "another font"),
+    ids=("symbols", "large", "squares", "misnamed", "another font"),
 )
 def test_fonts_of_tex_show_what_their_codes_mean(
     tmp_path: Path, font: DictionaryObject, shown: bytes, text: str
@@ -108,6 +110,24 @@ def test_fonts_of_tex_show_what_their_codes_mean(
     pieces = b" ".join(b"(" + piece + b") Tj 24 0 Td" for piece in shown.split())
     [line] = assert_same(written(tmp_path, b"BT /F 12 Tf 100 700 Td " + pieces + b" ET", font=font))
     assert line.text == text
+
+
+@pytest.mark.parametrize(
+    ("drawn", "text"),
+    [
+        ("˜γ ¯x ˙∪", "γ\u0303 x\u0304 ∪\u0307"),
+        ("A ⁄= B ⁄∈ C", "A ≠ B ∉ C"),
+        ("x ↦→ y ↪→ z", "x ↦ y ↪ z"),
+        ("©c 2020", "© 2020"),
+        ("©company", "©company"),
+        ("it´s l´été п´ять", "it´s l´été п´ять"),
+        ("¨Ángel¨ 25 ˚С ㄋㄧˇㄏㄠˇ", "¨Ángel¨ 25 ˚С ㄋㄧˇㄏㄠˇ"),
+        ("´ˆe 1⁄2", "´ê 1⁄2"),
+        ("\uf731\uf739\uf730\uf734", "1904"),
+    ],
+)
+def test_what_tex_draws_in_two_parts_is_one_and_other_text_stays(drawn: str, text: str) -> None:
+    assert clean(drawn) == text
 
 
 @pytest.mark.parametrize("engine", ENGINES)
