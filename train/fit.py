@@ -35,6 +35,9 @@ from e2erag.train.refresh import Refresh, Schedule, check_device
 CHECKPOINT = "checkpoint"
 """Where a run's folder holds its state."""
 
+CALIBRATE = 64
+"""Questions that τ is fitted to where nothing is said of it."""
+
 _ANY_TIME = ("folder", "checkpoint_every", "resume", "progress", "collapse", "refresh_device")
 """Settings that may be others where a run goes on."""
 
@@ -59,8 +62,9 @@ class FitConfig:
             can't reach yet gets in. 0 mines none.
         negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
             encoded with gradient: Z moves, in an estimate, as the whole corpus does (`Softmax.draw`). Some 16 to 64;
-            few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost;
-            so it may with a gate_clip, which cuts the slopes of what stands for many as those of one.
+            few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost.
+            Known trouble: a gate_clip cuts the slopes of what stands for many as those of one, and gates then undo what
+            the others learn (LOG.md, 2026-11-30).
         apart: whether each question's Z moves with its own passages alone. Then a step's gradient doesn't depend on how
             its questions are cut into batches or shared out over processes, where nothing is drawn for a batch (gates,
             negatives, passages, pages to judge) and gate_clip is 0; as it is, what a batch has encoded for one
@@ -92,16 +96,15 @@ class FitConfig:
         token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
             gates let through is charged in proportion, whatever a question has found.
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
-            their mean (`competing`). 0 takes them as they come.
+            their mean (`competing`). 0 takes them as they come; with negatives they have to (above).
         gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
             Known trouble: a retriever that learns beside it learns from what is read so, and less (LOG.md, 2026-11-29).
         judged: lines that the extractor judges in a step (`Step.judged`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. Known
-            trouble: at a small τ an extractor at its usual rate undoes what the others learn. With a passage mined,
-            negatives, a tenth of that rate, no clip and no price it didn't (LOG.md, 2026-11-29).
+            (`RAG.calibrate`, but with soft gates over the index that is trained on). 0: it begins as it is. None: 64,
+            but 0 where it can't be fitted (passages are read together) or the retriever is frozen.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Step.negligible`), where
@@ -128,9 +131,9 @@ class FitConfig:
     epochs: int = 3
     batch_size: int = 4
     accumulate: int = 1
-    k: int = 4
-    mined: int = 0
-    negatives: int = 0
+    k: int = 3
+    mined: int = 1
+    negatives: int = 16
     apart: bool = False
     lr_extractor: float = 3e-2
     lr_retriever: float = 5e-5
@@ -151,10 +154,10 @@ class FitConfig:
     cut_rate: float = 0.1
     gate_weight: float = 0.3
     token_price: float = 0.2
-    gate_clip: float = 1.0
+    gate_clip: float = 0.0
     gate_explore: float = 0.0
     judged: int = 32_768
-    calibrate: int = 0
+    calibrate: int | None = None
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -218,7 +221,7 @@ class FitConfig:
         none = ("mined", "negatives", "rerank", "judged", "calibrate", "memory_budget", "checkpoint_every")
         for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
             least = 0 if name in none else 1
-            if getattr(self, name) < least:
+            if (getattr(self, name) or 0) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def changed(self, **changes: Any) -> "FitConfig":
@@ -351,7 +354,7 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             'gates="sample", or leave it out',
             stacklevel=3,
         )
-    if config.calibrate:
+    if config.calibrate:  # None gives way
         check_reading(rag)
     if config.refresh_device is not None:
         check_device(config.refresh_device)
@@ -370,10 +373,13 @@ def _checked(rag: RAG, config: FitConfig) -> str:
 @contextmanager
 def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question], going_on: bool) -> Iterator[Calibration | None]:
     """The temperature that the run begins with, fitted where that is wanted and the run doesn't go on."""
-    if not config.calibrate or going_on:
+    count = config.calibrate
+    if count is None:
+        count = 0 if "retriever" in config.freeze or rag.model.reading != "marginal" else CALIBRATE
+    if count == 0 or going_on:
         yield None
         return
-    some = Random(config.seed).sample(rows, min(config.calibrate, len(rows)))
+    some = Random(config.seed).sample(rows, min(count, len(rows)))
     losses = tried(rag, some, config.k)
     shared = average({str(temperature): loss for temperature, loss in losses.items()})  # ranks may round otherwise
     yield fitted(rag, {float(temperature): loss for temperature, loss in shared.items()})
