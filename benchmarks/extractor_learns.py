@@ -147,8 +147,9 @@ REPORTS = Size(
     corpus="reports", tokens=254, hidden=48, articles=(6, 4), questions=(500, 500), sizes=(4, 8), k=4, prior_weight=1.0,
     calibrate=64, epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, lr_extractor=3e-2,
 )  # fmt: skip
-"""Candidates as in `make demo`; of four passages read one is mined. `fit`'s defaults differ in token_price and
-gate_explore; those that it had until 2026-11-30 did harm to an extractor alone (LOG.md, 2026-11-29)."""
+"""Candidates as in `make demo`; of four passages read one is mined. There `fit`'s defaults, which differ in k_learning,
+mined, negatives, token_price, gate_clip and gate_explore, do harm to an extractor alone (LOG.md,
+2026-11-29)."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
 
 

@@ -35,9 +35,6 @@ from e2erag.train.refresh import Refresh, Schedule, check_device
 CHECKPOINT = "checkpoint"
 """Where a run's folder holds its state."""
 
-CALIBRATE = 64
-"""Questions that τ is fitted to where nothing is said of it."""
-
 _ANY_TIME = ("folder", "checkpoint_every", "resume", "progress", "collapse", "refresh_device")
 """Settings that may be others where a run goes on."""
 
@@ -103,8 +100,9 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but with soft gates over the index that is trained on). 0: it begins as it is. None: 64,
-            but 0 where it can't be fitted (passages are read together) or the retriever is frozen.
+            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. With
+            k=3, mined=1, negatives=16 and gate_clip=0 retriever and generator learn more by it, and keep gates beside
+            them may undo that: freeze them then ("extractor.gates"; LOG.md, 2026-11-30).
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Step.negligible`), where
@@ -131,9 +129,9 @@ class FitConfig:
     epochs: int = 3
     batch_size: int = 4
     accumulate: int = 1
-    k: int = 3
-    mined: int = 1
-    negatives: int = 16
+    k: int = 4
+    mined: int = 0
+    negatives: int = 0
     apart: bool = False
     lr_extractor: float = 3e-2
     lr_retriever: float = 5e-5
@@ -154,10 +152,10 @@ class FitConfig:
     cut_rate: float = 0.1
     gate_weight: float = 0.3
     token_price: float = 0.2
-    gate_clip: float = 0.0
+    gate_clip: float = 1.0
     gate_explore: float = 0.0
     judged: int = 32_768
-    calibrate: int | None = None
+    calibrate: int = 0
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -221,7 +219,7 @@ class FitConfig:
         none = ("mined", "negatives", "rerank", "judged", "calibrate", "memory_budget", "checkpoint_every")
         for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
             least = 0 if name in none else 1
-            if (getattr(self, name) or 0) < least:
+            if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def changed(self, **changes: Any) -> "FitConfig":
@@ -354,7 +352,7 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             'gates="sample", or leave it out',
             stacklevel=3,
         )
-    if config.calibrate:  # None gives way
+    if config.calibrate:
         check_reading(rag)
     if config.refresh_device is not None:
         check_device(config.refresh_device)
@@ -373,13 +371,10 @@ def _checked(rag: RAG, config: FitConfig) -> str:
 @contextmanager
 def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question], going_on: bool) -> Iterator[Calibration | None]:
     """The temperature that the run begins with, fitted where that is wanted and the run doesn't go on."""
-    count = config.calibrate
-    if count is None:
-        count = 0 if "retriever" in config.freeze or rag.model.reading != "marginal" else CALIBRATE
-    if count == 0 or going_on:
+    if not config.calibrate or going_on:
         yield None
         return
-    some = Random(config.seed).sample(rows, min(count, len(rows)))
+    some = Random(config.seed).sample(rows, min(config.calibrate, len(rows)))
     losses = tried(rag, some, config.k)
     shared = average({str(temperature): loss for temperature, loss in losses.items()})  # ranks may round otherwise
     yield fitted(rag, {float(temperature): loss for temperature, loss in shared.items()})

@@ -165,7 +165,7 @@ def test_a_diverged_run_says_so(rag: RAG, tmp_path: Path) -> None:
     kept = weight.detach().clone()
     weight.data[0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="the loss is nan at step 0: lower the learning rates"):
-        quick(rag, folder=str(tmp_path), calibrate=0)
+        quick(rag, folder=str(tmp_path))
     assert rag.index_ is index
     assert (tmp_path / "report.png").is_file()
     weight.data.copy_(kept)
@@ -294,7 +294,7 @@ def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
 def test_gumbel_draws_fewer_passages_than_are_read() -> None:
     """With all of them drawn p(z|x) would never reach the reader."""
     with pytest.raises(ValueError, match="fewer than all, and got samples=4 of k=4: lower samples, or read more"):
-        FitConfig(objective={"marginal": 1, "gumbel": 0.5}, k=4)
+        FitConfig(objective={"marginal": 1, "gumbel": 0.5})
     assert FitConfig(objective="gumbel", k=8).samples == 4
     assert FitConfig(objective="rloo").samples == 4
 

@@ -256,7 +256,7 @@ def test_one_passage_to_compare_with_none_is_warned_of(objective: str, told: int
     rag.index([tiny_document([[f"pilot {i} was {n}" for i in range(8)]], f"{n}.pdf") for n in range(6)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = rag.fit(ROWS, epochs=1, batch_size=2, k=1, mined=0, progress=False, objective=objective)
+        run = rag.fit(ROWS, epochs=1, batch_size=2, k=1, progress=False, objective=objective)
     assert sum("nothing for the retriever to learn from" in str(each.message) for each in caught) == told
     assert all((row["gradient_retriever"] == 0) == bool(told) for row in run.history)
 
