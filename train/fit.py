@@ -75,8 +75,8 @@ class FitConfig:
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator. With
-            extractor.gates lines are kept as they are and only spans and cuts are learned: for files without
-            boilerplate.
+            extractor.gates an extractor that hasn't been trained keeps every line, and only spans and cuts are learned:
+            for files without boilerplate.
         rerank: passages per question that are found by the stored vectors and encoded afresh before the K best of them
             are read; 0 takes the K best by the stored ones. Some dozens: pairs of them are compared.
         search: "exact": p(z|x) is over every row; "index": training searches as the system does, by a structure of

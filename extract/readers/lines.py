@@ -29,8 +29,7 @@ _COMBINING = {
     "´": "\u0301", "¨": "\u0308", "¯": "\u0304", "ˆ": "\u0302", "ˇ": "\u030c",
     "˘": "\u0306", "˙": "\u0307", "˚": "\u030a", "˜": "\u0303", "˝": "\u030b",
 }  # fmt: skip
-ACCENTS = "¸" + "".join(_COMBINING)
-_ACCENTS = frozenset(ACCENTS)
+ACCENTS = frozenset(["¸", *_COMBINING])
 _DOTLESS = {"ı": "i", "ȷ": "j"}
 # ... but not where ´ is an apostrophe ("it´s", "п´ять"). In formulas Greek letters have some, and a dot over ∪ says
 # that it is of disjoint sets.
@@ -43,9 +42,10 @@ _CEDILLA = re.compile("([CcSsTt])¸")
 # "Introduction ........ 5": what leads the eye is no word.
 _LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
 # Codes that mean something in one font only: bullets, logos.
-_PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
-_OLD_STYLE = {0xF730 + i: str(i) for i in range(10)} | {0xF6BE: "ȷ"}  # Adobe's codes for what has another
-_CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE]) | {0xAD: "-"} | _OLD_STYLE
+PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
+_CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE])
+# Adobe has codes of its own for old-style digits and ȷ.
+_INSTEAD = _CONTROL | {0xAD: "-", 0xF6BE: "ȷ"} | {0xF730 + i: str(i) for i in range(10)}
 
 
 class Face(NamedTuple):
@@ -108,13 +108,13 @@ class Line:
         if abs(dy * last.ux - dx * last.uy) > RAISED * (large if large < 2 * small else small):
             return None
         gap = (dx * last.ux + dy * last.uy) / (min(last.em, run.em) or 1.0)
-        return gap if gap > -BACK or self.accents(run) else None
+        return gap if gap > -BACK or self.overlaid(run) else None
 
-    def accents(self, run: Run) -> bool:
+    def overlaid(self, run: Run) -> bool:
         """Whether the line ends with an accent over or under the first letter of `run`, or with a part of TeX's ©."""
         last = self.runs[-1]
         text = last.text.strip() if len(last.text) <= 2 else ""
-        if not (text in _ACCENTS or (text == "©" and run.text[0] == "c") or (text == "c" and run.text[0] == "©")):
+        if not (text in ACCENTS or (text == "©" and run.text[0] == "c") or (text == "c" and run.text[0] == "©")):
             return False
         middle = (last.x + last.end_x) / 2 - run.x, (last.y + last.end_y) / 2 - run.y
         return 0 <= middle[0] * run.ux + middle[1] * run.uy <= run.em
@@ -129,7 +129,7 @@ class Line:
         if gap > CELL:
             self.starts.append(len(self.runs))
         spaced = blank or gap > SPACE or _is_mark(self.runs[-1], run)
-        if not spaced and len(self.runs) > 1 and self.accents(run):  # it is the letter that stands apart, or not
+        if not spaced and len(self.runs) > 1 and self.overlaid(run):  # it is the letter that stands apart, or not
             before = self.runs[-2]
             if (run.x - before.end_x) * run.ux + (run.y - before.end_y) * run.uy <= SPACE * run.em:
                 self.parts[-1] = self.parts[-1].lstrip()
@@ -219,7 +219,7 @@ def _composed_accent(found: re.Match[str]) -> str:
 def clean(text: str) -> str:
     """The text single-spaced, with ligatures opened, accents composed, dot leaders and control characters gone."""
     if not text.isprintable():
-        text = _PRIVATE.sub(" ", text.translate(_CONTROL))
+        text = PRIVATE.sub(" ", text.translate(_INSTEAD))
     if not text.isascii():
         text = _ACCENT.sub(_composed_accent, text)
         text = _CEDILLA.sub("\\1\u0327", text)

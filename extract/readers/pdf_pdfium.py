@@ -424,7 +424,7 @@ class _Reading:
             return
         text, self.parts = "".join(self.parts).replace("\ufffe", "-"), []
         _, size, a, b, c, d = self.begun
-        p, q, r, s, t, u = self.base
+        p, q, r, s, t, u = self.base  # `times`, written out: it is done for every word in another font
         a, b, c, d = a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
         (x, y), (end_x, end_y) = self.begin, self.end
         along, sign = math.hypot(a, b) or 1e-9, math.copysign(1.0, size)

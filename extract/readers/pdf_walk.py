@@ -25,7 +25,7 @@ from pypdf.generic import (
 )
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
-from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
+from e2erag.extract.readers.lines import CELL, PRIVATE, SPACE, Line, Run
 from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
 from e2erag.extract.readers.tex import symbols
 
@@ -51,7 +51,6 @@ _PAINTS = {
     b"b*": (True, True, True),
 }  # fmt: skip
 _LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
-_PRIVATE = re.compile("[\ue000-\uf8ff]")  # in Adobe's list parts of brackets, which PDFium shows so
 _BLANKS = re.compile(rb"( {4,})")
 
 
@@ -83,9 +82,12 @@ class Font:
         leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
         self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
         self.texts.update({code: one_glyph(text) for code, text in leftwards.items()})
-        if "/ToUnicode" not in resource and "/Encoding" not in resource:  # then TeX's layouts hold
-            told = enumerate(symbols(font.name))
-            self.texts.update({code: char for code, char in told if not _PRIVATE.match(self.texts.get(code, ""))})
+        own = "/ToUnicode" not in resource and "/Encoding" not in resource  # then TeX's layouts hold
+        for code, char in enumerate(symbols(font.name)):
+            now = self.texts.get(code, "")
+            # A file's code 0 is never read by pypdf; parts of brackets stay Adobe's, as which PDFium shows them.
+            if now == "\0" or (own and not PRIVATE.match(now)):
+                self.texts[code] = char
         self.widths = _Widths(font.character_widths, self.scale)
         spaces = [code for code, text in self.texts.items() if text == " "]
         known = [code for code in spaces if code in self.widths]
