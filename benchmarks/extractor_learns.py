@@ -19,9 +19,10 @@ of that. They count among the 500.
 Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `oracle`
 (nothing trained, gates set by hand: boilerplate shut, text open), `fixed-N` (fixed chunks of N tokens), `extractor`
 (only the extractor is trained), `retriever` and `retriever-clean` (only the retriever is trained, on either print),
-`both`. Share of the distance closed:
+`both` (at once), `then` (the retriever over what the extractor of `extractor`, done before, keeps). Share of the
+distance closed:
 
-    (arm − printed) / (clean − printed)     and for `both`     (both − retriever) / (retriever-clean − retriever)
+    (arm − printed) / (clean − printed)     and of the last two     (arm − retriever) / (retriever-clean − retriever)
 
 **reports**: the ten accident reports of examples/ntsb, of which every seed draws six to learn from and four to test on;
 candidates of every granularity, the prior on. They have no clean print, so what is told is what training moved.
@@ -42,7 +43,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
 from stages import drawn
 from torch import Tensor
@@ -57,19 +58,19 @@ from e2erag.train import FitConfig, marginal
 
 FIXED = (64, 128, 256)
 ARMS = (
-    "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED), "extractor", "retriever", "retriever-clean", "both",
+    "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED),
+    "extractor", "retriever", "retriever-clean", "both", "then",
 )  # fmt: skip
 CLEAN = ("clean", "oracle", "retriever-clean")
 """Arms that need to know what is boilerplate."""
 GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
-FROZEN = {
-    "extractor": ("retriever", "generator"),
-    "retriever": ("extractor", "generator"),
-    "retriever-clean": ("extractor", "generator"),
-    "both": ("generator",),
-}
+FROZEN = {"both": ("generator",), "extractor": ("retriever", "generator")} | dict.fromkeys(
+    ("retriever", "retriever-clean", "then"), ("extractor", "generator")
+)
+BASE = {"extractor": ("printed", "clean"), **dict.fromkeys(("both", "then"), ("retriever", "retriever-clean"))}
+"""Of arms with a trained extractor, the two that differ from it by what is printed."""
 TAUGHT = ("extractor", "retriever")
 """Frozen while the reader is taught."""
 FORM, FORM_LOOK = 4, 500_000
@@ -148,8 +149,7 @@ REPORTS = Size(
     calibrate=64, epochs=3, batch_size=4, refresh_every=4, keep_rate=0.8, lr_extractor=3e-2,
 )  # fmt: skip
 """Candidates as in `make demo`; of four passages read one is mined. There `fit`'s defaults, which differ in k_learning,
-mined, negatives, token_price, gate_clip and gate_explore, do harm to an extractor alone (LOG.md,
-2026-11-29)."""
+mined, negatives, token_price, gate_clip and gate_explore, harm an extractor alone (LOG.md, 2026-11-29)."""
 QUICK = Size(articles=(2, 2), paragraphs=4, questions=(8, 12), form=4, read=4)
 
 
@@ -296,6 +296,8 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
+    if arm == "then":
+        rag.model.extractor.load_state_dict(load_file(reader.parent / f"extractor-{seed}" / "extractor.safetensors"))
     asked = [question for question, _ in train.questions]
     if arm in FROZEN or size.calibrate:
         rag.index(train.documents)
@@ -365,7 +367,7 @@ def cut(article: Article, count: int) -> Article:
 
 def closed(cells: dict[str, dict[str, dict[str, float]]], arm: str, mode: str, metric: str) -> float:
     """Share of the distance between printed and clean text that training closed; NaN where there is none."""
-    low, high = ("retriever", "retriever-clean") if arm == "both" else ("printed", "clean")
+    low, high = BASE[arm]
     if low not in cells or high not in cells or arm not in cells:
         return float("nan")
     distance = cells[high][mode][metric] - cells[low][mode][metric]
@@ -397,13 +399,12 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
                 | {"hard - soft": interval([cell["hard"][name] - cell["soft"][name] for cell in cells])}
                 for name in ("recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored")
             }
-    for arm in ("extractor", "both"):
+    for arm, (base, _) in BASE.items():
         for mode in ("soft", "hard"):
             cells = [seed for seed in results.values() if arm in seed]
             if not cells:
                 continue
             values = [seed[arm][mode] for seed in cells]
-            base = "retriever" if arm == "both" else "printed"
             figures[f"{arm} {mode}"] = {
                 "gate_boilerplate": {
                     n: interval([v.get(f"{n}_boilerplate", np.nan) for v in values]) for n in ("retrieve", "read")
@@ -468,7 +469,7 @@ def main() -> None:
     seeds = options.seeds
     arms = [arm for arm in options.arms if size.corpus == "squad" or arm not in CLEAN]
     if options.quick:
-        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor") if arm in arms]
+        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", "then") if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
     (out / "pdf").mkdir(parents=True, exist_ok=True)
     write_file(out / "size.json", json.dumps(asdict(size), indent=2))

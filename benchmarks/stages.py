@@ -4,7 +4,8 @@ over ordinary chunks.
     python benchmarks/stages.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
                                 [--set NAME=VALUE ...]
 
-Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on; training takes
+Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on (for `demo`, which
+counts as seed 0, they are `make demo`'s); training takes
 `fit`'s settings, or those with `--set`'s changes, and answers alone. Arms: `untrained`; `all` (three stages learn);
 `extractor frozen`, `gates frozen` (spans and cuts learn, lines stay as they are), `retriever frozen`, `generator
 frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap: there is no extractor, the other two learn). All read
@@ -48,17 +49,22 @@ FROZEN = {
 MODES = ("soft", "hard")
 
 
-def drawn(seed: int, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
+def drawn(seed: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
     """So many reports to learn from and to test on, each with the questions about them."""
-    asked = [question for name in ("train", "test") for question in read_questions(EXAMPLES / f"{name}.jsonl")]
-    files = Random(f"reports {seed}").sample(sorted(EXAMPLES.glob("*.pdf")), sum(counts))
-    parts = files[: counts[0]], files[counts[0] :]
+    halves = [read_questions(EXAMPLES / f"{name}.jsonl") for name in ("train", "test")]
+    asked = [question for half in halves for question in half]
+    if seed == "demo":
+        parts = [[EXAMPLES / name for name in sorted({q.file for q in half if q.file})] for half in halves]
+    else:
+        files = Random(f"reports {seed}").sample(sorted(EXAMPLES.glob("*.pdf")), sum(counts))
+        parts = [files[: counts[0]], files[counts[0] :]]
     return [(part, [q for q in asked if q.file in {path.name for path in part}]) for part in parts]
 
 
-def run(arm: str, seed: int, quick: bool, settings: dict[str, Any]) -> dict[str, object]:
+def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any]) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
-    (seen, learn), (_, test) = drawn(seed)
+    (seen, learn), (_, test) = drawn(draw)
+    seed = 0 if isinstance(draw, str) else draw
     seen, reports = sorted(seen), sorted(EXAMPLES.glob("*.pdf"))
     if quick:
         seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]
@@ -99,11 +105,15 @@ def table(cells: dict[str, list[dict]], mode: str) -> tuple[list[str], dict[str,
     return lines, figures
 
 
+def _seed(text: str) -> int | str:
+    return text if text == "demo" else int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="a step, two questions, two arms: only that it runs")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2], help="numbers, and demo")
     parser.add_argument("--arms", nargs="+", choices=["untrained", *FROZEN], default=["untrained", *FROZEN])
     parser.add_argument("--out", type=Path, default=Path("runs/stages"), help="what is done stays there")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of `fit`")

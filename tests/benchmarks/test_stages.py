@@ -16,7 +16,7 @@ from e2erag.questions import read_questions
 def test_a_seed_draws_reports_and_every_question_once() -> None:
     """To learn from those about six reports, to test on all others; another seed draws others."""
     asked = [q for name in ("train", "test") for q in read_questions(EXAMPLES / f"{name}.jsonl")]
-    for seed in range(3):
+    for seed in (0, 1, 2, "demo"):
         (seen, learn), (others, test) = drawn(seed)
         names = {path.name for path in seen}
         assert len(names) == 6
@@ -26,6 +26,7 @@ def test_a_seed_draws_reports_and_every_question_once() -> None:
         assert sorted(q.question for q in (*learn, *test)) == sorted(q.question for q in asked)
         assert [(seen, learn), (others, test)] == drawn(seed)
     assert drawn(0)[0][0] != drawn(1)[0][0]
+    assert [asked for _, asked in drawn("demo")] == [read_questions(EXAMPLES / f"{n}.jsonl") for n in ("train", "test")]
 
 
 def test_arms_are_compared_question_by_question_over_all_seeds() -> None:
