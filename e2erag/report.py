@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +23,22 @@ class Dropped:
 
     Attributes:
         count: how often such a line is dropped in the corpus, and `seen` how often it stands there.
-        text: the most frequent form of it.
+        text: the most frequent form of it, of so many `forms`.
         gate: the larger of its two mean soft gates (finding, reading), and `kept_above` what it would have to exceed.
     """
 
     count: int
     seen: int
     text: str
+    forms: int
     gate: float
     kept_above: float
 
     def __str__(self) -> str:
         seen = "" if self.count == self.seen else f" of {self.seen}"
-        return (
-            f"dropped {self.count}{seen} times: {self.text!r} (gate {self.gate:.2f}, kept above {self.kept_above:.2f})"
-        )
+        forms = "" if self.forms == 1 else f", in {self.forms} forms"
+        gate = f"gate {self.gate:.2f}, kept above {self.kept_above:.2f}"
+        return f"dropped {self.count}{seen} times: {self.text!r}{forms} ({gate})"
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def dropped(rag: RAG, most: int = 20) -> list[Dropped]:
     for lines in groups.values():
         shut = [i for i in lines if gone[i]]
         if shut:
-            here = [texts[i] for i in shut]
+            here = Counter(texts[i] for i in shut)
             gate = float(soft[:, shut].mean(1).max())
-            rows.append(Dropped(len(shut), len(lines), max(here, key=here.count), gate, bound))
+            rows.append(Dropped(len(shut), len(lines), max(here, key=lambda t: here[t]), len(here), gate, bound))
     return sorted(rows, key=lambda row: (-row.count, row.gate, row.text))[:most]
 
 

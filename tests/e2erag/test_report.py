@@ -44,7 +44,7 @@ def test_what_is_dropped_most_is_counted_without_its_digits(told: RAG) -> None:
     (row,) = dropped(told)
     assert (row.count, row.seen, row.gate) == (5, 5, pytest.approx(0.0, abs=1e-3))
     assert str(row).startswith("dropped 5 times: 'page ")
-    assert str(row).endswith("(gate 0.00, kept above 0.61)")
+    assert str(row).endswith(", in 3 forms (gate 0.00, kept above 0.61)")
 
 
 def test_what_is_saved_is_counted_in_lines_tokens_and_candidates(told: RAG) -> None:
