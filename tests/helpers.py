@@ -19,8 +19,10 @@ import torch
 from reportlab.pdfgen import canvas
 from torch import nn
 
+from e2erag import RAG
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ParallelIndex, ShardedIndex, Store
 from e2erag.retriever.approximate import KINDS
+from e2erag.train import Run
 
 INDEXES: dict[str, Callable[[Store], Index]] = {
     "exact": ExactIndex,
@@ -32,6 +34,13 @@ INDEXES: dict[str, Callable[[Store], Index]] = {
 """Every kind of index, over a store in a folder."""
 BY_URI = "Milvus by its URI"
 """One more, for which a server must run."""
+ROWS = [
+    {"question": "how old was the pilot in accident NYC08 ?", "answers": ["85"]},
+    {"question": "who made the engine in accident DEN07 ?", "answers": ["continental"]},
+    {"question": "registration NYC08 ?", "answer": "N5921D"},
+    {"question": "seats DEN07 ?", "answer": "2"},
+]
+"""Questions about what the fixture `rag` holds."""
 OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 """Where an index is written."""
 
@@ -128,3 +137,13 @@ def serving(folder: Path) -> Callable[[], AbstractContextManager[str]]:
             process.wait(10)
 
     return started
+
+
+def weights(rag: RAG, stage: str) -> list[torch.Tensor]:
+    """A copy of a stage's weights, or of a part's."""
+    return [p.detach().clone() for p in rag.model.get_submodule(stage).parameters()]
+
+
+def quick(rag: RAG, **changes: object) -> Run:
+    """Two steps over `ROWS`, if nothing else is said."""
+    return rag.fit(ROWS, **{"epochs": 1, "batch_size": 2, "k": 2, "progress": False, **changes})

@@ -96,6 +96,8 @@ class FitConfig:
             their mean (`competing`). 0 takes them as they come; with negatives they have to (above).
         gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
             Known trouble: a retriever that learns beside it learns from what is read so, and less (LOG.md, 2026-11-29).
+        gate_epochs: epochs in which gates learn; then they stay as they are, and spans and cuts learn on. A question
+            asked a second time has an answer that retriever and reader know already. None: all.
         judged: lines that the extractor judges in a step (`Step.judged`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
@@ -154,6 +156,7 @@ class FitConfig:
     token_price: float = 0.2
     gate_clip: float = 1.0
     gate_explore: float = 0.0
+    gate_epochs: int | None = None
     judged: int = 32_768
     calibrate: int = 0
     gates: GateMode = "soft"
@@ -212,6 +215,11 @@ class FitConfig:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
             raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
+        if self.gate_epochs is not None and self.gate_epochs < 1:
+            raise ValueError(
+                f"gate_epochs must be at least 1, or None (all), got {self.gate_epochs}: "
+                'freeze=("extractor.gates",) keeps every line'
+            )
         if (self.checkpoint_every or self.resume) and self.folder is None:
             raise ValueError(
                 "a run's state is saved in its folder: set folder too, or leave out checkpoint_every and resume"
