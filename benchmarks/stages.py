@@ -2,7 +2,7 @@
 over ordinary chunks.
 
     python benchmarks/stages.py [--quick] [--json FILE] [--seeds 0 1 2] [--arms NAME ...] [--out FOLDER]
-                                [--set NAME=VALUE ...]
+                                [--set NAME=VALUE ...] [--bm25 WEIGHT]
 
 Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on (for `demo`, which
 counts as seed 0, they are `make demo`'s); training takes
@@ -16,7 +16,7 @@ Printed are means over all seeds' questions and, in brackets, the 95 % bootstrap
 `make demo`, which no seed below 4 draws, but of the same reports: that speaks for `all`.
 
 A run can be stopped: what is done stays in `--out`, one file per arm and seed (those with `--set` in a folder of their
-own), and is not done again.
+own, as those with another `--bm25`), and is not done again.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from e2erag.demo import EXAMPLES
 from e2erag.evaluation import METRICS, bootstrap, evaluate
 from e2erag.extract import Extractor
 from e2erag.questions import Question, read_questions
+from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig
 
 FROZEN = {
@@ -61,14 +62,14 @@ def drawn(seed: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[
     return [(part, [q for q in asked if q.file in {path.name for path in part}]) for part in parts]
 
 
-def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any]) -> dict[str, object]:
+def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any], bm25: float | None) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
     (seen, learn), (_, test) = drawn(draw)
     seed = 0 if isinstance(draw, str) else draw
     seen, reports = sorted(seen), sorted(EXAMPLES.glob("*.pdf"))
     if quick:
         seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]
-    rag, seconds, steps = RAG.from_pretrained(seed=seed), 0.0, 0
+    rag, seconds, steps = RAG.from_pretrained(seed=seed, retrieval=RetrieverConfig(bm25=bm25)), 0.0, 0
     if arm.startswith("fixed"):
         size = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(size, size // 8, rag.model.extractor.config.text_dim)
@@ -117,11 +118,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=["untrained", *FROZEN], default=["untrained", *FROZEN])
     parser.add_argument("--out", type=Path, default=Path("runs/stages"), help="what is done stays there")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of `fit`")
+    parser.add_argument("--bm25", type=float, metavar="WEIGHT", help="of BM25 in the scores, where it starts")
     options = parser.parse_args()
     settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.set)}
     FitConfig().changed(**settings)  # which refuses what can't be
-    if settings:
-        options.out /= sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    named = settings if options.bm25 is None else settings | {"bm25": options.bm25}
+    if named:
+        options.out /= sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
     if options.quick:
         options.arms, options.seeds, options.out = ["all", "fixed-128"], [0], options.out / "quick"
     cells: dict[str, list[dict]] = {}
@@ -130,7 +133,7 @@ def main() -> None:
             path = options.out / f"{arm.replace(' ', '-')}-{seed}.json"
             if not path.exists():
                 options.out.mkdir(parents=True, exist_ok=True)
-                write_file(path, json.dumps(run(arm, seed, options.quick, settings)))
+                write_file(path, json.dumps(run(arm, seed, options.quick, settings, options.bm25)))
             cells.setdefault(arm, []).append(json.loads(path.read_text()))
             print(f"seed {seed}, {arm}: {cells[arm][-1]['steps']} steps, {cells[arm][-1]['seconds']:.0f} s", flush=True)
     figures = {}
