@@ -107,7 +107,11 @@ class Retriever(nn.Module):
         return self.config.temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def set_temperature(self, temperature: float) -> None:
-        """τ from now on, where it learns too; no stored row depends on it."""
+        """τ from now on, where it learns too, and β in proportion: BM25 weighs as much beside the similarity as before.
+        No stored row depends on either."""
+        if self.beta is not None:
+            with torch.no_grad():
+                self.beta.mul_(self.temperature / temperature)
         self.config = replace(self.config, temperature=temperature)
         if self.log_temperature is not None:
             self.log_temperature.data.fill_(math.log(temperature))

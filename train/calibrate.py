@@ -1,4 +1,4 @@
-"""τ from answers, before anything is trained: how sharply similarity ranks passages."""
+"""τ from answers, before anything is trained: how sharply similarity and BM25 rank passages."""
 
 import math
 import warnings
@@ -49,8 +49,9 @@ def calibrate(rag: RAG, questions: str | Path | Sequence[Any], k: int | None = N
     passages p(z|x) is too flat at it, and the K passages read have next to none of it: then what training does first is
     to raise P_K. (One number fitted to likelihood: temperature scaling, Guo et al. 2017, §4.2.)
 
-    In the gate mode and with the index that the system has. Every passage that some τ finds is read once; with a prior
-    or BM25 the K differ by τ. A τ costs a search, and nothing that is stored depends on it.
+    In the gate mode and with the index that the system has. BM25's weight β goes along (`Retriever.set_temperature`),
+    so how the two are mixed stays. Every passage that some τ finds is read once; with a prior the K differ by τ. A τ
+    costs a search, and nothing that is stored depends on it.
 
     Args:
         questions: a question file, or rows with `question` and `answers`; some dozens are enough for one number.
@@ -118,7 +119,7 @@ def _losses(rag: RAG, gates: Gates, questions: Sequence[Question], k: int) -> Fl
         for step in STEPS:
             torch.manual_seed(0)  # where log Z is an estimate, every τ has it from the same passages
             scaled = torch.cat([q[:, :-1] / 2 ** (step / 2), q[:, -1:]], 1)
-            found.append(rag.search_rows(scaled, sparse, k))
+            found.append(rag.search_rows(scaled, None if sparse is None else sparse / 2 ** (step / 2), k))
     ids = _each_once(torch.cat([each.ids for each in found], 1))
     answers = [question.answers[0] for question in questions]
     even = torch.zeros(ids.shape, device=rag.model.device)
