@@ -60,8 +60,7 @@ class FitConfig:
         negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
             encoded with gradient: Z moves, in an estimate, as the whole corpus does (`Softmax.draw`). Some 16 to 64;
             few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost.
-            Known trouble: a gate_clip cuts the slopes of what stands for many as those of one, and gates then undo what
-            the others learn (LOG.md, 2026-11-30).
+            A gate_clip cuts the slopes of what stands for many as those of one.
         apart: whether each question's Z moves with its own passages alone. Then a step's gradient doesn't depend on how
             its questions are cut into batches or shared out over processes, where nothing is drawn for a batch (gates,
             negatives, passages, pages to judge) and gate_clip is 0; as it is, what a batch has encoded for one
@@ -102,9 +101,7 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is. With
-            k=3, mined=1, negatives=16 and gate_clip=0 retriever and generator learn more by it, and keep gates beside
-            them may undo that: freeze them then ("extractor.gates"; LOG.md, 2026-11-30).
+            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is.
         gates: "soft", or "sample" for binary concrete noise on top.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Step.negligible`), where
