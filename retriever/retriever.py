@@ -43,8 +43,8 @@ class RetrieverConfig:
             lines are gone; for models whose attention takes no gates and that don't pool by the mean. Gates for finding
             learn nothing from answers then (those for reading, cuts and the prior do).
         lora: rank of adapters, which are then all of the towers that learns; None trains every weight.
-        bm25: β, where it starts (1 beside the default model at its τ): s_z gains β·BM25(x, z), and β learns with the rest.
-            For numbers, names and terms that tell passages apart. Their postings lie in memory. None: dense alone.
+        bm25: β, where it starts: s_z gains β·BM25(x, z), and β learns with the rest. 1 goes with the default model. For
+            numbers, names and terms that tell passages apart; their postings lie in memory. None: dense alone.
         token_budget: padded tokens of one forward pass; bounds its memory.
         held_tokens: padded tokens whose activations a training step holds for its backward pass; what is beyond is
             computed a second time there.
