@@ -5,8 +5,8 @@ over ordinary chunks.
                                 [--set NAME=VALUE ...] [--bm25 WEIGHT]
 
 Of the ten accident reports of examples/ntsb every seed draws six to learn from and four to test on (for `demo`, which
-counts as seed 0, they are `make demo`'s); training takes
-`fit`'s settings, or those with `--set`'s changes, and answers alone. Arms: `untrained`; `all` (three stages learn);
+counts as seed 0, they are `make demo`'s). Training takes `fit`'s settings, or those with `--set`'s changes, and answers
+alone; scores are dense and BM25's, or with `--bm25 0` dense alone. Arms: `untrained`; `all` (three stages learn);
 `extractor frozen`, `gates frozen` (spans and cuts learn, lines stay as they are), `retriever frozen`, `generator
 frozen`; `fixed-N` (chunks of N tokens with an eighth of overlap: there is no extractor, the other two learn). All read
 K passages an answer, so beside what is found and answered stands how many tokens are read.
@@ -16,7 +16,7 @@ Printed are means over all seeds' questions and, in brackets, the 95 % bootstrap
 `make demo`, which no seed below 4 draws, but of the same reports: that speaks for `all`.
 
 A run can be stopped: what is done stays in `--out`, one file per arm and seed (those with `--set` in a folder of their
-own, as those with another `--bm25`), and is not done again.
+own, and those with another `--bm25`), and is not done again.
 """
 
 import argparse
@@ -62,14 +62,14 @@ def drawn(seed: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[
     return [(part, [q for q in asked if q.file in {path.name for path in part}]) for part in parts]
 
 
-def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any], bm25: float | None) -> dict[str, object]:
+def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any], bm25: float) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
     (seen, learn), (_, test) = drawn(draw)
     seed = 0 if isinstance(draw, str) else draw
     seen, reports = sorted(seen), sorted(EXAMPLES.glob("*.pdf"))
     if quick:
         seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]
-    rag, seconds, steps = RAG.from_pretrained(seed=seed, retrieval=RetrieverConfig(bm25=bm25)), 0.0, 0
+    rag, seconds, steps = RAG.from_pretrained(seed=seed, retrieval=RetrieverConfig(bm25=bm25 or None)), 0.0, 0
     if arm.startswith("fixed"):
         size = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(size, size // 8, rag.model.extractor.config.text_dim)
@@ -118,11 +118,11 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=["untrained", *FROZEN], default=["untrained", *FROZEN])
     parser.add_argument("--out", type=Path, default=Path("runs/stages"), help="what is done stays there")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of `fit`")
-    parser.add_argument("--bm25", type=float, metavar="WEIGHT", help="of BM25 in the scores, where it starts")
+    parser.add_argument("--bm25", type=float, default=1.0, metavar="WEIGHT", help="in the scores; 0: dense alone")
     options = parser.parse_args()
     settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in options.set)}
     FitConfig().changed(**settings)  # which refuses what can't be
-    named = settings if options.bm25 is None else settings | {"bm25": options.bm25}
+    named = settings if options.bm25 == 1.0 else settings | {"bm25": options.bm25}
     if named:
         options.out /= sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
     if options.quick:
