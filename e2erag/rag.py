@@ -482,7 +482,7 @@ class RAG:
         return fit(self, questions, config, **changes)
 
     def calibrate(self, questions: str | Path | Sequence[Any], k: int | None = None) -> "Calibration":
-        """Fit the retriever's temperature, and nothing else, to these questions' answers; see
+        """Fit the retriever's temperature to these questions' answers, BM25's weight with it; see
         `e2erag.train.calibrate`."""
         from e2erag.train import calibrate
 

@@ -110,10 +110,10 @@ class Retriever(nn.Module):
     def set_temperature(self, temperature: float) -> None:
         """τ from now on, where it learns too, and β in proportion: BM25 weighs as much beside the similarity as before.
         No stored row depends on either."""
+        before = float(self.temperature)
+        self.config = replace(self.config, temperature=temperature)  # which refuses what can't be
         if self.beta is not None:
-            with torch.no_grad():
-                self.beta.mul_(self.temperature / temperature)
-        self.config = replace(self.config, temperature=temperature)
+            self.beta.data.mul_(before / temperature)
         if self.log_temperature is not None:
             self.log_temperature.data.fill_(math.log(temperature))
 

@@ -173,5 +173,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     for door in (lambda: together.calibrate(ASKED), lambda: together.fit(ASKED, calibrate=2)):
         with pytest.raises(ValueError, match='with reading="concat" the reader sees them as τ ranks them'):
             door()
+    mixed = system(bm25=0.3)
     with pytest.raises(ValueError, match="must be above 0, got inf"):
-        rag.model.retriever.set_temperature(math.inf)
+        mixed.model.retriever.set_temperature(math.inf)
+    assert (now(mixed), mixed.model.retriever.beta.item()) == pytest.approx((0.2, 0.3))
