@@ -74,8 +74,7 @@ class FitConfig:
         weight_decay: of the retriever's and generator's matrices.
         warmup: share of the steps over which the rates rise.
         freeze: stages that don't learn: extractor, retriever, retriever.query, retriever.passage, generator. With
-            extractor.gates an extractor that hasn't been trained keeps every line, and only spans and cuts are learned:
-            for files without boilerplate.
+            extractor.gates an extractor that hasn't been trained keeps every line, and only spans and cuts are learned.
         rerank: passages per question that are found by the stored vectors and encoded afresh before the K best of them
             are read; 0 takes the K best by the stored ones. Some dozens: pairs of them are compared.
         search: "exact": p(z|x) is over every row; "index": training searches as the system does, by a structure of
@@ -92,11 +91,9 @@ class FitConfig:
         token_price: nats that the loss grows by for reading every token of the corpus rather than none; what reading
             gates let through is charged in proportion, whatever a question has found.
         gate_clip: what one answer may say of a passage's lines: the norm, at most, of its slopes in their log w, less
-            their mean (`competing`). 0 takes them as they come; with negatives they have to (above).
+            their mean (`competing`). 0 takes them as they come.
         gate_explore: nats by which reading gates are lowered at random while training (`Extractor.explored`); 0: not.
             Known trouble: a retriever that learns beside it learns from what is read so, and less (LOG.md, 2026-11-29).
-        gate_epochs: epochs in which gates learn; then they stay as they are, and spans and cuts learn on. A question
-            asked a second time has an answer that retriever and reader know already. None: all.
         judged: lines that the extractor judges in a step (`Step.judged`), some ten kilobytes each. A larger corpus
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
@@ -153,7 +150,6 @@ class FitConfig:
     token_price: float = 0.2
     gate_clip: float = 1.0
     gate_explore: float = 0.0
-    gate_epochs: int | None = None
     judged: int = 32_768
     calibrate: int = 0
     gates: GateMode = "soft"
@@ -212,11 +208,6 @@ class FitConfig:
             raise ValueError(f"gate_clip is a norm, at least 0 (which clips nothing), got {self.gate_clip}")
         if not self.gate_explore >= 0:
             raise ValueError(f"gate_explore is in nats, at least 0 (no line is lowered), got {self.gate_explore}")
-        if self.gate_epochs is not None and self.gate_epochs < 1:
-            raise ValueError(
-                f"gate_epochs must be at least 1, or None (all), got {self.gate_epochs}: "
-                'freeze=("extractor.gates",) keeps every line'
-            )
         if (self.checkpoint_every or self.resume) and self.folder is None:
             raise ValueError(
                 "a run's state is saved in its folder: set folder too, or leave out checkpoint_every and resume"

@@ -167,10 +167,6 @@ class TrainModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.config.gate_epochs is not None and self.current_epoch >= self.config.gate_epochs:
-            for name, parameter in self.model.extractor.named_parameters():
-                if not name.startswith("scores."):
-                    parameter.grad = None
         norms = {}
         for name, parameters in self.parameters_by_stage().items():
             average_gradients(parameters)
