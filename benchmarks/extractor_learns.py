@@ -467,7 +467,8 @@ def main() -> None:
         name, value = change.split("=", 1)
         size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
     seeds = options.seeds
-    arms = [arm for arm in options.arms if size.corpus == "squad" or arm not in CLEAN]
+    wanted = {*options.arms, *(["extractor"] if "then" in options.arms else [])}  # `then` goes on from it
+    arms = [arm for arm in ARMS if arm in wanted and (size.corpus == "squad" or arm not in CLEAN)]
     if options.quick:
         seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", "then") if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]

@@ -50,14 +50,14 @@ FROZEN = {
 MODES = ("soft", "hard")
 
 
-def drawn(seed: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
+def drawn(draw: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
     """So many reports to learn from and to test on, each with the questions about them."""
     halves = [read_questions(EXAMPLES / f"{name}.jsonl") for name in ("train", "test")]
     asked = [question for half in halves for question in half]
-    if seed == "demo":
+    if draw == "demo":
         parts = [[EXAMPLES / name for name in sorted({q.file for q in half if q.file})] for half in halves]
     else:
-        files = Random(f"reports {seed}").sample(sorted(EXAMPLES.glob("*.pdf")), sum(counts))
+        files = Random(f"reports {draw}").sample(sorted(EXAMPLES.glob("*.pdf")), sum(counts))
         parts = [files[: counts[0]], files[counts[0] :]]
     return [(part, [q for q in asked if q.file in {path.name for path in part}]) for part in parts]
 
@@ -65,7 +65,7 @@ def drawn(seed: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[
 def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any], bm25: float) -> dict[str, object]:
     """Train on some reports' questions; then all reports are indexed, and the others' questions asked."""
     (seen, learn), (_, test) = drawn(draw)
-    seed = 0 if isinstance(draw, str) else draw
+    seed = 0 if draw == "demo" else draw
     seen, reports = sorted(seen), sorted(EXAMPLES.glob("*.pdf"))
     if quick:
         seen, learn, test, reports = seen[:1], [q for q in learn if q.file == seen[0].name][:4], test[:2], reports[:2]

@@ -100,7 +100,7 @@ def dropped(rag: RAG, most: int = 20) -> list[Dropped]:
         if shut:
             here = Counter(texts[i] for i in shut)
             gate = float(soft[:, shut].mean(1).max())
-            rows.append(Dropped(len(shut), len(lines), max(here, key=lambda t: here[t]), len(here), gate, bound))
+            rows.append(Dropped(len(shut), len(lines), here.most_common(1)[0][0], len(here), gate, bound))
     return sorted(rows, key=lambda row: (-row.count, row.gate, row.text))[:most]
 
 
