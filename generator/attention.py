@@ -1,7 +1,7 @@
 """Reading gates: log w of every token of a passage, added to the attention logits on it (`extract/attention.py`).
 
-T5's own position bias is a learned float mask, so there the math kernel runs with gates and without; BART and the
-causal models stay fused.
+T5's own position bias is learned, and a mask to fused kernels: while it learns, its encoder's attention isn't fused,
+with gates or without. BART and the causal models stay fused.
 """
 
 from collections.abc import Sequence

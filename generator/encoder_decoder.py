@@ -65,9 +65,10 @@ class EncoderDecoder:
         ids = torch.from_numpy(pad([rows[i].ids[part] for i, part in cut], self.pad_id)).to(device)
         lengths = torch.tensor([part.stop - part.start for _, part in cut], device=device)
         mask = torch.arange(ids.shape[1], device=device) < lengths[:, None]
-        bias, source_bias = {}, {}
+        bias: dict[str, Any] = {"shared": {}}
+        source_bias = {}
         if gates is not None:
-            bias = {"source_bias": gates.bias([gates.slots[i][part] for i, part in cut])}
+            bias["source_bias"] = gates.bias([gates.slots[i][part] for i, part in cut])
             source_bias = {
                 "source_bias": gates.bias([slot[: row.prompt] for slot, row in zip(gates.slots, rows, strict=True)])
             }
