@@ -5,12 +5,14 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from e2erag import RAG, RAGConfig
 from e2erag.corpus import Gates
@@ -18,10 +20,10 @@ from e2erag.extract import Extraction, Extractor, ExtractorConfig
 from e2erag.joint import Terms
 from e2erag.questions import Question
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.train import FitConfig
+from e2erag.train import FitConfig, Options
 from e2erag.train.callbacks import CollapseGuard, symptoms
-from e2erag.train.dashboard import running_mean
-from e2erag.train.health import answer_found, distinct, figures, health
+from e2erag.train.dashboard import draw_run, running_mean
+from e2erag.train.health import answer_found, distinct, figures, health, target_entropy
 from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
 
@@ -83,6 +85,17 @@ def test_passages_that_were_mined_or_named_do_not_count_as_found() -> None:
     )
     assert health(more, extractor, 3) == health(terms, extractor, 3)
     assert health(more, extractor, 4)["mass"] > health(terms, extractor, 3)["mass"]
+
+
+def test_a_targets_entropy_is_its_sum_written_out() -> None:
+    """log p of −1 and −2 per token at temperature .5: shares e⁻² and e⁻⁴ of their sum; nothing of what wasn't found."""
+    terms = replace(one_question(), answer_logp=torch.tensor([[-3.0, -6.0, 0.0]]), length=torch.tensor([3]))
+    p = 1 / (1 + math.exp(-2))
+    expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    found = target_entropy(terms, ["marginal", "pdist", "lsr"], Options(temperature=0.5))
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {"target_entropy_pdist": expected, "target_entropy_lsr": expected}, rel=1e-5
+    )
 
 
 def test_answers_are_looked_for_in_what_was_found(rag: RAG) -> None:
@@ -273,10 +286,16 @@ def test_a_corpus_too_small_to_choose_from_is_no_collapse() -> None:
     assert run.steps == 12
 
 
-def test_everything_that_is_logged_is_drawn(rag: RAG) -> None:
+def test_everything_that_is_logged_is_drawn(rag: RAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of the loss and entropies of targets too, each with a text, and in order; and nothing that isn't there."""
-    run = rag.fit(ROWS, objective={"marginal": 1, "lsr": 1}, epochs=1, batch_size=2, k=2, progress=False)
+    run = rag.fit(ROWS, objective={"marginal": 1, "lsr": 1}, epochs=2, batch_size=2, k=2, progress=False)
     named = figures(run.history)
+    panels, add = [], Figure.add_subplot
+    monkeypatch.setattr(Figure, "add_subplot", lambda *given: panels.append(add(*given)) or panels[-1])
+    assert draw_run(run.history, tmp_path / "run.png") == tmp_path / "run.png"
+    assert [panel.get_title(loc="left").split("\n") for panel in panels] == [list(each) for each in named.items()]
+    for panel, name in zip(panels, named, strict=True):
+        assert panel.lines[0].get_ydata().tolist() == [row[name] for row in run.history]
     assert named.keys() == run.history[0].keys()
     assert list(named)[:5] == ["loss", "loss_marginal", "loss_lsr", "target_entropy_lsr", "answer_found"]
     assert list(figures([{"loss": 1.0}, {"drift": 1.0}])) == ["loss", "drift"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, Options, marginal
-from e2erag.train.objectives import TARGETS, weighted, weights_of
+from e2erag.train.objectives import COMPARING, TARGETS, weighted, weights_of
 
 
 def test_rlooes_mean_is_the_marginals_gradient() -> None:
@@ -90,6 +90,30 @@ def test_distillation_does_not_shrink_with_k() -> None:
     )
     for name in ("pdist", "lsr"):
         torch.testing.assert_close(OBJECTIVES[name](e, options()), OBJECTIVES[name](twice, options()))
+
+
+@pytest.mark.parametrize("name", sorted(COMPARING - {"contrastive"}))
+def test_passages_read_together_are_compared_by_what_each_says_alone(name: str) -> None:
+    """`alone_logp`, without gradient: a retriever's term is of it, a reader's of what was read together."""
+    system, other = tiny(), tiny(seed=1)
+    e, apart = system.evidence(4), other.evidence(4)
+    given = replace(e, alone_logp=apart.token_logp)
+    same = replace(e, token_logp=apart.token_logp.detach(), answer_logp=apart.answer_logp.detach())
+    if name in ("emdr2", "emdr2_token"):
+        term, unit = (OBJECTIVES["rag_token"], e.length) if name == "emdr2_token" else (OBJECTIVES["rag_sequence"], 1)
+        held = replace(e, prior_logp=e.prior_logp.detach())
+        expected = (term(held, options()) + term(same, options())) / unit
+    else:
+        expected = OBJECTIVES[name](same, options())
+    inputs = (system.questions, system.passages, system.tokens, other.tokens)
+    how = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    results = [
+        (loss.detach(), *torch.autograd.grad(loss.sum(), inputs, **how))
+        for loss in (OBJECTIVES[name](given, options()), expected)
+    ]
+    assert results[0][1].abs().max() > 1e-6
+    for here, there in zip(*results, strict=True):
+        torch.testing.assert_close(here, there)
 
 
 def test_a_cold_target_is_one_hot() -> None:

@@ -169,7 +169,7 @@ def test_terms_of_tokens_sum_to_the_answers() -> None:
     torch.testing.assert_close(scores.log_softmax(1), terms.prior_logp.log_softmax(1))
 
 
-def trained(objective: str, k: int, questions: int, **settings: int) -> tuple[dict[str, Tensor], Run]:
+def trained(objective: str, k: int, questions: int, **settings: object) -> tuple[dict[str, Tensor], Run]:
     """What learns and what is remembered after two epochs, the index encoded anew after every step. Nothing is clipped
     of what questions say of a passage's lines, for a batch's questions say it together."""
     rag, refreshed = system(), []
@@ -182,12 +182,17 @@ def trained(objective: str, k: int, questions: int, **settings: int) -> tuple[di
     return {name: value.detach().clone() for name, value in values if value.is_floating_point()}, run
 
 
-@pytest.mark.parametrize(("objective", "k", "questions"), [("marginal", 8, 8), ("rag_sequence", 3, 7)])
-def test_training_accumulates_to_the_step_of_one_batch(objective: str, k: int, questions: int) -> None:
-    """2 × 4 is 1 × 8, to the weights after two epochs, and so is what is logged; of seven the last batch has one, which
-    weighs as one question does. Rates and refreshes go by steps."""
-    expected, once = trained(objective, k, questions, batch_size=8)
-    got, run = trained(objective, k, questions, batch_size=2, accumulate=4)
+@pytest.mark.parametrize(
+    ("objective", "k", "questions", "batch_size", "apart"),
+    [("marginal", 8, 8, 2, False), ("rag_sequence", 3, 7, 2, False), ("marginal", 3, 8, 1, True)],
+)
+def test_training_accumulates_to_the_step_of_one_batch(
+    objective: str, k: int, questions: int, batch_size: int, apart: bool
+) -> None:
+    """2 × 4, or 1 × 8, is 8 × 1, to the weights after two epochs, and so is what is logged; of seven the last batch has
+    one, which weighs as one question does. Rates and refreshes go by steps."""
+    expected, once = trained(objective, k, questions, batch_size=8, apart=apart)
+    got, run = trained(objective, k, questions, batch_size=batch_size, accumulate=8 // batch_size, apart=apart)
     assert run.steps == once.steps == len(run.history) == 2
     assert [row["index_age"] for row in run.history] == [0, 0]
     start = system().model.state_dict()
@@ -197,6 +202,17 @@ def test_training_accumulates_to_the_step_of_one_batch(objective: str, k: int, q
     for a, b in zip(once.history, run.history, strict=True):
         alike = [name for name in a if name not in ("distinct", "staleness")]  # of a batch
         assert {name: b[name] for name in alike} == pytest.approx({name: a[name] for name in alike}, rel=1e-5, abs=1e-6)
+
+
+def test_what_is_logged_of_a_stages_gradient_is_its_norm() -> None:
+    """Before anything is clipped, where the loss is all that the stage learns from."""
+    _, run = trained("rag_sequence", 8, 8, batch_size=8, gates="soft", negligible=0.0)
+    rag = system()
+    OBJECTIVES["rag_sequence"](rag.terms(ASKED, 8, "soft"), Options()).mean().backward()
+    for stage in ("retriever", "generator"):
+        slopes = [p.grad for p in rag.model.get_submodule(stage).parameters() if p.grad is not None]
+        norm = torch.stack([slope.norm() for slope in slopes]).norm()
+        assert run.history[0][f"gradient_{stage}"] == pytest.approx(norm.item(), rel=1e-6)
 
 
 def test_a_questions_slope_is_bounded_alike_however_a_step_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
