@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from unicodedata import combining
 
 from e2erag.extract.readers.lines import BACK, CELL, SPACE, Run
 
@@ -15,6 +16,8 @@ _RIGHTWARDS = re.compile(rf"[^\W{_RTL}](?:[^{_RTL}]*[^\W{_RTL}])?")  # words and
 _MARKS = "\ufffe\ufeff"  # around letters of one glyph; `lines.clean` drops them
 _ONE = re.compile(f"{_MARKS[1]}([^{_MARKS}]*){_MARKS[0]}")  # in a string turned round
 
+_FROM_ITS_END = re.compile("[\u0622\u0623\u0625\u0627\u0671]\u0644|\u0647\u0644\u0644\u0627?")
+
 _MIRRORED = str.maketrans("()[]{}<>«»", ")(][}{><»«")
 
 Glyph = tuple[float, float, str]
@@ -24,6 +27,12 @@ Glyph = tuple[float, float, str]
 def one_glyph(letters: str) -> str:
     """Letters that one glyph shows, marked so that they are not turned round with the others."""
     return _MARKS[0] + letters + _MARKS[1]
+
+
+def of_one_glyph(letters: str) -> str:
+    """What one glyph shows, the other way round where nothing is read so: alif before the lam it stands on in one
+    glyph, God's name from its end, a mark before its letter."""
+    return letters[::-1] if _FROM_ITS_END.fullmatch(letters) or combining(letters[0]) else letters
 
 
 def in_reading_order(runs: Sequence[Run]) -> list[Run]:

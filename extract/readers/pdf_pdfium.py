@@ -15,7 +15,7 @@ from typing import Any
 
 from e2erag.extract.document import ReadError
 from e2erag.extract.readers import pdfium_calls as calls
-from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, turned
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, of_one_glyph, turned
 from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run, takes_accent
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.pdfium_paths import Drawn
@@ -390,22 +390,27 @@ class _Reading:
     def leftwards(self, text: str, begin: int, end: int) -> None:
         """Adds a line with right-to-left words as one run, in the order in which it is read.
 
-        PDFium turns such words round, which is wrong for files that draw them in that order: the glyphs' places tell.
+        PDFium turns such words round, which is wrong for files that draw them in that order (the glyphs' places tell),
+        and with them, where it does, letters of one glyph, which stand as they are read.
         """
         glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
         place, steps = (0.0, 0.0), 0
+        read, box, first = list(text[begin:end]), [0.0], begin
         for i in range(begin, end):
             owner = self.text_object(i)
             if not owner or text[i] == "\0":
                 continue
+            before, box = box, [float(owner), *self.loosely(i)]
+            first = first if box == before else i
+            read[first - begin : i - begin + 1] = of_one_glyph(text[first : i + 1])
             if owner != self.owner:
                 self.style(owner, i)
             x, y, end_x, end_y = self.ends(text, i, i)
             if not glyphs:
                 self.begun, place = self.now, (x, y)
             along = [(px - place[0]) * self.ux + (py - place[1]) * self.uy for px, py in ((x, y), (end_x, end_y))]
-            if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, two letters
-                glyphs[-1] = glyphs[-1][0], glyphs[-1][1], glyphs[-1][2] + text[i]
+            if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:
+                glyphs[-1] = *glyphs[-1][:2], glyphs[-1][2] + text[i]
                 continue
             if glyphs and RIGHT_TO_LEFT.match(text[i]) and RIGHT_TO_LEFT.match(text[i - 1]):
                 steps += 1 if along[0] > glyphs[-1][0] else -1
@@ -415,7 +420,8 @@ class _Reading:
         low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
         self.begin = place[0] + low * self.ux, place[1] + low * self.uy
         self.end = place[0] + high * self.ux, place[1] + high * self.uy
-        self.parts.append(text[begin:end].replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
+        glyphs = [(start, stop, of_one_glyph(letters)) for start, stop, letters in glyphs]
+        self.parts.append("".join(read).replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
         self.flush()
 
     def flush(self) -> None:

@@ -16,6 +16,7 @@ from pdf_fixtures import (
     canvas,
     of_tex,
     set_in_hebrew,
+    with_codes,
     with_ligatures,
     written,
 )
@@ -79,6 +80,38 @@ def test_engines_agree_on_right_to_left_words(tmp_path: Path, draw: Callable[[Ca
         assert several == [HEBREW] * 3
     else:
         assert texts == [HEBREW]
+
+
+LAM_ALIF, GOD, BEH, HEH = "\u0644\u0627", "\u0627\u0644\u0644\u0647", "\u0628", "\u0647"
+
+
+@pytest.mark.parametrize(
+    ("content", "glyph", "text"),
+    [
+        (b"50 700 Td (AB) Tj", LAM_ALIF, BEH + LAM_ALIF),
+        (b"50 700 Td (CAB) Tj", LAM_ALIF, BEH + LAM_ALIF + HEH),
+        (b"50 700 Td (AB) Tj", GOD, BEH + GOD),
+        (b"50 700 Td (AB) Tj", "\u0644\u064e", BEH + "\u0644\u064e"),
+        (b"50 700 Td (D AB) Tj", LAM_ALIF, BEH + LAM_ALIF + " ffi"),
+    ],
+    ids=["at the end", "inside", "four letters", "with a mark", "beside a ligature"],
+)
+def test_letters_of_one_glyph_are_not_turned_round_with_the_line(
+    tmp_path: Path, content: bytes, glyph: str, text: str
+) -> None:
+    """Words from the right, drawn from their left ends."""
+    font = with_codes(A=glyph, B=BEH, C=HEH, D="ffi")
+    path = written(tmp_path, b"BT /F 10 Tf " + content + b" ET", font=font)
+    assert [unit.text for unit in assert_same(path)] == [text]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("glyph", [LAM_ALIF, GOD])
+def test_letters_of_one_glyph_in_a_line_drawn_as_it_is_read(tmp_path: Path, engine: str, glyph: str) -> None:
+    """Glyphs from the right on, by moves inside one array: how word processors write."""
+    font = with_codes(A=glyph, B=BEH, C=HEH)
+    path = written(tmp_path, b"BT /F 10 Tf 90 700 Td [(B) 1400 (A) 1400 (C)] TJ ET", font=font)
+    assert [unit.text for unit in read_pdf(path, engine)] == [BEH + glyph + HEH]
 
 
 def test_engines_agree_on_ligatures(tmp_path: Path) -> None:

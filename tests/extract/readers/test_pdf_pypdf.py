@@ -150,12 +150,6 @@ def test_a_font_file_has_no_say_in_what_the_font_names(named: object, shown: str
     assert pdf_walk.Font(resource).decode(b"ABC")[0] == shown
 
 
-def test_letters_of_one_glyph_are_not_turned_round_with_the_line(tmp_path: Path) -> None:
-    """Lam and alif in one glyph, at the left end of a word that is drawn from there."""
-    path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (AB) Tj ET", font=with_codes(A="\u0644\u0627", B="\u0628"))
-    assert [unit.text for unit in read_pdf(path, "pypdf")] == ["\u0628\u0644\u0627"]
-
-
 def test_a_line_drawn_as_it_is_read_stays_so(tmp_path: Path) -> None:
     """Letters from the right on, by moves inside one array: how word processors write."""
     font = with_codes(A="\u05d3", B="\u05d5", C="\u05d7")
