@@ -5,15 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from e2erag import RAG
+from e2erag import RAG, draw
+from e2erag.draw import SCALE, draw_page
 from e2erag.extract import Extractor, ExtractorConfig, read
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.view import kept_above
+from e2erag.view import kept_above, look_at
 
 NTSB = sorted((Path(__file__).parents[2] / "examples" / "ntsb").glob("*.pdf"))
 FOOT = "page {} of 3"
@@ -66,6 +68,42 @@ def test_a_page_for_the_terminal_marks_what_is_dropped(told: RAG) -> None:
     assert head == "a.pdf, page 2: finding | reading"
     assert rows == ["██   the pilot was 85", "██   seats 4", "   × page 2 of 3"]
     assert page_text(told, "a.pdf", 2, colour=True).splitlines()[-1] == "\x1b[2m   × page 2 of 3\x1b[0m"
+
+
+def test_cuts_and_candidates_are_drawn(told: RAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut that hard mode takes is a dashed line above its line, in both; a bracket per candidate of the page."""
+    corpus, judge = told.corpus, told.model.extractor.forward
+    cut = torch.tensor([text == "seats 4" for document in corpus.documents for text in document.texts])
+
+    def forward(*given: torch.Tensor) -> object:
+        return judge(*given)._replace(cut=torch.where(cut, level, -9.0))
+
+    monkeypatch.setattr(told.model.extractor, "forward", forward)
+    level = -9.0
+    plain = Image.open(draw_page(told, "a.pdf", 2, tmp_path / "plain.png"))
+    level = 9.0
+    rows = page_text(told, "a.pdf", 2).splitlines()
+    assert rows[1] == "██   the pilot was 85"
+    assert rows[2].startswith("     - - -")
+    assert rows[2].endswith("cut 1.00")
+    assert rows[3] == "██   seats 4"
+    picture = Image.open(draw_page(told, "a.pdf", 2, tmp_path / "page.png"))
+    view = look_at(told, "a.pdf", 2)
+    width = round(SCALE * view.page.width)
+    differ = (np.asarray(plain) != np.asarray(picture)).any(2)[:, :width].nonzero()
+    top = SCALE * view.page.units[1].box.y0 - 3
+    assert set(differ[0]) <= {round(top) - 1, round(top), round(top) + 1}
+    assert len(differ[0]) > 40
+    spans = {(span[1] - 3, span[2] - 3) for span in corpus.spans.spans.tolist() if span[0] == 0 and 3 <= span[1] < 6}
+    assert {(start, stop) for start, stop, _ in view.spans} == {(a, b) for a, b in spans if b <= 3}
+    margin = np.asarray(picture)[:, width:].min(2) < 250
+    for start, stop, _ in view.spans:
+        units = view.page.units[start:stop]
+        y0, y1 = (round(SCALE * y) for y in (units[0].box.y0, units[-1].box.y1))
+        assert (margin[y0 + 3 : y1 - 3].sum(0) == y1 - y0 - 6).any()
+    monkeypatch.setattr(draw, "_brackets", lambda *_: None)
+    without = np.asarray(Image.open(draw_page(told, "a.pdf", 2, tmp_path / "without.png")))
+    assert (without[:, width:] == 255).all()
 
 
 def test_the_gate_for_carrying_is_a_third_bar(told: RAG) -> None:

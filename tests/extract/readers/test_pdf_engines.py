@@ -92,7 +92,7 @@ LAM_ALIF, GOD, BEH, HEH = "\u0644\u0627", "\u0627\u0644\u0644\u0647", "\u0628", 
         (b"50 700 Td (CAB) Tj", LAM_ALIF, BEH + LAM_ALIF + HEH),
         (b"50 700 Td (AB) Tj", GOD, BEH + GOD),
         (b"50 700 Td (AB) Tj", "\u0644\u064e", BEH + "\u0644\u064e"),
-        (b"50 700 Td (D AB) Tj", LAM_ALIF, BEH + LAM_ALIF + " ffi"),
+        (b"50 700 Td (oDce AB) Tj", LAM_ALIF, "office " + BEH + LAM_ALIF),
     ],
     ids=["at the end", "inside", "four letters", "with a mark", "beside a ligature"],
 )
