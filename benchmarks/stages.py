@@ -47,7 +47,7 @@ FROZEN = {
     "fixed-128": ("extractor",),
     "fixed-256": ("extractor",),
 }
-MODES = ("soft", "hard")
+MODES, GAP = ("soft", "hard"), "gap"
 
 
 def drawn(draw: int | str, counts: tuple[int, int] = (6, 4)) -> list[tuple[list[Path], list[Question]]]:
@@ -87,8 +87,13 @@ def run(arm: str, draw: int | str, quick: bool, settings: dict[str, Any], bm25: 
 
 def table(cells: dict[str, list[dict]], mode: str) -> tuple[list[str], dict[str, dict[str, list[float]]]]:
     """Per arm means, and differences to `all`, each with its interval; lines to print and the same as figures."""
-    scores = {arm: np.concatenate([np.asarray(cell[mode]) for cell in parts]) for arm, parts in cells.items()}
-    lines, figures = [f"{mode + ' gates':17}" + "".join(f"{name:>32}" for name in METRICS)], {}
+
+    def of(cell: dict) -> np.ndarray:
+        return np.asarray(cell[mode]) if mode != GAP else np.asarray(cell["soft"]) - np.asarray(cell["hard"])
+
+    scores = {arm: np.concatenate([of(cell) for cell in parts]) for arm, parts in cells.items()}
+    head = "soft less hard" if mode == GAP else f"{mode} gates"
+    lines, figures = [f"{head:17}" + "".join(f"{name:>32}" for name in METRICS)], {}
     for arm, values in scores.items():
         figures[arm], line = {}, f"{arm:17}"
         for i, name in enumerate(METRICS):
@@ -138,7 +143,7 @@ def main() -> None:
             print(f"seed {seed}, {arm}: {cells[arm][-1]['steps']} steps, {cells[arm][-1]['seconds']:.0f} s", flush=True)
     figures = {}
     print("(in brackets the interval of the difference to all)")
-    for mode in MODES:
+    for mode in (*MODES, GAP):
         lines, figures[mode] = table(cells, mode)
         print("\n" + "\n".join(lines))
     if options.json:

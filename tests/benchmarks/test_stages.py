@@ -46,3 +46,11 @@ def test_arms_are_compared_question_by_question_over_all_seeds() -> None:
         assert figures["fixed-128"][f"{name} less all's"] == pytest.approx([-0.25] * 3)
     assert "-0.25, -0.25" in lines[2]
     assert "[" not in lines[1]
+
+
+def test_the_gap_is_soft_less_hard_question_by_question() -> None:
+    """Of the same questions, so it is as sure as it is."""
+    scores = np.random.default_rng(0).random((20, 5))
+    lines, figures = table({"all": [{"soft": scores.tolist(), "hard": (scores - 0.125).tolist()}]}, "gap")
+    assert lines[0].startswith("soft less hard")
+    assert figures["all"]["exact match"] == pytest.approx([0.125] * 3)

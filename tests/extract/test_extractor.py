@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2erag.extract import CLOSED, LAYOUT_FEATURES, Extraction, Extractor, ExtractorConfig, layout_features, network
+from e2erag.extract.document import Box, Cell, Document, Page, Unit
 from e2erag.testing import tiny_document
 
 CONFIG = ExtractorConfig(text_dim=8, hidden=16)
@@ -269,6 +270,29 @@ def test_layout_features_tell_a_running_header_from_text() -> None:
     assert repeats[0] > repeats[1] == 0
     assert np.isfinite(table).all()
     assert np.abs(table).max() <= 2
+
+
+def test_layout_features_say_how_a_line_is_set() -> None:
+    """Every column but those of running heads, of two lines that differ in each, by hand."""
+    cells = (Cell(0, 7, 60, 160), Cell(8, 16, 200, 260))
+    lines = (
+        Unit("Heading:", 1, 1, Box(60, 80, 160, 104), 24.0, True, heading=1),
+        Unit("body 12 goes on-", 1, 2, Box(60, 120, 260, 132), 12.0, cells=cells, confidence=0.5),
+        Unit("here and ends.", 1, 3, Box(90, 150, 290, 162), 12.0),
+    )
+    page = Page(1, 600.0, 800.0, lines, (Box(50, 106, 300, 107),))
+    columns = dict(zip(LAYOUT_FEATURES, layout_features(Document("a.pdf", "0", (page,))).T.tolist(), strict=True))
+    expected = {
+        "left": [0.1, 0.1, 0.15], "top": [0.1, 0.15, 0.1875], "width": [1 / 6, 1 / 3, 1 / 3],
+        "relative size": [1.0, 0.5, 0.5], "bold": [1, 0, 0], "digits": [0, 2 / 16, 0], "capitals": [1 / 8, 0, 0],
+        "length": [0.08, 0.16, 0.14], "cells": [0.25, 0.5, 0.25], "full stop": [0, 0, 1], "colon": [1, 0, 0],
+        "gap above": [80 / 48, 16 / 24, 18 / 24], "gap below": [16 / 48, 18 / 24, 2.0], "aligned": [0, 1, 0],
+        "ruled": [1, 0, 0], "heading": [1, 0, 0], "confidence": [1, 0.5, 1], "first page": [1, 1, 1],
+        "page": [1, 1, 1], "line": [0.02, 0.04, 0.06], "hyphen": [0, 1, 0], "lower case": [0, 1, 1],
+    }  # fmt: skip
+    for name, values in expected.items():
+        assert columns[name] == pytest.approx(values, abs=1e-6), name
+    assert set(LAYOUT_FEATURES) - set(expected) == {"repeats", "page top", "page bottom"}
 
 
 def test_called_with_a_document_it_proposes_passages() -> None:
