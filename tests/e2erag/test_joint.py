@@ -17,7 +17,7 @@ from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.step import Step
 from e2erag.testing import ReaderKind, tiny_document, tiny_rag
-from e2erag.train import marginal, rag_sequence
+from e2erag.train import OBJECTIVES, Options, marginal, rag_sequence
 from e2erag.train.objectives import joint_logp
 
 ASKED = [
@@ -222,14 +222,20 @@ def test_with_all_paths_cut_the_extractor_learns_nothing(rag: RAG, monkeypatch: 
     assert rag.model.extractor.scores.bias.grad is None
 
 
-def test_the_retrievers_gradient_changes_when_only_the_generator_changes(rag: RAG) -> None:
-    """Other logits for the same tokens, another gradient in the retriever's weights."""
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "reader"])
+def test_the_retrievers_gradient_changes_when_only_the_generator_changes(rag: RAG, name: str) -> None:
+    """Other logits for the same tokens, another gradient in the retriever's weights; of `contrastive` where another
+    passage becomes the best, which noise of this size makes it."""
     results = []
+    reader, noise = rag.model.generator.model.get_decoder(), torch.Generator().manual_seed(0)
     for change in (0.0, 0.5):
         rag.model.zero_grad()
         with torch.no_grad():
-            rag.model.generator.model.get_decoder().layers[-1].mlp.down_proj.weight.add_(change)
-        loss(rag).backward()
+            for layer in reader.layers:
+                weight = layer.mlp.down_proj.weight
+                weight.add_(change * torch.randn(weight.shape, generator=noise))
+        terms = rag.terms(ASKED, 3, "soft")
+        OBJECTIVES[name](terms, Options(samples=2, noise=torch.Generator().manual_seed(0))).mean().backward()
         weight = rag.model.retriever.passage.transformer.encoder.layer[0].attention.self.query.weight
         results.append(weight.grad.clone())
     assert not torch.allclose(*results, rtol=1e-3)
@@ -313,11 +319,35 @@ def test_reading_negligible_passages_without_gradient_leaves_the_retriever_exact
 
 
 def test_at_step_zero_a_system_with_an_extractor_equals_one_without(rag: RAG) -> None:
-    """Hard gates are all open and the prior is flat: index rows are the plain model's embeddings of the text."""
-    texts = [passage.text for passage in rag.corpus.passages]
+    """Gates are open and the prior is flat: index rows are the plain model's embeddings of the text, p(z|x) is their
+    softmax, and p(y|x,z) and answers are what the reader makes of the whole text, in either mode."""
+    corpus, reader, k = rag.corpus, rag.model.generator, 3
+    texts = [passage.text for passage in corpus.passages]
     plain = rag.model.retriever.passage.model.encode(texts, convert_to_tensor=True)
     torch.testing.assert_close(rag.index_.vectors[:, :-1], plain, atol=1e-6, rtol=0)
     assert (rag.index_.vectors[:, -1] == 0).all()
+    asked = rag.model.retriever.query.model.encode([q.question for q in ASKED], convert_to_tensor=True)
+    for mode in ("soft", "hard"):
+        terms = rag.terms(ASKED, k, mode)
+        every = asked @ plain.T / rag.model.retriever.config.temperature
+        repeated = corpus.spans.repeated(terms.ids)  # near copies of what is read don't count in Z
+        scores = every.clone()
+        scores[:, repeated.rows] = scores[:, repeated.rows].masked_fill(repeated.mask, -torch.inf)
+        scores = scores.scatter(1, terms.ids, every.gather(1, terms.ids))
+        expected = (scores - scores.logsumexp(1, keepdim=True)).gather(1, terms.ids)
+        torch.testing.assert_close(terms.prior_logp.detach(), expected, atol=1e-4, rtol=0)
+        prompt = reader.prompt
+        for i, question in enumerate(ASKED):
+            rows = [
+                prompt.row(
+                    corpus.generator_lines,
+                    corpus.texts(z, corpus.lines(z)[0][corpus.lines(z)[1] :]),
+                    prompt.questions([question.question])[0],
+                    prompt.answers([question.answers[0]])[0],
+                )
+                for z in terms.ids[i].tolist()
+            ]
+            torch.testing.assert_close(terms.answer_logp[i], reader.log_likelihood(rows), atol=1e-4, rtol=0)
 
 
 def test_exploring_turns_down_what_is_read_alone(rag: RAG) -> None:
@@ -421,6 +451,29 @@ def test_a_passage_found_by_several_questions_is_encoded_once(rag: RAG, monkeypa
     terms = rag.terms([ASKED[0], ASKED[0], ASKED[1]], 3, "soft")
     assert encoded == [len(terms.ids.unique())]
     assert encoded[0] < terms.ids.numel()
+
+
+def test_a_step_in_bfloat16_is_one_in_float32_within_its_resolution() -> None:
+    """Loss to a few parts in a thousand, and every stage's gradient in the same direction."""
+    results = []
+    for kind in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        system = tiny_rag(config=RAGConfig(k=4, mode="soft", precision=kind))
+        nn.init.normal_(system.model.extractor.gates.weight, std=0.2)
+        system.index([tiny_document(TEN)])
+        value = loss(system, k=4)
+        value.backward()
+        stages = ("extractor", "retriever", "generator")
+        slopes = [
+            torch.cat([p.grad.flatten() for p in system.model.get_submodule(stage).parameters() if p.grad is not None])
+            for stage in stages
+        ]
+        results.append((value.detach(), *slopes))
+    (exact, *slopes), (rough, *rough_slopes) = results
+    torch.testing.assert_close(rough, exact, atol=0, rtol=0.01)
+    assert exact != rough
+    for slope, rough_slope in zip(slopes, rough_slopes, strict=True):
+        assert torch.cosine_similarity(slope, rough_slope, dim=0) > 0.98
 
 
 @pytest.mark.parametrize("fast", [True, False])
