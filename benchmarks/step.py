@@ -25,7 +25,7 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
 
 With --device cuda all of it is measured there, in the precision that "auto" has there, and the peak is of the memory
 that torch has given out; that has not been run yet, on any GPU. The two losses on one batch are printed side by side.
-Hugging Face's part needs `pip install e2erag[benchmarks]`.
+Hugging Face's part needs `pip install e2erag[benchmarks]`, and is left out without.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -56,6 +57,7 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
+from e2erag.artefact import write_file
 from e2erag.config import RAGConfig
 from e2erag.extract import Document, Extractor, ExtractorConfig
 from e2erag.extract.attention import NAME
@@ -357,6 +359,29 @@ def apart(arm: str, device: str, passages: int = PASSAGES, k: int = K) -> dict[s
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
+def beside_hugging_face(asked: list[Question], device: str, rounds: int, note: Callable[..., None]) -> None:
+    """Losses on one batch, questions per second and peak, ours and its."""
+    for name, k in ((f"_k{FEW}", FEW), ("", MANY)):
+        rag = system("t5", PASSAGES, k, device)
+        model, batch = hugging_face(rag, k, asked)
+        ours = our_step(rag, asked, k, rag_sequence, 0.0)
+        theirs = hf_loss_on_our_tokens(model, rag, asked, k).detach()
+        note(**{f"loss{name}": ours.mean().item(), f"loss_hf_rag{name}": theirs.mean().item()})
+        note(**{f"difference{name}": (ours - theirs).abs().max().item()})
+        arms = {
+            "hf": partial(hf_step, model, rag, batch),
+            "ours": partial(our_step, rag, asked, k, rag_sequence, 0.02),
+            "every row": partial(our_step, rag, asked, k, rag_sequence, 0.0),
+        }
+        times = interleaved(arms, rounds)
+        note(**{f"over_hf_rag{name}": over(times, "hf", "ours")})
+        note(**{f"over_hf_rag_every_row{name}": over(times, "hf", "every row")})
+    note(questions_per_second=BATCH / median(times["ours"]))
+    ours_alone, theirs_alone = (apart(arm, device, k=MANY) for arm in ("ours", "hf"))
+    note(peak_MiB=ours_alone["MiB"], peak_MiB_hf_rag=theirs_alone["MiB"])
+    note(peak_over_hf_rag=ours_alone["MiB"] / theirs_alone["MiB"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a round or three, no growth")
@@ -376,6 +401,8 @@ def main() -> None:
         figures.update(found)
         for name, value in found.items():
             print(f"{name:24} {value:.4f}", flush=True)
+        if options.json:  # what there is already
+            write_file(options.json, json.dumps(figures, indent=2))
 
     note(**utilisation(system("llama", PASSAGES, K, options.device), asked, K, rounds))
     for reader in ("llama", "t5"):
@@ -385,33 +412,16 @@ def main() -> None:
         times = interleaved({"ours": partial(our_step, rag, asked, K, marginal, 0.0), "bare": bare}, rounds)
         note(**{"over_bare" if reader == "llama" else "over_bare_t5": over(times, "ours", "bare")})
 
-    for name, k in ((f"_k{FEW}", FEW), ("", MANY)):
-        rag = system("t5", PASSAGES, k, options.device)
-        model, batch = hugging_face(rag, k, asked)
-        ours = our_step(rag, asked, k, rag_sequence, 0.0)
-        theirs = hf_loss_on_our_tokens(model, rag, asked, k).detach()
-        note(**{f"loss{name}": ours.mean().item(), f"loss_hf_rag{name}": theirs.mean().item()})
-        note(**{f"difference{name}": (ours - theirs).abs().max().item()})
-        arms = {
-            "hf": partial(hf_step, model, rag, batch),
-            "ours": partial(our_step, rag, asked, k, rag_sequence, 0.02),
-            "every row": partial(our_step, rag, asked, k, rag_sequence, 0.0),
-        }
-        times = interleaved(arms, 1 if options.quick else rounds)
-        note(**{f"over_hf_rag{name}": over(times, "hf", "ours")})
-        note(**{f"over_hf_rag_every_row{name}": over(times, "hf", "every row")})
-    note(questions_per_second=BATCH / median(times["ours"]))
-    ours_alone, theirs_alone = (apart(arm, options.device, k=MANY) for arm in ("ours", "hf"))
-    note(peak_MiB=ours_alone["MiB"], peak_MiB_hf_rag=theirs_alone["MiB"])
-    note(peak_over_hf_rag=ours_alone["MiB"] / theirs_alone["MiB"])
+    if find_spec("datasets"):
+        beside_hugging_face(asked, options.device, 1 if options.quick else rounds, note)
+    else:
+        print("Hugging Face's RAG is left out: it wants datasets (pip install 'e2erag[benchmarks]')", file=sys.stderr)
     if not options.quick:
         every = partial(apart, "every row", options.device)
         own, grown = every(k=MANY), {"k": every(k=4 * MANY), "corpus": every(passages=16 * PASSAGES, k=MANY)}
         for name, found in grown.items():
             note(**{f"seconds_{name}_grown": found["seconds"] / own["seconds"]})
             note(**{f"peak_{name}_grown": found["MiB"] / own["MiB"]})
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""`benchmarks/step.py`: what our step is compared with computes what ours computes."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+import step
+from step import bare_step, hold_all, our_step, questions, system, tokens_of
+
+from e2erag import RAG
+from e2erag.extract.attention import NAME
+from e2erag.testing import ReaderKind
+from e2erag.train import marginal, rag_sequence
+
+
+def small(reader: ReaderKind, monkeypatch: pytest.MonkeyPatch) -> RAG:
+    monkeypatch.setattr(step, "DIM", 32)
+    monkeypatch.setattr(step, "LAYERS", 1)
+    return system(reader, 12, 4)
+
+
+@pytest.mark.parametrize("reader", ["llama", "t5"])
+def test_the_bare_parts_learn_what_our_step_teaches(reader: ReaderKind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going back reaches the same weights, and the reader attends as before afterwards."""
+    rag = small(reader, monkeypatch)
+    hold_all(rag)
+    asked = questions(2)
+    our_step(rag, asked, 4, marginal, 0.0)
+    stages = [rag.model.retriever, rag.model.generator]
+    ours = [{n for n, p in stage.named_parameters() if p.grad is not None and p.grad.any()} for stage in stages]
+    bare_step(rag, asked, 4)()
+    for stage, learned in zip(stages, ours, strict=True):
+        assert {name for name, p in stage.named_parameters() if p.grad is not None} >= learned > set()
+    assert rag.model.generator.model.config._attn_implementation == NAME
+    assert tokens_of(rag, asked, 4) > 0
+
+
+@pytest.mark.skipif(not find_spec("datasets"), reason="datasets isn't installed: pip install 'e2erag[benchmarks]'")
+def test_hugging_faces_loss_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one batch; its own retriever finds passages and its step has a gradient in its context encoder."""
+    rag = small("t5", monkeypatch)
+    asked = questions(2)
+    model, batch = step.hugging_face(rag, 4, asked)
+    theirs = step.hf_loss_on_our_tokens(model, rag, asked, 4).detach()
+    torch.testing.assert_close(our_step(rag, asked, 4, rag_sequence, 0.0), theirs, atol=1e-4, rtol=0)
+    step.hf_step(model, rag, batch)
+    assert any(p.grad is not None and p.grad.any() for p in model.rag.ctx_encoder.parameters())
