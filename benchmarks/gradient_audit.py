@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="draw gradient_audit.png there")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
     options = parser.parse_args()
-    size = Size(passages=20, questions=(4, 0, 0, 0, 0)) if options.quick else Size()
+    size = Size(passages=48, questions=(2, 1, 0, 1, 0)) if options.quick else Size()
     some = ((4,), 1) if options.quick else (KS, 5)
     if options.costs:
         for k, each in costs(size, options.folder, *some).items():
