@@ -1,6 +1,7 @@
 """Properties on the real files here: the order of documents changes nothing, and spans, text and boxes lead to one
 another."""
 
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,10 @@ FILES = [*NTSB, *sorted((Path(__file__).parent / "golden").glob("*.pdf"))]
 @cache
 def document(path: Path) -> Document:
     return read(path)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 def letters(text: str) -> str:
@@ -39,24 +44,28 @@ def test_documents_come_as_they_are_named_and_are_what_each_is_alone(files: list
 @given(path=st.sampled_from(FILES), sizes=st.sets(st.integers(1, 12), min_size=1, max_size=2), named=st.integers(0, 5))
 @settings(max_examples=15, deadline=None)
 def test_a_passage_leads_to_lines_and_boxes_and_back(kind: Kind, path: Path, sizes: set[int], named: int) -> None:
-    """Page and line number find each of its lines again, and so does its box; its text is theirs, letter by letter."""
+    """Page and line number find each of its lines again, and so does its box, on the page; its text is theirs, letter
+    by letter (as a table's row, and as sentences, word by word); and no line with text is in none."""
     source = document(path)
     passages = propose(source, sorted(sizes), named, kinds=(kind,))
+    covered = {i for passage in passages for i in range(passage.start, passage.stop)}
+    assert covered >= {i for i, text in enumerate(source.texts) if text}
     for passage in passages:
         own = source.units[passage.start : passage.stop]
         assert passage.units[len(passage.carried) :] == own
         for unit in passage.units:
             page = source.pages[unit.page - 1]
             assert page.units[unit.line - 1] is unit
-            x, y = (unit.box.x0 + unit.box.x1) / 2, (unit.box.y0 + unit.box.y1) / 2
-            assert unit in [u for u in page.units if u.box.x0 <= x <= u.box.x1 and u.box.y0 <= y <= u.box.y1]
-            assert 0 <= x <= page.width
-            assert 0 <= y <= page.height
+            assert [u for u in page.units if u.box == unit.box] == [unit]
+            assert 0 <= unit.box.x0 < unit.box.x1 <= page.width
+            assert 0 <= unit.box.y0 < unit.box.y1 <= page.height
             assert all(unit.text[cell.start : cell.stop].strip() for cell in unit.cells)
         if passage.reading == "lines":
             assert letters(passage.text) == letters("".join(_texts(passage)))
         elif passage.reading == "rows":
             assert Counter(passage.text.replace("|", " ").split()) >= Counter(" ".join(_texts(passage)).split())
+        else:
+            assert set(words(passage.text)) >= set(words(" ".join(_texts(passage))))
     assert kind != "table" or {passage.reading for passage in passages} in ({"lines"}, {"lines", "rows", "sentences"})
 
 
