@@ -19,10 +19,10 @@ of that. They count among the 500.
 Arms: `printed` (nothing trained), `clean` (nothing trained, the same articles printed without boilerplate), `oracle`
 (nothing trained, gates set by hand: boilerplate shut, text open), `fixed-N` (fixed chunks of N tokens), `extractor`
 (only the extractor is trained), `retriever` and `retriever-clean` (only the retriever is trained, on either print),
-`both` (at once), `then` (the retriever over what the extractor of `extractor`, done before, keeps). Share of the
-distance closed:
+`both` (at once), `then` (the retriever over what the extractor of `extractor`, done before, keeps: with soft gates, and
+in `then-hard` with hard ones). Share of the distance closed:
 
-    (arm − printed) / (clean − printed)     and of the last two     (arm − retriever) / (retriever-clean − retriever)
+    (arm − printed) / (clean − printed)     and of the last three     (arm − retriever) / (retriever-clean − retriever)
 
 **reports**: the ten accident reports of examples/ntsb, of which every seed draws six to learn from and four to test on;
 candidates of every granularity, the prior on. They have no clean print, so what is told is what training moved.
@@ -59,7 +59,7 @@ from e2erag.train import FitConfig, marginal
 FIXED = (64, 128, 256)
 ARMS = (
     "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED),
-    "extractor", "retriever", "retriever-clean", "both", "then",
+    "extractor", "retriever", "retriever-clean", "both", "then", "then-hard",
 )  # fmt: skip
 CLEAN = ("clean", "oracle", "retriever-clean")
 """Arms that need to know what is boilerplate."""
@@ -67,9 +67,9 @@ GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
 FROZEN = {"both": ("generator",), "extractor": ("retriever", "generator")} | dict.fromkeys(
-    ("retriever", "retriever-clean", "then"), ("extractor", "generator")
+    ("retriever", "retriever-clean", "then", "then-hard"), ("extractor", "generator")
 )
-BASE = {"extractor": ("printed", "clean"), **dict.fromkeys(("both", "then"), ("retriever", "retriever-clean"))}
+BASE = {"extractor": ("printed", "clean")} | dict.fromkeys(ARMS[-3:], ("retriever", "retriever-clean"))
 """Of arms with a trained extractor, the two that differ from it by what is printed."""
 TAUGHT = ("extractor", "retriever")
 """Frozen while the reader is taught."""
@@ -296,7 +296,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
-    if arm == "then":
+    if arm.startswith("then"):
         rag.model.extractor.load_state_dict(load_file(reader.parent / f"extractor-{seed}" / "extractor.safetensors"))
     asked = [question for question, _ in train.questions]
     if arm in FROZEN or size.calibrate:
@@ -311,9 +311,9 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
         config = FitConfig(
             objective=size.objective, epochs=size.epochs, batch_size=size.batch_size, k=size.k_learning,
             mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, keep_rate=size.keep_rate,
-            gates=size.gates, gate_weight=size.gate_weight, token_price=size.token_price, gate_clip=size.gate_clip,
-            gate_explore=size.gate_explore, lr_extractor=size.lr_extractor, seed=seed, freeze=FROZEN[arm],
-            folder=reader.parent / f"{arm}-{seed}",
+            gates="hard" if arm == "then-hard" else size.gates, gate_weight=size.gate_weight, seed=seed,
+            token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
+            lr_extractor=size.lr_extractor, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
         done = rag.fit(asked, config)
         save_file(rag.model.extractor.state_dict(), reader.parent / f"{arm}-{seed}" / "extractor.safetensors")
@@ -467,10 +467,10 @@ def main() -> None:
         name, value = change.split("=", 1)
         size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
     seeds = options.seeds
-    wanted = {*options.arms, *(["extractor"] if "then" in options.arms else [])}  # `then` goes on from it
+    wanted = {*options.arms, *["extractor" for arm in options.arms if arm.startswith("then")]}  # which these go on from
     arms = [arm for arm in ARMS if arm in wanted and (size.corpus == "squad" or arm not in CLEAN)]
     if options.quick:
-        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", "then") if arm in arms]
+        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", "then", "then-hard") if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
     (out / "pdf").mkdir(parents=True, exist_ok=True)
     write_file(out / "size.json", json.dumps(asdict(size), indent=2))

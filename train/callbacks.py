@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from tqdm import tqdm
 
+from e2erag.corpus import Corpus
 from e2erag.retriever import OVERFETCH
 from e2erag.retriever.ranks import device, gathered, rank, ranks
 from e2erag.train.calibrate import Calibration
@@ -184,6 +185,7 @@ class Checkpoint(L.Callback):
             "torch": torch.get_rng_state(),
             "batches": self.batches.state(self._taken),
             "text": corpus.text,
+            "spans": corpus.spans.spans,
             "rows": index.vectors,
             "manifest": dict(index.manifest),
         }
@@ -194,7 +196,9 @@ class Checkpoint(L.Callback):
         Raises:
             ValueError: it was."""
         saved, rag = checkpoint["callbacks"][self.state_key], self.module.rag
-        drawn, other = saved["passages"], rag.indexer.changed(saved["manifest"], rag._ready()[0], "soft")
+        drawn, other = saved["passages"], ["corpus"]
+        if len(saved["text"]) == len(rag._ready()[0]):
+            other = rag.indexer.changed(saved["manifest"], self._corpus(saved), rag.config.mode)
         changed = sorted({*other} - {"encoder", "extractor"})  # these have learned since
         if len(drawn) != ranks():
             changed.append(f"{ranks()} processes for {len(drawn)}")
@@ -218,10 +222,17 @@ class Checkpoint(L.Callback):
         self._drawn.set_state(state_dict["passages"][rank()])
         torch.set_rng_state(state_dict["torch"])
         self.batches.go_on(state_dict["batches"])
-        corpus = copy(rag._ready()[0])
+        corpus = self._corpus(state_dict)
         corpus.text = state_dict["text"].to(corpus.text.device)
         rag.index_ = rag.indexer.restored(corpus, state_dict["rows"], state_dict["manifest"], rag.config.index)
         rag.corpus = corpus
+
+    def _corpus(self, saved: dict[str, Any]) -> Corpus:
+        """What is indexed, with the candidates of then: with hard gates they go by the weights of then."""
+        rag = self.module.rag
+        corpus = copy(rag._ready()[0])
+        corpus.take(saved["spans"], rag.model.extractor, rag.config.overlap)
+        return corpus
 
     @property
     def _drawn(self) -> torch.Generator:

@@ -99,7 +99,8 @@ class FitConfig:
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
             (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is.
-        gates: "soft", or "sample" for binary concrete noise on top.
+        gates: "soft", or "sample" for binary concrete noise on top; or "hard", for which the extractor is frozen: the
+            others learn on the passages that an index with hard gates holds, without the lines that it drops.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
         negligible: passages with a smaller share of the likelihood are read without gradient (`Step.negligible`), where
             the objective is one whose reader wouldn't notice (`objectives.negligible`); 0: all are read with it.
@@ -173,8 +174,14 @@ class FitConfig:
         unknown = [name for name in self.freeze if name not in STAGES]
         if unknown:
             raise ValueError(f"freeze takes stages out of {', '.join(STAGES)}, got {', '.join(unknown)}")
-        if self.gates not in ("soft", "sample"):
-            raise ValueError(f"gates must be soft or sample (hard ones have no slope), got {self.gates!r}")
+        if self.gates not in ("soft", "sample", "hard"):
+            raise ValueError(f"gates must be soft, sample or hard, got {self.gates!r}")
+        if self.gates == "hard" and "extractor" not in self.freeze:
+            raise ValueError('hard gates have no slope: set freeze=("extractor",) with them, or gates="soft"')
+        if self.gates == "hard" and (self.refresh_background or self.refresh_share < 1):
+            raise ValueError(
+                "with hard gates a refresh proposes passages anew: leave out refresh_background and refresh_share"
+            )
         if self.collapse not in ("warn", "stop", "ignore"):
             raise ValueError(f"collapse must be warn, stop or ignore, got {self.collapse!r}")
         if self.search not in ("exact", "index"):
@@ -285,7 +292,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
-        rag.in_mode("soft", kind),
+        rag.in_mode("hard" if config.gates == "hard" else "soft", kind),
         _calibrated(rag, config, rows, going_on) as calibration,
         _frozen(rag.model, config.freeze),
         within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives),

@@ -75,6 +75,7 @@ def alike(one: RAG, other: RAG) -> bool:
         (3, 7, {"accumulate": 2, "epochs": 4}),
         (5, 4, {"refresh_share": 0.5, "refresh_drift": 1e-6}),
         (4, 5, {"freeze": ("generator",), "objective": "marginal", "negatives": 5, "calibrate": 3}),
+        (5, 4, {"freeze": ("extractor",), "gates": "hard"}),
     ],
 )
 def test_it_goes_on_to_the_bit(

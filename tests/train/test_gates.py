@@ -2,11 +2,13 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from helpers import quick, weights
 
 from e2erag import RAG
+from e2erag.corpus import Corpus
 from e2erag.extract import CLOSED, ExtractorConfig, GateMode
 from e2erag.joint import Terms
 from e2erag.testing import tiny_document, tiny_rag
@@ -106,6 +108,57 @@ def test_straight_through_gates_that_are_not_drawn_are_warned_of(gates: GateMode
         warnings.simplefilter("always")
         quick(rag, gates=gates)
     assert sum("straight_through is of gates that are drawn" in str(each.message) for each in caught) == told
+
+
+def test_with_hard_gates_the_others_learn_on_what_an_index_holds(rag: RAG, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that are shut are in no row that is encoded or read, passages are those of hard mode, and the extractor
+    stays as it was."""
+    judge, documents = rag.model.extractor.forward, rag.corpus.documents
+    shut = torch.tensor(["seats" in text for document in documents for text in document.texts])
+
+    def forward(*given: torch.Tensor) -> object:
+        out = judge(*given)
+        return out._replace(**{name: torch.where(shut, -9.0, 9.0) for name in ("retrieve", "read", "carry")})
+
+    monkeypatch.setattr(rag.model.extractor, "forward", forward)
+    rag.refresh()
+    spans, encode, rows, seen = rag.corpus.spans.spans, rag.model.retriever.encode_passages, rag.model.rows, []
+    monkeypatch.setattr(
+        rag.model.retriever,
+        "encode_passages",
+        lambda lines, texts, *gates: (seen.extend(texts), encode(lines, texts, *gates))[1],
+    )
+
+    def noted(corpus: Corpus, *given: object, **named: object) -> object:
+        assert torch.equal(corpus.spans.spans, spans)
+        made, slots = rows(corpus, *given, **named)
+        assert slots == [None] * len(made)
+        words = [rag.model.generator.text(row.ids[: row.prompt]) for row in made]
+        read.extend(word.split("Question")[0] for word in words)
+        return made, slots
+
+    read: list[str] = []
+    monkeypatch.setattr(rag.model, "rows", noted)
+    before = weights(rag, "extractor"), weights(rag, "retriever")
+    run = quick(rag, gates="hard", freeze=("extractor",), refresh_every=1)
+    assert run.steps > 1
+    assert seen
+    assert not shut[torch.from_numpy(np.concatenate(seen))].any()
+    assert any("pilot" in words for words in read)
+    assert not any("seats" in words for words in read)
+    assert all(row["gradient_retriever"] > 0 and "gradient_extractor" not in row for row in run.history)
+    for stage, old in zip(("extractor", "retriever"), before, strict=True):
+        same = [torch.equal(a, b) for a, b in zip(old, weights(rag, stage), strict=True)]
+        assert all(same) == (stage == "extractor")
+
+
+def test_hard_gates_that_should_learn_are_refused() -> None:
+    """Or whose passages should stay while others are encoded."""
+    with pytest.raises(ValueError, match=r'hard gates have no slope: set freeze=\("extractor",\)'):
+        FitConfig(gates="hard", freeze=("extractor.gates",))
+    for changes in ({"refresh_share": 0.5}, {"refresh_background": True}):
+        with pytest.raises(ValueError, match="with hard gates a refresh proposes passages anew"):
+            FitConfig(gates="hard", freeze=("extractor",), **changes)
 
 
 def test_a_negative_clip_is_refused() -> None:
