@@ -196,10 +196,11 @@ class Checkpoint(L.Callback):
         Raises:
             ValueError: it was."""
         saved, rag = checkpoint["callbacks"][self.state_key], self.module.rag
-        drawn, other = saved["passages"], ["corpus"]
-        if len(saved["text"]) == len(rag._ready()[0]):
-            other = rag.indexer.changed(saved["manifest"], self._corpus(saved), rag.config.mode)
-        changed = sorted({*other} - {"encoder", "extractor"})  # these have learned since
+        drawn, other, frozen = saved["passages"], {"corpus"}, self.module.config.freeze
+        if self._fits(saved):
+            other = {*rag.indexer.changed(saved["manifest"], self._corpus(saved), rag.config.mode)}
+        learning = {"extractor": ("extractor",), "encoder": ("retriever", "retriever.passage")}  # have changed since
+        changed = sorted(other - {name for name, stages in learning.items() if not {*stages} & {*frozen}})
         if len(drawn) != ranks():
             changed.append(f"{ranks()} processes for {len(drawn)}")
         if saved["made_with"] != self.made_with:
@@ -226,6 +227,17 @@ class Checkpoint(L.Callback):
         corpus.text = state_dict["text"].to(corpus.text.device)
         rag.index_ = rag.indexer.restored(corpus, state_dict["rows"], state_dict["manifest"], rag.config.index)
         rag.corpus = corpus
+
+    def _fits(self, saved: dict[str, Any]) -> bool:
+        """Whether the candidates of then can be ones of what is indexed."""
+        corpus = self.module.rag._ready()[0]
+        if "spans" not in saved:  # by an earlier version
+            return False
+        document, start, stop, _ = saved["spans"].unbind(1)
+        if len(saved["text"]) != len(corpus) or bool((document >= len(corpus.documents)).any()):
+            return False
+        first = torch.from_numpy(corpus.first_line)
+        return bool(((start >= first[document]) & (stop <= first[document + 1])).all())
 
     def _corpus(self, saved: dict[str, Any]) -> Corpus:
         """What is indexed, with the candidates of then: with hard gates they go by the weights of then."""

@@ -98,7 +98,7 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but with soft gates over the index that is trained on); 0: it begins as it is.
+            (`RAG.calibrate`, but over the index that is trained on, with its gates); 0: it begins as it is.
         gates: "soft", or "sample" for binary concrete noise on top; or "hard", for which the extractor is frozen: the
             others learn on the passages that an index with hard gates holds, without the lines that it drops.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
@@ -349,7 +349,7 @@ def _checked(rag: RAG, config: FitConfig) -> str:
             "raise k, or freeze retriever",
             stacklevel=3,
         )
-    if rag.model.extractor.config.straight_through and config.gates != "sample":
+    if rag.model.extractor.config.straight_through and config.gates == "soft":
         warnings.warn(
             f"ExtractorConfig.straight_through is of gates that are drawn, and gates={config.gates!r}: set "
             'gates="sample", or leave it out',

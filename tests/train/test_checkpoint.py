@@ -145,12 +145,41 @@ def test_what_began_with_something_else_is_refused(tmp_path: Path, monkeypatch: 
     rag.add([tiny_document([["one more line"]], "more.pdf")])
     with pytest.raises(ValueError, match=r"\(corpus\)"):
         run(rag, tmp_path / "run", resume=True)
+    lines = [unit.text for document in system().corpus.documents for unit in document]
+    for cut in (len(lines), 1):  # as many lines in other documents
+        rag = system()
+        rag.index(
+            [tiny_document([lines[:cut]], "a.pdf"), *([tiny_document([lines[cut:]], "b.pdf")] if cut == 1 else [])]
+        )
+        with pytest.raises(ValueError, match=r"\(corpus\)"):
+            run(rag, tmp_path / "run", resume=True)
     rag = system()
     file = tmp_path / "run" / "checkpoint" / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(ManifestError, match=r"tensors\.safetensors has changed"):
         run(rag, tmp_path / "run", resume=True)
     assert all(torch.equal(before[name], value) for name, value in rag.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "told", "changes"),
+    [
+        ("extractor", "extractor", {"gates": "hard", "freeze": ("extractor",)}),
+        ("retriever", "encoder", {"freeze": ("retriever",)}),
+    ],
+)
+def test_a_frozen_stage_with_other_weights_is_refused(
+    stage: str, told: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They aren't in a run's state, and what was indexed with them goes on being used."""
+    stopped(system(), tmp_path / "run", 2, monkeypatch, **changes)
+    rag = system()
+    with torch.no_grad():
+        for parameter in rag.model.get_submodule(stage).parameters():
+            parameter.add_(0.01)
+    rag.refresh()
+    with pytest.raises(ValueError, match=rf"can't go on, .*{told}"):
+        run(rag, tmp_path / "run", resume=True, **changes)
 
 
 def test_settings_that_need_each_other(tmp_path: Path) -> None:
