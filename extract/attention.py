@@ -50,11 +50,12 @@ def gated_attention(
     """
     causal = getattr(module, "is_causal", True)
     bias = key_bias if causal else source_bias
+    dim = query.shape[-1]
+    scale = dim**-0.5 if scaling is None else scaling
     if position_bias is not None and shared is not None:
         added, bias = _once(shared, position_bias, attention_mask, bias)
         if _learns(added) and added.device.type == "cpu" and added.dtype == query.dtype and not kwargs.get("dropout"):
-            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-            logits = (query * scale if scale != 1 else query) @ key.transpose(2, 3)
+            logits = (query * scale) @ key.transpose(2, 3)
             return (logits.add_(added).softmax(-1) @ value).transpose(1, 2), None
         attention_mask, position_bias = added, None
     if position_bias is not None:
@@ -63,8 +64,6 @@ def gated_attention(
         attention_mask, bias = with_bias(attention_mask, bias.to(query.dtype)), None
     if bias is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    dim = query.shape[-1]
-    scale = dim**-0.5 if scaling is None else scaling
     width = 1 if query.device.type == "cpu" else 8  # GPU kernels want a multiple of eight
     column = bias.to(key.dtype)[:, None, :, None].expand(*key.shape[:3], 1)
     query = torch.cat([query, query.new_full((*query.shape[:3], 1), 1 / scale)], -1)
@@ -98,20 +97,18 @@ def _once(
         column = bias is not None and not _as_mask(bias) and not _learns(position)
         if bias is not None and not column:
             mask = with_bias(mask, bias.to(position.dtype))
-        if mask is None:
-            total = position
-        elif mask.dtype == torch.bool:
-            total = torch.where(mask, position, torch.finfo(position.dtype).min)
-        else:
-            total = position + mask
-        shared.update(given=given, made=(total.contiguous(), bias if column else None))
+        shared.update(given=given, made=(_added(mask, position).contiguous(), bias if column else None))
     made: tuple[Tensor, Tensor | None] = shared["made"]
     return made
 
 
 def with_bias(mask: Tensor | None, bias: Float[Tensor, "rows keys"]) -> Float[Tensor, "rows _ _ keys"]:
     """A mask, as attention takes it, and log w of the keys in one; what it shuts stays shut."""
-    bias = bias[:, None, None]
+    return _added(mask, bias[:, None, None])
+
+
+def _added(mask: Tensor | None, bias: Float[Tensor, "_ _ _ keys"]) -> Float[Tensor, "_ _ _ keys"]:
+    """A mask and what is added to logits, in one."""
     if mask is None:
         return bias
     if mask.dtype != torch.bool:
