@@ -395,23 +395,23 @@ class _Reading:
         """
         glyphs: list[tuple[float, float, str]] = []  # start and end along the baseline, characters
         place, steps = (0.0, 0.0), 0
-        read, box, first = list(text[begin:end]), [0.0], begin
+        read, first = list(text[begin:end]), begin
         for i in range(begin, end):
             owner = self.text_object(i)
             if not owner or text[i] == "\0":
                 continue
-            before, box = box, [float(owner), *self.loosely(i)]
-            first = first if box == before else i
-            read[first - begin : i - begin + 1] = of_one_glyph(text[first : i + 1])
             if owner != self.owner:
                 self.style(owner, i)
             x, y, end_x, end_y = self.ends(text, i, i)
             if not glyphs:
                 self.begun, place = self.now, (x, y)
             along = [(px - place[0]) * self.ux + (py - place[1]) * self.uy for px, py in ((x, y), (end_x, end_y))]
-            if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:
-                glyphs[-1] = *glyphs[-1][:2], glyphs[-1][2] + text[i]
+            if glyphs and abs(glyphs[-1][0] - along[0]) < 0.01:  # one glyph, several letters
+                letters = of_one_glyph(text[first : i + 1])
+                read[first - begin : i - begin + 1] = letters
+                glyphs[-1] = *glyphs[-1][:2], letters.replace("\0", "")
                 continue
+            first = i
             if glyphs and RIGHT_TO_LEFT.match(text[i]) and RIGHT_TO_LEFT.match(text[i - 1]):
                 steps += 1 if along[0] > glyphs[-1][0] else -1
             glyphs.append((along[0], along[1], text[i]))
@@ -420,7 +420,6 @@ class _Reading:
         low, high = min(glyph[0] for glyph in glyphs), max(glyph[1] for glyph in glyphs)
         self.begin = place[0] + low * self.ux, place[1] + low * self.uy
         self.end = place[0] + high * self.ux, place[1] + high * self.uy
-        glyphs = [(start, stop, of_one_glyph(letters)) for start, stop, letters in glyphs]
         self.parts.append("".join(read).replace("\0", " ") if steps <= 0 else turned(glyphs, SPACE * self.em))
         self.flush()
 
