@@ -243,7 +243,8 @@ class Checkpoint(L.Callback):
         """What is indexed, with the candidates of then: with hard gates they go by the weights of then."""
         rag = self.module.rag
         corpus = copy(rag._ready()[0])
-        corpus.take(saved["spans"], rag.model.extractor, rag.config.overlap)
+        if not torch.equal(saved["spans"], corpus.spans.spans):
+            corpus.take(saved["spans"], rag.model.extractor, rag.config.overlap)
         return corpus
 
     @property

@@ -76,6 +76,8 @@ def alike(one: RAG, other: RAG) -> bool:
         (5, 4, {"refresh_share": 0.5, "refresh_drift": 1e-6}),
         (4, 5, {"freeze": ("generator",), "objective": "marginal", "negatives": 5, "calibrate": 3}),
         (5, 4, {"freeze": ("extractor",), "gates": "hard"}),
+        (5, 4, {"freeze": ("extractor",)}),
+        (5, 4, {"freeze": ("retriever",), "calibrate": 3}),
     ],
 )
 def test_it_goes_on_to_the_bit(
