@@ -56,10 +56,10 @@ from e2erag.rag import GENERATOR
 from e2erag.retriever import RetrieverConfig
 from e2erag.train import FitConfig, marginal
 
-FIXED = (64, 128, 256)
+FIXED, AFTER = (64, 128, 256), ("then", "then-hard")
 ARMS = (
     "printed", "clean", "oracle", *(f"fixed-{n}" for n in FIXED),
-    "extractor", "retriever", "retriever-clean", "both", "then", "then-hard",
+    "extractor", "retriever", "retriever-clean", "both", *AFTER,
 )  # fmt: skip
 CLEAN = ("clean", "oracle", "retriever-clean")
 """Arms that need to know what is boilerplate."""
@@ -67,9 +67,9 @@ GATES = ("retrieve", "read")
 TEXT = ("text", "heading")
 """Roles of the lines that should stay."""
 FROZEN = {"both": ("generator",), "extractor": ("retriever", "generator")} | dict.fromkeys(
-    ("retriever", "retriever-clean", "then", "then-hard"), ("extractor", "generator")
+    ("retriever", "retriever-clean", *AFTER), ("extractor", "generator")
 )
-BASE = {"extractor": ("printed", "clean")} | dict.fromkeys(ARMS[-3:], ("retriever", "retriever-clean"))
+BASE = {"extractor": ("printed", "clean")} | dict.fromkeys(("both", *AFTER), ("retriever", "retriever-clean"))
 """Of arms with a trained extractor, the two that differ from it by what is printed."""
 TAUGHT = ("extractor", "retriever")
 """Frozen while the reader is taught."""
@@ -296,7 +296,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
     if arm.startswith("fixed"):
         chunks = int(arm.split("-")[1])
         rag.model.extractor = Extractor.fixed(chunks, chunks // 8, rag.model.extractor.config.text_dim)
-    if arm.startswith("then"):
+    if arm in AFTER:
         rag.model.extractor.load_state_dict(load_file(reader.parent / f"extractor-{seed}" / "extractor.safetensors"))
     asked = [question for question, _ in train.questions]
     if arm in FROZEN or size.calibrate:
@@ -467,10 +467,10 @@ def main() -> None:
         name, value = change.split("=", 1)
         size = replace(size, **{name: type(getattr(size, name))(json.loads(value))})
     seeds = options.seeds
-    wanted = {*options.arms, *["extractor" for arm in options.arms if arm.startswith("then")]}  # which these go on from
+    wanted = {*options.arms, *["extractor" for arm in options.arms if arm in AFTER]}  # which these go on from
     arms = [arm for arm in ARMS if arm in wanted and (size.corpus == "squad" or arm not in CLEAN)]
     if options.quick:
-        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", "then", "then-hard") if arm in arms]
+        seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", *AFTER) if arm in arms]
     out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
     (out / "pdf").mkdir(parents=True, exist_ok=True)
     write_file(out / "size.json", json.dumps(asdict(size), indent=2))

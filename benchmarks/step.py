@@ -10,9 +10,9 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   The bar is 1.15.
 - over_hf_rag: questions per second of our step over those of `RagSequenceForGeneration` with its context encoder
   training; same encoders, same T5, same passages, batch and K, which is 10 (over_hf_rag_k5: 5), its own (sdpa)
-  attention, no dropout in either. The bar is 2. Beside it
-  the same with every row read with gradient (by default what has less than 2 % of the likelihood is not). Hugging
-  Face's rows all have one length, the shortest that cuts no passage of the corpus.
+  attention, no dropout in either. The bar is 2. Beside it the same with every row read with gradient (by default what
+  has less than 2 % of the likelihood is not). Hugging Face's rows all have one length, the shortest that cuts no
+  passage of the corpus.
 - peak_over_hf_rag: what a step adds to the resident memory, each in a process of its own.
 - *_k_grown, *_corpus_grown: seconds and peak of a step that reads every row with gradient, at 4 times that K, and with
   16 times the passages, over its own (left out by --quick). How much is left out by default depends on how alike the
