@@ -388,15 +388,15 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1, 2, ... degrees of freedom
 
 def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[str, object]:
     """The figures that the benchmark is for, each as [mean, low, high] over the seeds: every arm's recall, likelihood
-    and tokens; the gap between its hard gates and its soft ones; what gates learned, and what a trained arm has over
-    the untrained one and over fixed chunks (`less`)."""
+    and tokens; the gap, soft less hard; what gates learned, and what a trained arm has over the untrained one and over
+    fixed chunks (`less`)."""
     figures: dict[str, object] = {}
     for arm in ARMS:
         cells = [seed[arm] for seed in results.values() if arm in seed]
         if cells:
             figures[arm] = {
                 name: {mode: interval([cell[mode][name] for cell in cells]) for mode in ("soft", "hard")}
-                | {"hard - soft": interval([cell["hard"][name] - cell["soft"][name] for cell in cells])}
+                | {"gap": interval([cell["soft"][name] - cell["hard"][name] for cell in cells])}
                 for name in ("recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored")
             }
     for arm, (base, _) in BASE.items():

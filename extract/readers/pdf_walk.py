@@ -412,6 +412,7 @@ class Walk:
         trm = times(self.tm, self.ctm)
         parts: list[str] = []
         start = pen = gap = 0.0  # in text space, before Tz; `pen` is where the last glyph ended, `gap` what follows it
+        low = high = 0.0  # how far the glyphs since `start` reach
         blank = False
         spread = self.char > abs(em)  # no letter-spacing: a table row in one string, a cell per glyph
         for raw in _pieces(items, font.step if spread else 0):
@@ -428,18 +429,20 @@ class Walk:
                 continue
             before, after = self.margins(font, text)
             after += self.char * spread
+            left = pen + gap + before
             if parts and gap + before > CELL * abs(em):
-                self.emit(trm, "".join(parts), start, pen, font)
-                parts, start = [], pen + gap + before
-            elif not parts:
-                start = pen + gap + before
+                self.emit(trm, "".join(parts), low, high, pen < start, font)
+                parts = []
+            if not parts:
+                start = low = high = left
             if blank or (parts and gap > SPACE * abs(em)):
                 parts.append(" ")
             parts.append(text)
             pen += gap + advance - after
+            low, high = min(low, left), max(high, pen)
             gap, blank = after, False
         if parts or blank:
-            self.emit(trm, "".join(parts) + " " * blank, start, pen, font)
+            self.emit(trm, "".join(parts) + " " * blank, low, high, pen < start, font)
         shift = (pen + gap) * self.stretch
         a, b, c, d, e, f = self.tm
         self.tm = (a, b, c, d, e + shift * a, f + shift * b)
@@ -451,10 +454,10 @@ class Walk:
         space = font.space * self.size + self.char + self.word * (font.codec is None)
         return (len(text) - len(text.lstrip())) * space, (len(text) - len(text.rstrip())) * space
 
-    def emit(self, trm: Matrix, text: str, start: float, end: float, font: Font) -> None:
+    def emit(self, trm: Matrix, text: str, low: float, high: float, leftwards: bool, font: Font) -> None:
         a, b, c, d, e, f = trm
         e, f = e + self.rise * c, f + self.rise * d
-        start, end = start * self.stretch, end * self.stretch
+        start, end = (self.stretch * at for at in ((high, low) if leftwards else (low, high)))
         along = math.hypot(a, b) or 1e-9
         sign = math.copysign(1.0, self.size * self.stretch)
         height = self.size * font.height

@@ -51,7 +51,7 @@ def test_the_summary_has_what_the_benchmark_is_for() -> None:
         for seed in (0.0, 0.01, 0.02)
     }  # fmt: skip
     found = summary(seeds)
-    assert found["extractor"]["recall@1"]["hard - soft"] == pytest.approx([-0.1] * 3)
+    assert found["extractor"]["recall@1"]["gap"] == pytest.approx([0.1] * 3)
     soft = found["extractor soft"]
     assert soft["distance_closed"]["recall@1"][0] == pytest.approx(0.55)
     assert soft["less"]["fixed-128"]["recall@1"][0] == pytest.approx(0.36)

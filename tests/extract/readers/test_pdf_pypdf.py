@@ -148,10 +148,3 @@ def test_a_font_file_has_no_say_in_what_the_font_names(named: object, shown: str
     resource[NameObject("/FontDescriptor")] = objects(descriptor)
     resource["/FontDescriptor"][NameObject("/FontFile")] = file
     assert pdf_walk.Font(resource).decode(b"ABC")[0] == shown
-
-
-def test_a_line_drawn_as_it_is_read_stays_so(tmp_path: Path) -> None:
-    """Letters from the right on, by moves inside one array: how word processors write."""
-    font = with_codes(A="\u05d3", B="\u05d5", C="\u05d7")
-    path = written(tmp_path, b"BT /F 10 Tf 90 700 Td [(A) 1400 (B) 1400 (C)] TJ ET", font=font)
-    assert [unit.text for unit in read_pdf(path, "pypdf")] == ["\u05d3\u05d5\u05d7"]
