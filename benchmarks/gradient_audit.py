@@ -322,7 +322,7 @@ def text(figures: dict[str, dict]) -> str:
             )  # fmt: skip
         row = next(rows[place] for place in REACH if place in rows)
         spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
-        cost = f"{row['time_ratio']:.2f} | {row['memory_ratio']:.2f}"
+        cost = f"{row['time_ratio']:.3f} | {row['memory_ratio']:.3f}"
         lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {cost} |")
     settings = next(iter(figures.values()))["settings"]
     heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]

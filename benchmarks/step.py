@@ -18,10 +18,10 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   16 times the passages, over its own (left out by --quick). How much is left out by default depends on how alike the
   passages found are, and that on the corpus' size.
 - tokens_per_second: tokens, padding left out, of passages, questions and prompts that a step of ours with a Llama takes
-  through encoder and reader; model_flops_utilisation: floating-point operations of its matrix products (forward and
-  backward, attention's whole squares and padding too; torch's FlopCounterMode) per second, over those of one large
-  product in the same precision;
-  attention_share: of the time in torch's operations (on a GPU of its kernels) what the attention kernels take.
+  through encoder and reader; padding_share: of what these are given; model_flops_utilisation: floating-point operations
+  of its matrix products (forward and backward, attention's whole squares and padding too; torch's FlopCounterMode) per
+  second, over those of one large product in the same precision; attention_share: of the time in torch's operations (on
+  a GPU of its kernels) what the attention kernels take.
 
 With --device cuda all of it is measured there, in the precision that "auto" has there, and the peak is of the memory
 that torch has given out; that has not been run yet, on any GPU. The two losses on one batch are printed side by side.
@@ -187,14 +187,22 @@ def utilisation(rag: RAG, asked: list[Question], k: int, rounds: int) -> dict[st
     model, device = rag.model, rag.model.device
     hold_all(rag)
     step = partial(our_step, rag, asked, k, marginal, 0.0)
+    tokens, given = tokens_of(rag, asked, k), []
+    parts = model.retriever.query.transformer, model.retriever.passage.transformer, model.generator.model.get_decoder()
+    hooks = [
+        part.register_forward_pre_hook(lambda _, args, kw: given.append(kw["input_ids"].numel()), with_kwargs=True)
+        for part in parts
+    ]
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # whose products are all counted
         step()
-    tokens = tokens_of(rag, asked, k)
+    for hook in hooks:
+        hook.remove()
     times = [seconds(step) for _ in range(1 + rounds)][1:]
     with profile() as seen:
         seconds(step)
     return {
         "tokens_per_second": tokens / median(times),
+        "padding_share": 1 - tokens / sum(given),
         "model_flops_utilisation": counter.get_total_flops() / median(times) / peak_flops(model),
         "attention_share": attention_share(seen, device),
     }

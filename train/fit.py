@@ -338,8 +338,8 @@ def _checked(rag: RAG, config: FitConfig) -> str:
     apart = [name for name in names if name not in TOGETHER]
     if together and apart:
         raise ValueError(
-            f'{apart[0]} weighs passages one by one, and with reading="{rag.model.reading}" all are given the same '
-            f'likelihood: take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
+            f'{apart[0]} draws passages, and with reading="{rag.model.reading}" all are given the same likelihood: '
+            f'take one of {", ".join(TOGETHER)}, or RAGConfig(reading="marginal")'
         )
     read = config.k + config.mined
     single = "retriever" in untaught(names, read, together) and "retriever" not in untaught(names, 2, together)
@@ -347,6 +347,12 @@ def _checked(rag: RAG, config: FitConfig) -> str:
         warnings.warn(
             f"with one passage read per question {' and '.join(names)} has nothing for the retriever to learn from: "
             "raise k, or freeze retriever",
+            stacklevel=3,
+        )
+    if "contrastive" in names and config.batch_size * ranks() == 1:
+        warnings.warn(
+            "contrastive compares the questions of a batch, and one question has none to compare with (accumulate "
+            "doesn't join batches): raise batch_size",
             stacklevel=3,
         )
     if rag.model.extractor.config.straight_through and config.gates == "soft":

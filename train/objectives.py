@@ -36,6 +36,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,12 +59,21 @@ class Options:
             targets of `pdist`, `lsr` and `loop` are per token anyway. This changes posteriors, not only the scale
             (JSA-RAG does so): long answers count less.
         noise: random numbers of `rloo` and `gumbel`; None draws from torch's global generator.
+
+    Raises:
+        ValueError: a temperature that isn't positive, or no sample.
     """
 
     temperature: float = 0.1
     samples: int = 4
     per_token: bool = False
     noise: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"a target's temperature must be positive, got {self.temperature}: .1 nats is the default")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}: 4 is the default")
 
 
 PLAIN = Options()
@@ -106,9 +116,10 @@ def rag_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 
 def reader(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
-    """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone (EMDR²'s reader term, Sachan et al.
-    2021, §2.3; Atlas', Izacard et al. 2022, §2, reads all K at once). Known trouble: the retriever learns nothing,
-    where passages are read each alone; read together, each has its log p_K(z) in attention, and there it does.
+    """−log Σ_{z∈K} sg[p_K(z)]·p(y|x,z): `rag_sequence` as the reader's loss alone. Where passages are read together it
+    is EMDR²'s reader term (Sachan et al. 2021, §2.3) and Atlas' (Izacard et al. 2022, §2), which read all K at once.
+    Known trouble: the retriever learns nothing, where passages are read each alone; read together, each has its
+    log p_K(z) in attention, and there it does.
     """
     return -(renormalised(e).detach() + _read(e, o)).logsumexp(1)
 
@@ -141,7 +152,7 @@ def emdr2_token(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 def pdist(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
     """KL( softmax_z[ log p(y|x,z) / (T·temperature) ] ‖ p_K )  (Izacard et al. 2022, §2.2, perplexity
-    distillation; T and temperature are its code's, `perplexity_score`).
+    distillation; in its code T is `perplexity_score`'s and the temperature `kldivloss`').
 
     Summed over passages (`batchmean`), so it doesn't shrink with K as Atlas' element mean does. Known trouble: cold
     targets are one-hot on whatever is best among the K, also where none of them is any good. Teaches the retriever
@@ -375,8 +386,8 @@ _CLOSED_BOOK = _WITH_TAIL | {"rloo"}
 """Those that learn from reading no passage; all others but `contrastive` compare the K with each other alone."""
 COMPARING = frozenset(("emdr2", "emdr2_token")) | RETRIEVER_ALONE
 """Those that compare passages by what each says alone."""
-TOGETHER = tuple(name for name in OBJECTIVES if name not in ("gumbel", "rloo", "rb"))
-"""Those that can train where passages are read together: which don't choose among likelihoods that are all the same."""
+TOGETHER = tuple(name for name in OBJECTIVES if name not in ("gumbel", "rloo"))
+"""Those that can train where passages are read together: which don't draw among likelihoods that are all the same."""
 
 
 def untaught(names: Iterable[str], read: int = 2, together: bool = False) -> tuple[str, ...]:
@@ -403,13 +414,19 @@ def negligible(names: Iterable[str], share: float, options: Options = PLAIN) -> 
     return share if not options.per_token and teaching <= (_WITH_TAIL if tail else _FOUND) else 0.0, tail
 
 
-def weights_of(named: str | Mapping[str, float | int]) -> dict[str, float]:
+def weights_of(named: Any) -> dict[str, float]:
     """A name, or names with weights, checked.
 
     Raises:
-        ValueError: a name that isn't in `OBJECTIVES`, answered with the nearest one; a weight that isn't positive.
+        ValueError: neither; a name that isn't in `OBJECTIVES`, answered with the nearest one; a weight that isn't a
+            positive number.
     """
-    weights = {named: 1.0} if isinstance(named, str) else {name: float(weight) for name, weight in named.items()}
+    weights = {named: 1.0} if isinstance(named, str) else named
+    if not (isinstance(weights, Mapping) and all(isinstance(weight, int | float) for weight in weights.values())):
+        raise ValueError(
+            f'an objective is a name, or names with weights ({{"marginal": 1, "pdist": 0.5}}), got {named!r}'
+        )
+    weights = {name: float(weight) for name, weight in weights.items()}
     for name, weight in weights.items():
         if name not in OBJECTIVES:
             near = get_close_matches(str(name), OBJECTIVES, 1)

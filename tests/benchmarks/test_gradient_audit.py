@@ -7,7 +7,26 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-from gradient_audit import KS, STOCHASTIC, Cost, Step, audit, reach, run, summary, synthetic, tails, text
+import gradient_audit
+from gradient_audit import (
+    KS,
+    STOCHASTIC,
+    Cost,
+    Errors,
+    Reading,
+    Step,
+    audit,
+    compare,
+    costs,
+    drawn,
+    reach,
+    run,
+    summary,
+    synthetic,
+    tails,
+    text,
+)
+from reading_table import Size
 
 from e2erag.train import OBJECTIVES, Options
 
@@ -79,3 +98,44 @@ def test_a_run_has_what_is_named_for_it_and_is_put_into_words() -> None:
     said = text(figures)
     assert all(said.count(f"| `{name}` |") == 4 for name in names)
     assert "real, τ = 0.05, K = 4 (" in said
+
+
+def test_the_figures_of_a_reach_are_medians_and_means_of_its_questions() -> None:
+    """By hand: five questions in reach, one near."""
+    values = torch.tensor([1.0, 0.9, 0.8, 0.1, 0.2, -0.5])
+    where = torch.tensor([0, 0, 0, 0, 0, 1])
+    found = summary([Errors(values, 1 - values, values)], [where], Cost(1.5, 1.25))
+    row = found["in_reach"]
+    assert found.keys() == {"in_reach", "near"}
+    assert (row["cosine"], row["cosine_mean"]) == pytest.approx((0.8, 0.6))
+    assert (row["relative_error"], row["relative_error_mean"]) == pytest.approx((0.2, 0.4))
+    assert (row["variance"], row["questions"], row["time_ratio"], row["memory_ratio"]) == pytest.approx(
+        (0.8, 5, 1.5, 1.25)
+    )
+
+
+def test_errors_are_means_over_draws_and_their_variance_a_square() -> None:
+    """Two draws (3, 0) and (0, 4) of a gradient (0, 2): cosines 0 and 1, errors √13 / 2 and 1, variance 2.5² / 2²."""
+    found = compare(torch.tensor([[[3.0, 0.0]], [[0.0, 4.0]]]), torch.tensor([[0.0, 2.0]]))
+    assert found.cosine.tolist() == pytest.approx([0.5])
+    assert found.relative.tolist() == pytest.approx([(13**0.5 / 2 + 1) / 2])
+    assert found.variance.tolist() == pytest.approx([6.25 / 4])
+
+
+def test_reach_goes_by_the_gold_passages_rank() -> None:
+    """K = 2: the first two are in reach, up to the eighth near."""
+    table = synthetic(30, 9)
+    order = (table.questions @ table.passages.T).argsort(1, descending=True)
+    ranks = torch.tensor([0, 1, 2, 5, 7, 8, 9, 20, 29])
+    table = table._replace(gold=order.gather(1, ranks[:, None])[:, 0])
+    assert reach(table, 2).tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_the_closed_book_is_paid_by_those_who_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred seconds without it and two hundred with it; `gumbel` draws half of the K."""
+    monkeypatch.setattr(gradient_audit, "readings", lambda *_: [Reading(100.0, 10.0), Reading(200.0, 12.0)])
+    found = costs(Size(), Path(), (4,))[4]
+    for name, cost in found.items():
+        twice = name in ("marginal", "rb", "rloo")
+        assert cost == pytest.approx((2.0, 1.2) if twice else (1.0, 1.0), abs=0.01)
+    assert [drawn("gumbel", k) for k in KS] == [2, 4, 8]

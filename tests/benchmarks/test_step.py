@@ -9,7 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 import step
-from step import bare_step, hold_all, our_step, questions, system, tokens_of
+from step import bare_step, hold_all, our_step, questions, system, tokens_of, utilisation
 
 from e2erag import RAG
 from e2erag.extract.attention import NAME
@@ -37,6 +37,13 @@ def test_the_bare_parts_learn_what_our_step_teaches(reader: ReaderKind, monkeypa
         assert {name for name, p in stage.named_parameters() if p.grad is not None} >= learned > set()
     assert rag.model.generator.model.config._attn_implementation == NAME
     assert tokens_of(rag, asked, 4) > 0
+
+
+def test_the_devices_figures_are_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = utilisation(small("llama", monkeypatch), questions(2), 4, 1)
+    assert figures["tokens_per_second"] > 0
+    for name, most in (("padding_share", 0.1), ("model_flops_utilisation", 1.0), ("attention_share", 1.0)):
+        assert 0 < figures[name] < most, name
 
 
 @pytest.mark.skipif(not find_spec("datasets"), reason="datasets isn't installed: pip install 'e2erag[benchmarks]'")

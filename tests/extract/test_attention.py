@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from e2erag.extract.attention import gated_attention
 
@@ -62,3 +63,16 @@ def test_another_call_of_the_encoder_sums_anew() -> None:
     found, _ = gated_attention(encoder, **second, scaling=1.0, shared=shared)
     exact = (second["query"] @ second["key"].transpose(2, 3)).softmax(-1) @ second["value"]
     torch.testing.assert_close(found, exact.transpose(1, 2))
+
+
+@pytest.mark.parametrize("gate", ["key_bias", "source_bias"])
+def test_gates_that_learn_stay_in_fused_attention(gate: str) -> None:
+    """In the keys, of a causal model and of an encoder with padding: as a mask they would fall out of it."""
+    query, key, value = (torch.randn(3, 2, 5, 4).requires_grad_() for _ in range(3))
+    bias, causal = (-torch.rand(3, 5)).requires_grad_(), gate == "key_bias"
+    mask = None if causal else torch.ones(3, 1, 5, 5, dtype=torch.bool)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        out, _ = gated_attention(SimpleNamespace(is_causal=causal), query, key, value, mask, **{gate: bias})
+        out.sum().backward()
+    assert bias.grad is not None
+    assert bias.grad.any()

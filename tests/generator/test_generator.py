@@ -106,6 +106,21 @@ def test_a_gates_gradient_equals_finite_differences(kind: ReaderKind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_like_length_are_read_together(kind: ReaderKind) -> None:
+    """Forty rows of 3 to 45 words in all orders: a few calls, and little padding."""
+    generator = tiny_generator(kind=kind)
+    words, sizes = np.arange(3), np.random.default_rng(0).integers(1, 16, 40)
+    made = [row(generator, np.resize(words, size).tolist()) for size in sizes]
+    calls: list[int] = []
+    body = generator.model.get_encoder() if generator.model.config.is_encoder_decoder else generator.model.get_decoder()
+    body.register_forward_pre_hook(lambda _, args, given: calls.append(given["input_ids"].numel()), with_kwargs=True)
+    generator.log_likelihood(made)
+    assert len(calls) <= 15
+    assert sum(calls) < 1.05 * sum(r.size for r in made)
+    assert len(made) * max(r.size for r in made) > 1.3 * sum(calls)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_small_batches_with_recomputation_give_the_same_value_and_gradient(kind: ReaderKind) -> None:
     """A budget of one row a batch holds one graph at a time; values and gradients stay."""
     results = []

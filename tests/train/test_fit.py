@@ -308,9 +308,19 @@ def test_objectives_that_draw_passages_are_refused_where_passages_are_read_toget
     """All passages have the same likelihood then, so `rloo` would have nothing to teach; `marginal` learns."""
     rag = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="concat"))
     rag.index([tiny_document([["the pilot was 85", "seats 4"], ["engine lycoming", "damage none"]])])
-    with pytest.raises(ValueError, match=r'rloo weighs passages one by one, .*take one of marginal, .*reading="'):
+    with pytest.raises(ValueError, match=r'rloo draws passages, .*take one of marginal, .*reading="'):
         quick(rag, objective={"reader": 1, "rloo": 1})
     assert quick(rag).steps == 2
+
+
+@pytest.mark.parametrize(("objective", "size", "told"), [
+    ("contrastive", 1, 1), ({"marginal": 1, "contrastive": 0.1}, 1, 1), ("contrastive", 2, 0), ("marginal", 1, 0),
+])  # fmt: skip
+def test_a_batch_of_one_question_has_nothing_to_contrast(
+    rag: RAG, objective: str | dict[str, float], size: int, told: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    quick(rag, objective=objective, batch_size=size, accumulate=2)
+    assert sum("raise batch_size" in str(each.message) for each in recwarn) == told
 
 
 @pytest.mark.parametrize(

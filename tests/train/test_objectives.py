@@ -470,6 +470,18 @@ def test_extreme_log_probabilities_stay_finite(name: str, kind: torch.dtype) -> 
         assert all(torch.isfinite(g).all() for g in slopes)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_draw_that_misses_the_only_likely_passage_stays_finite(name: str, seed: int) -> None:
+    """Beside it the others' likelihood is e^−1e4, so that a ratio to theirs would overflow."""
+    prior = torch.tensor([[0.4, 0.3, 0.2]], dtype=torch.float64).log().requires_grad_()
+    read = torch.tensor([[-1e4, -1e4, -1.0]], dtype=torch.float64, requires_grad=True)
+    e = Evidence(prior_logp=prior, answer_logp=read, closed_book_logp=torch.tensor([-1e4], dtype=torch.float64))
+    loss = OBJECTIVES[name](e, options(seed=seed, samples=1))
+    assert torch.isfinite(loss).all()
+    assert all(torch.isfinite(slope).all() for slope in torch.autograd.grad(loss.sum(), (prior, read)))
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_bfloat16_is_within_its_resolution(name: str) -> None:
     """Evidence rounded to eight bits moves a loss by a few hundredths, and its gradient by no other direction; of those

@@ -204,6 +204,12 @@ def test_wrong_names_and_weights_are_told_the_right_ones() -> None:
             weights_of({"loop": weight})
     with pytest.raises(ValueError, match="objective names none: take one or several of marginal"):
         weights_of({})
+    for named in (["marginal", "pdist"], None, {"marginal": None}):
+        with pytest.raises(ValueError, match=r"an objective is a name, or names with weights \(.*\), got "):
+            weights_of(named)
+    for wrong in ({"temperature": 0.0}, {"temperature": -1.0}, {"samples": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*, got .* is the default"):
+            Options(**wrong)
     bare = Evidence(prior_logp=torch.zeros(1, 1), answer_logp=torch.zeros(1, 1), closed_book_logp=torch.zeros(1))
     for name, missing in (("rag_token", "token_logp"), ("pdist", "needs length"), ("contrastive", "question_rows")):
         with pytest.raises(ValueError, match=missing):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pypdf
 import pytest
-from pdf_fixtures import NTSB, with_codes, written
+from pdf_fixtures import NTSB, written
 from pypdf import PdfReader
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
