@@ -4,6 +4,7 @@ e2erag demo | extract | index | add | delete | fit | ask | evaluate
 """
 
 import logging
+import os
 import re
 import sys
 from argparse import Action
@@ -13,6 +14,7 @@ from copy import copy
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 from json import dumps, loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -341,8 +343,9 @@ def extract(
         if rag is not None:
             documents.append(document)
         elif out is not None:
+            stem = os.fsencode(document.name)[:180].decode(errors="ignore")  # a name has 255 bytes at most
             # The digest keeps two files of one name apart.
-            write_file(Path(out) / f"{document.name}.{document.sha256[:8]}.md", document.to_markdown())
+            write_file(Path(out) / f"{stem}.{document.sha256[:8]}.md", document.to_markdown())
 
     report = read_report(files, take, **reading)
     print(report)
@@ -351,7 +354,7 @@ def extract(
         for document in documents:
             for page in [page.number for page in document.pages if page.units][:pages]:
                 print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty(), gate=gate))
-        print("\n" + "\n".join(map(str, [saved(rag), *dropped(rag)])))
+        print(f"\n{saved(rag)}\n" + ("\n".join(map(str, dropped(rag))) or "No line is dropped."))
         if out is not None:
             print(f"\npages with gates, cuts and candidates: {write_report(rag, out, pages, gate)}")
     _end(report)
@@ -418,6 +421,9 @@ def evaluate(
 
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, TextIOWrapper):
+            file.reconfigure(errors="surrogateescape")  # a file's name may be no text, and is printed as it is
     try:
         commands: dict[str, Any] = {
             each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)

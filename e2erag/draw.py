@@ -19,7 +19,8 @@ except ImportError:
     raise ImportError("pictures of pages need Pillow: pip install 'e2erag[draw]'") from None
 
 KEPT, DROPPED, CITED, CUT, CANDIDATE = (46, 160, 67), (207, 34, 46), (9, 105, 218), (130, 80, 223), (101, 109, 118)
-SCALE = 2.0  # pixels per point
+SCALE = 2.0  # pixels per point, but on a page so large that a sheet would have more than
+PIXELS = 25_000_000
 LANES = 6  # brackets side by side
 MARGIN = 70.0  # points beside the page, for the brackets
 
@@ -55,59 +56,60 @@ def draw_page(
         raise ValueError(f"gate must be read, retrieve or carry, got {gate!r}")
     view = look_at(rag, file, page, every)
     sheet = view.page
-    image = _sheet(view.document.file, sheet)
+    scale = min(SCALE, (PIXELS / ((sheet.width + MARGIN) * max(sheet.height, 1.0))) ** 0.5)
+    image = _sheet(view.document.file, sheet, scale)
     tint = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(tint)
-    font = ImageFont.load_default(size=8 * SCALE)
+    font = ImageFont.load_default(size=max(8 * scale, 1))
     for unit, value, cut in zip(sheet.units, view.gates[gate], view.taken, strict=True):
         colour = tuple(round(value * k + (1 - value) * d) for k, d in zip(KEPT, DROPPED, strict=True))
-        x0, y0, x1, y1 = (SCALE * v for v in unit.box)
+        x0, y0, x1, y1 = (scale * v for v in unit.box)
         pen.rectangle((x0 - 2, y0 - 1, x1 + 2, y1 + 1), fill=(*colour, 60))
-        pen.text((SCALE * 4, y0), f"{value:.2f}", fill=(*colour, 255), font=font)
+        pen.text((scale * 4, y0), f"{value:.2f}", fill=(*colour, 255), font=font)
         if cut:
-            for x in np.arange(x0 - 10, max(x1, x0 + 100), 12):
+            for x in np.arange(max(x0, 0) - 10, min(max(x1, x0 + 100), image.width), 12):
                 pen.line((x, y0 - 3, x + 7, y0 - 3), fill=(*CUT, 255), width=2)
-    _brackets(pen, view)
+    _brackets(pen, view, scale)
     for citation in cited:
         if citation.page == page and citation.file == view.document.file:
-            x0, y0, x1, y1 = (SCALE * v for v in citation.box)
+            x0, y0, x1, y1 = (scale * v for v in citation.box)
             pen.rectangle((x0 - 5, y0 - 4, x1 + 5, y1 + 4), outline=(*CITED, 255), width=4)
     picture = Image.alpha_composite(image.convert("RGBA"), tint).convert("RGB")
     return _save(picture, Path(target))
 
 
-def _brackets(pen: ImageDraw.ImageDraw, view: PageView) -> None:
+def _brackets(pen: ImageDraw.ImageDraw, view: PageView, scale: float) -> None:
     """A bracket per candidate beside the page, in lanes by their size; darker where log π is higher."""
     if not view.spans:
         return
     prior = np.asarray([score for _, _, score in view.spans])
     low, high = prior.min(), prior.max()
     sizes = sorted({stop - start for start, stop, _ in view.spans})
-    step = SCALE * (MARGIN - 10) / LANES
+    step = scale * (MARGIN - 10) / LANES
     for start, stop, score in view.spans:
         units = view.page.units[start:stop]
         lane = min(sizes.index(stop - start) * LANES // len(sizes), LANES - 1)
-        x = SCALE * (view.page.width + 6) + lane * step + (start % 2) * step / 3
-        y0, y1 = SCALE * min(u.box.y0 for u in units) + 2, SCALE * max(u.box.y1 for u in units) - 2
+        x = scale * (view.page.width + 6) + lane * step + (start % 2) * step / 3
+        y0, y1 = scale * min(u.box.y0 for u in units) + 2, scale * max(u.box.y1 for u in units) - 2
         alpha = 90 + round(165 * float((score - low) / (high - low))) if high - low > 1e-6 else 170
         pen.line((x - 4, y0, x, y0, x, y1, x - 4, y1), fill=(*CANDIDATE, alpha), width=2)
 
 
-def _sheet(file: str, page: Page) -> Image.Image:
+def _sheet(file: str, page: Page, scale: float) -> Image.Image:
     """The page as it looks, on a sheet with a margin for the brackets; its lines written out where it can't be had."""
-    size = (round(page.width * SCALE), round(page.height * SCALE))
-    sheet = Image.new("RGB", (round((page.width + MARGIN) * SCALE), size[1]), "white")
-    if (rendered := _rendered(file, page.number)) is not None:
+    size = (round(page.width * scale), round(page.height * scale))
+    sheet = Image.new("RGB", (round((page.width + MARGIN) * scale), size[1]), "white")
+    if (rendered := _rendered(file, page.number, scale)) is not None:
         sheet.paste(rendered.resize(size))
         return sheet
     pen = ImageDraw.Draw(sheet)
     for unit in page.units:
-        font = ImageFont.load_default(size=max(0.85 * unit.font_size, 4) * SCALE)
-        pen.text((SCALE * unit.box.x0, SCALE * unit.box.y0), unit.text, fill="black", font=font)
+        font = ImageFont.load_default(size=max(0.85 * unit.font_size * scale, 4 * scale, 1))
+        pen.text((scale * unit.box.x0, scale * unit.box.y0), unit.text, fill="black", font=font)
     return sheet
 
 
-def _rendered(file: str, page: int) -> Image.Image | None:
+def _rendered(file: str, page: int, scale: float) -> Image.Image | None:
     if Path(file).suffix.lower() != ".pdf" or not Path(file).is_file():
         return None
     try:
@@ -116,7 +118,7 @@ def _rendered(file: str, page: int) -> Image.Image | None:
         return None
     try:
         with pypdfium2.PdfDocument(file) as pdf:
-            rendered: Image.Image = pdf[page - 1].render(scale=SCALE).to_pil()
+            rendered: Image.Image = pdf[page - 1].render(scale=scale).to_pil()
     except (pypdfium2.PdfiumError, IndexError):  # PDFium can't open it, or the file is another one by now
         return None
     return rendered.convert("RGB")

@@ -173,11 +173,12 @@ class Extractor(nn.Module):
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """`extractor(document)` is `extractor.passages(document)`; with tensors it is `forward`, as in any module."""
-        if inputs and isinstance(inputs[0], Document):
+        first = inputs[0] if inputs else named.get("document", named.get("layout"))
+        if isinstance(first, Document):
             return self.passages(*inputs, **named)
-        if inputs and not isinstance(inputs[0], Tensor):
+        if not isinstance(first, Tensor):
             raise TypeError(
-                f"an extractor takes a document that was read, got {inputs[0]!r:.80}: read the file first, "
+                f"an extractor takes a document that was read, got {first!r:.80}: read the file first, "
                 "extractor(e2erag.extract.read(path))"
             )
         return super().__call__(*inputs, **named)

@@ -13,7 +13,8 @@ LAYOUT_FEATURES = (
     "page bottom", "cells", "full stop", "colon", "gap above", "gap below", "aligned", "ruled", "heading",
     "confidence", "first page", "page", "line", "hyphen", "lower case",
 )  # fmt: skip
-"""Names of the columns of `layout_features`, all scaled to about [0, 1]."""
+"""Names of the columns of `layout_features`, all scaled to about [0, 1] and within [−1, 2]: a line far off its page may
+not drown the others of a corpus in the normalisation."""
 
 EDGE = 0.07  # share of the page's height where running headers and footers live
 NEAR = 0.8  # ems between a ruling line and the line of text that it belongs to
@@ -50,9 +51,9 @@ def _of_page(page: Page, usual: float, pages: int) -> Float[np.ndarray, "units f
     below = np.append(box[1:, 1], height)
     em = np.where(size > 0, size, usual)
     columns = {
-        "left": box[:, 0] / width,
-        "top": box[:, 1] / height,
-        "width": (box[:, 2] - box[:, 0]) / width,
+        "left": np.clip(box[:, 0] / width, -1.0, 2.0),
+        "top": np.clip(box[:, 1] / height, -1.0, 2.0),
+        "width": np.minimum((box[:, 2] - box[:, 0]) / width, 2.0),
         "relative size": np.minimum(size / usual, 4.0) / 2,
         "bold": [unit.bold for unit in units],
         "digits": [sum(map(str.isdigit, text)) for text in texts] / length,

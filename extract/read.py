@@ -11,6 +11,7 @@ from pathlib import Path
 
 from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers import READERS, read_pdf
+from e2erag.extract.readers.pdf import engine_or_default
 from e2erag.extract.readers.shown import short
 
 _EMPTY = "is an empty path, which would be the whole working directory: name a file, or '.' if that is meant"
@@ -25,9 +26,13 @@ def read(path: str | Path, engine: str | None = None) -> Document:
     Raises:
         ReadError: the file can't be read, or is of a kind that has no reader; the reason is in the message.
         ValueError, ImportError: there is no such engine, or it is not installed.
+        TypeError: `path` is no path.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(f"read takes the path of one file, got {path!r:.80}: read_many takes several")
     if path == "":
         raise ReadError(path, _EMPTY)
+    engine_or_default(engine)
     path = Path(path)
     if reason := _no_file(path):
         raise ReadError(path, reason)

@@ -88,13 +88,14 @@ def stream(
         progress: whether a terminal shows how far it is.
 
     Raises:
-        ValueError, ImportError: a limit is not positive, or there is no such engine.
+        ValueError, ImportError: a limit that bounds nothing, or there is no such engine.
         OSError: the cache's folder can't be made.
         RuntimeError: no process could be started.
     """
     engine_or_default(engine)  # raises before the first file does
     if (workers or 0) < 0 or any(most is not None and most <= 0 for most in (seconds, memory)):
-        raise ValueError(f"workers, seconds and memory are positive, got {workers=}, {seconds=}, {memory=}")
+        got = f"{workers=}, {seconds=}, {memory=}"
+        raise ValueError(f"workers is 0 or more, seconds and memory are positive, got {got}: leave out any")
     if workers == 0 and (seconds or memory):
         raise ValueError("seconds and memory are limits of workers, and with workers=0 there are none: leave them out")
     kept = Cache(cache) if cache is not None else None

@@ -137,7 +137,10 @@ class Worker:
             said = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
             why = said[-1] if said else _died(process.wait())
             _let_go(process)
-            raise RuntimeError(f"no process to read in could be started ({why}); workers=0 reads without") from None
+            raise RuntimeError(
+                f"no process to read in could be started ({why}): it may have {self.memory >> 20} MB "
+                "(memory=…); workers=0 reads without"
+            ) from None
         finally:
             timer.cancel()
         process.stderr.close()

@@ -43,6 +43,8 @@ _CEDILLA = re.compile("([CcSsTt])¸")
 _LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
 # Codes that mean something in one font only: bullets, logos.
 PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
+# A font's table may name half a character, which no encoding takes.
+_HALF = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE])
 # Adobe has codes of its own for old-style digits and ȷ.
 _INSTEAD = _CONTROL | {0xAD: "-", 0xF6BE: "ȷ"} | {0xF730 + i: str(i) for i in range(10)}
@@ -217,8 +219,10 @@ def _composed_accent(found: re.Match[str]) -> str:
 
 
 def clean(text: str) -> str:
-    """The text single-spaced, with ligatures opened, accents composed, dot leaders and control characters gone."""
+    """The text single-spaced, with ligatures opened, accents composed, dot leaders, control characters and half
+    characters gone."""
     if not text.isprintable():
+        text = _HALF.sub(" ", text).encode("utf-16", "surrogatepass").decode("utf-16")  # two halves are one
         text = PRIVATE.sub(" ", text.translate(_INSTEAD))
     if not text.isascii():
         text = _ACCENT.sub(_composed_accent, text)

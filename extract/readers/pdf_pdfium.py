@@ -460,5 +460,5 @@ def _turn(runs: list[Run], turn: int) -> int:
 
 
 def _character(code: int) -> str:
-    """One character for one index; what is no character is a blank that no word has."""
-    return chr(code) if 0 < code <= 0x10FFFF and not 0xD800 <= code < 0xE000 else "\0"
+    """One character, or half of one, for one index; what is no character is a blank that no word has."""
+    return chr(code) if 0 < code <= 0x10FFFF else "\0"

@@ -1,6 +1,7 @@
 """What readers share before they read: a file's bytes, its characters, the package that knows its format."""
 
 import codecs
+import glob
 import hashlib
 import importlib
 import importlib.metadata
@@ -39,7 +40,8 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise ReadError(path, "no such file: check the path") from None
+        pattern = ", or let read_many look for what the pattern names" if glob.has_magic(str(path)) else ""
+        raise ReadError(path, f"no such file: check the path{pattern}") from None
     except IsADirectoryError:
         raise ReadError(path, "is a folder: read_many reads the files in it") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -1,5 +1,6 @@
 """What the command line hands on."""
 
+import os
 import sys
 from dataclasses import fields
 from json import dumps
@@ -221,7 +222,7 @@ def test_what_is_indexed_of_files_is_an_exit_code_too(
         ("extract {a} --out {a}", "a.txt is a file, and a folder was to be written there. Choose another place"),
         ("extract {a} --cache {a}", "a.txt is a file or lies below one, and what was read is kept in a folder"),
         ("extract {a} --pages -1", "pages is how many of each document are shown, none or more, got -1"),
-        ("extract {a} --memory -1", "workers, seconds and memory are positive, got"),
+        ("extract {a} --memory -1", "workers is 0 or more, seconds and memory are positive, got"),
         ("extract {a} --gate red", "Got value: red"),
         ("index {a} {a}/x", "a.txt/x was to be written below it. Choose another place"),
         ("index {a} {foreign}", "foreign is not empty and not a folder that e2erag saved"),
@@ -327,3 +328,21 @@ def test_help_says_that_several_files_may_be_named(
         main()
     assert end.value.code == 0
     assert capsys.readouterr().out.count(" files ...") == 2  # in the usage, and where it is explained
+
+
+def test_extract_writes_documents_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of as many bytes as a name may have, and one that is no text."""
+    names = ["a" * 251 + ".txt", "é" * 125 + ".txt", os.fsdecode(b"caf\xe9.txt")]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_text("seats 4")
+    monkeypatch.setattr(sys, "argv", ["e2erag", "extract", str(tmp_path / "in"), f"--out={tmp_path / 'out'}"])
+    main()
+    written = sorted(os.fsdecode(path.name) for path in (tmp_path / "out").iterdir())
+    assert len(written) == 3
+    assert written[0].startswith("a" * 180 + ".")
+    assert written[1].startswith("caf.txt.")
+    assert written[2].startswith("é" * 90 + ".")
+    assert "read     | 3 files" in capsys.readouterr().out

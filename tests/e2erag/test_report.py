@@ -12,7 +12,7 @@ from PIL import Image
 
 from e2erag import RAG, draw
 from e2erag.draw import SCALE, draw_page
-from e2erag.extract import Extractor, ExtractorConfig, read
+from e2erag.extract import Box, Document, Extractor, ExtractorConfig, Page, Unit, read
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.view import kept_above, look_at
@@ -49,6 +49,20 @@ def test_what_is_dropped_most_is_counted_without_its_digits(told: RAG) -> None:
     assert str(row).endswith(", in 3 forms (gate 0.00, kept above 0.61)")
 
 
+def test_lines_dropped_most_often_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three feet, then two heads, and the one note only where so many are asked for."""
+    rag = tiny_rag()
+    rag.index([tiny_document([["head 1", "foot 1"], ["head 2", "foot 2"], ["note", "foot 3"]], "a.pdf")])
+    judge = rag.model.extractor.forward
+    monkeypatch.setattr(
+        rag.model.extractor,
+        "forward",
+        lambda *given: judge(*given)._replace(retrieve=torch.full((6,), -9.0), read=torch.full((6,), -9.0)),
+    )
+    assert [(row.count, row.text[:4]) for row in dropped(rag)] == [(3, "foot"), (2, "head"), (1, "note")]
+    assert [row.count for row in dropped(rag, most=2)] == [3, 2]
+
+
 def test_what_is_saved_is_counted_in_lines_tokens_and_candidates(told: RAG) -> None:
     """By hand from the corpus' own lines."""
     corpus, told_ = told.corpus, saved(told)
@@ -59,7 +73,15 @@ def test_what_is_saved_is_counted_in_lines_tokens_and_candidates(told: RAG) -> N
     assert (told_.lines, told_.kept_lines) == (15, 10)
     assert (told_.tokens, told_.retrieve_tokens, told_.read_tokens) == (sizes.sum(), kept, kept)
     assert told_.candidates == len(corpus.passages)
-    assert told_.per_page[0] <= told_.per_page[1] <= told_.candidates
+    pages = [(span[0], corpus.page[span[1]].item()) for span in corpus.spans.spans.tolist()]
+    assert told_.per_page == pytest.approx((len(pages) / 5, max(pages.count(page) for page in pages)))
+
+
+def test_candidates_per_page_are_told_of_pages_of_unequal_length() -> None:
+    """A window of two lines at each of its lines: a page of six has more than one of a line."""
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(1,), kinds=(), identity_lines=0))
+    rag.index([tiny_document([[f"line {i}" for i in range(6)], ["alone"]], "a.pdf")])
+    assert saved(rag).per_page == (3.5, 6)
 
 
 def test_a_page_for_the_terminal_marks_what_is_dropped(told: RAG) -> None:
@@ -190,3 +212,13 @@ def test_nothing_but_pictures_needs_pillow(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert run.stdout == "pictures of pages need Pillow: pip install 'e2erag[draw]'\n"
+
+
+@pytest.mark.parametrize("size", [(14_400.0, 14_400.0), (9e4, 10.0), (9e4, 9e4)])
+def test_a_poster_is_drawn_smaller(size: tuple[float, float], tmp_path: Path) -> None:
+    """A page of 200 inches would be a sheet of 830 million pixels; what lies off the page takes no time."""
+    lines = (Unit("a poster", 1, 1, Box(100, 1, 5e7, 9), 8.0), Unit("seats 4", 1, 2, Box(-9e6, -9e6, 9e6, 9e6), 8.0))
+    rag = tiny_rag()
+    rag.index([Document("poster.pdf", "0", (Page(1, *size, lines),))])
+    with Image.open(draw_page(rag, "poster.pdf", 1, tmp_path / "page.png")) as picture:
+        assert picture.width * picture.height <= 1.01 * draw.PIXELS

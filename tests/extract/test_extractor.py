@@ -272,6 +272,15 @@ def test_layout_features_tell_a_running_header_from_text() -> None:
     assert np.abs(table).max() <= 2
 
 
+@pytest.mark.parametrize("box", [Box(5e6, 9e6, 6e6, 9.1e6), Box(-5e6, -9e6, -4e6, -8e6), Box(0, 0, 5e6, 12)])
+def test_a_line_off_its_page_has_features_like_any(box: Box) -> None:
+    """What features are normalised by is common to a corpus."""
+    page = Page(1, 600.0, 800.0, (Unit("a", 1, 1, box, 12.0), Unit("b", 1, 2, Box(60, 80, 160, 92), 12.0)))
+    table = layout_features(Document("a.pdf", "0", (page,)))
+    assert table.min() >= -1
+    assert table.max() <= 2
+
+
 def test_layout_features_say_how_a_line_is_set() -> None:
     """Every column but those of running heads, of two lines that differ in each, by hand."""
     cells = (Cell(0, 7, 60, 160), Cell(8, 16, 200, 260))

@@ -149,6 +149,7 @@ def check(files: list[Path], engine: str | None, monkeypatch: pytest.MonkeyPatch
                 assert isinstance(item, Document)
                 assert item.units
                 assert all(math.isfinite(edge) for unit in item for edge in (*unit.box, unit.font_size)), item
+                assert all(text.encode() for text in (*item.texts, item.to_markdown()))
                 counts["document"] += 1
     print(engine, dict(counts), len(started), "processes")
     assert not ours, "\n".join(ours)

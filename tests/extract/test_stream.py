@@ -16,7 +16,10 @@ from pdf_files import drawn, huge, outcome, slow, some_files
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, Page, ReadError, Report, Unit, read, read_many, read_report, stream
+from e2erag.extract import worker as of_worker
 from e2erag.extract.pack import unpack
+from e2erag.extract.read import attempt
+from e2erag.extract.stream import MEMORY
 from e2erag.extract.worker import Worker
 
 STREAM = sys.modules["e2erag.extract.stream"]  # the package has the function under that name
@@ -90,7 +93,7 @@ def test_a_single_small_file_is_read_in_a_process(folder: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": -1}, "are positive"),
+        ({"workers": -1}, "workers is 0 or more, seconds .* got workers=-1"),
         ({"seconds": 0.0}, "are positive"),
         ({"memory": 0}, "are positive"),
         ({"workers": 0, "seconds": 9.0}, "with workers=0 there are none: leave them out"),
@@ -127,6 +130,15 @@ def test_file_over_its_memory_costs_only_itself(folder: Path) -> None:
     assert isinstance(last, Document)
     assert isinstance(error, ReadError)
     assert error.reason == "needs more than 300 MB to be read: give it more (memory=…), or leave it out"
+
+
+def test_a_document_too_large_for_its_caller_is_told_as_that(folder: Path) -> None:
+    """Who unpacks it needs several times as much: an eighth of a worker's memory is as much as it may send."""
+    reason, packed = of_worker._read(attempt, folder / "0.pdf", None, MEMORY)
+    assert reason == ""
+    assert len(packed) > 100
+    assert of_worker._read(attempt, folder / "0.pdf", None, 8 * len(packed)) == ("", packed)
+    assert of_worker._read(attempt, folder / "0.pdf", None, 8 * len(packed) - 8) == (None, b"")
 
 
 BALLAST = r"""

@@ -121,6 +121,25 @@ def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
     assert [unit.text for unit in assert_same(path)] == ["office flight"]
 
 
+@pytest.mark.parametrize(
+    ("halves", "text"), [("D835", "B BB"), ("0041D835", "A BA BB"), ("DC00", "B BB"), ("D83DDE00", "😀B😀BB")]
+)
+def test_characters_of_two_halves_and_halves_of_none(tmp_path: Path, halves: str, text: str) -> None:
+    """Beyond 16 bits a character is two; a font's map may end within it, and no encoding would take a half."""
+    font = with_codes(A="A", B="B")
+    font["/ToUnicode"]._data = font["/ToUnicode"]._data.replace(b"<0041>", f"<{halves}>".encode())
+    [line] = assert_same(written(tmp_path, b"BT /F 10 Tf 50 700 Td (ABABB) Tj ET", font=font))
+    assert line.text == text
+    assert line.text.encode()
+
+
+def test_letters_of_formulas_are_letters(tmp_path: Path) -> None:
+    """Word sets them in a plane of their own, beyond 16 bits."""
+    font = with_codes(A="\U0001d465", B="\U0001d466")
+    [line] = assert_same(written(tmp_path, b"BT /F 10 Tf 50 700 Td (if ABAB = A then B) Tj ET", font=font))
+    assert line.text == "if xyxy = x then y"
+
+
 def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
     [line] = assert_same(canvas(tmp_path, accents))
     assert line.text == "Fix(W\u0303 → ãpa f\u0303) = 0"

@@ -36,6 +36,15 @@ def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypat
     assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "three"]
 
 
+def test_what_a_form_draws_counts_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"BT /F 9 Tf (two) Tj ET " + b"0 0 m 9 9 l " * 99
+    path = written(tmp_path, ONE, b"/A Do", THREE, A=lines)
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 1000)
+    document = read_pdf(path, "pypdf")
+    assert [(unit.text, unit.page) for unit in document] == [("one", 1), ("three", 3)]
+    assert list(document.unread) == [2]
+
+
 def test_document_of_unreadable_pages_is_not_called_a_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason is that of the first page."""
     monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 10)
