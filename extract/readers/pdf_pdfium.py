@@ -66,7 +66,10 @@ class PdfiumFile:
     @property
     def title(self) -> str:
         with LOCK:
-            return str(self.file.get_metadata_value("Title"))
+            try:
+                return str(self.file.get_metadata_value("Title"))
+            except UnicodeDecodeError:  # half a character; a title is not worth a document
+                return ""
 
     def shown(self, number: int) -> Shown:
         """What page `number` (from 1) shows."""
