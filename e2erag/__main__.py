@@ -4,7 +4,6 @@ e2erag demo | extract | index | add | delete | fit | ask | evaluate
 """
 
 import logging
-import os
 import re
 import sys
 from argparse import Action
@@ -343,7 +342,8 @@ def extract(
         if rag is not None:
             documents.append(document)
         elif out is not None:
-            stem = os.fsencode(document.name)[:180].decode(errors="ignore")  # a name has 255 bytes at most
+            # Of 255 bytes that a name may have, with what is added here and while it is written.
+            stem = document.name.encode(errors="backslashreplace")[:180].decode(errors="ignore")
             # The digest keeps two files of one name apart.
             write_file(Path(out) / f"{stem}.{document.sha256[:8]}.md", document.to_markdown())
 
@@ -351,7 +351,7 @@ def extract(
     print(report)
     if rag is not None and documents:
         rag.index(documents)
-        for document in documents:
+        for document in rag.corpus.documents if rag.corpus else ():  # a second file of the same content isn't there
             for page in [page.number for page in document.pages if page.units][:pages]:
                 print("\n" + page_text(rag, document.file, page, colour=sys.stdout.isatty(), gate=gate))
         print(f"\n{saved(rag)}\n" + ("\n".join(map(str, dropped(rag))) or "No line is dropped."))
@@ -421,9 +421,8 @@ def evaluate(
 
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
-    for file in (sys.stdout, sys.stderr):
-        if isinstance(file, TextIOWrapper):
-            file.reconfigure(errors="surrogateescape")  # a file's name may be no text, and is printed as it is
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         commands: dict[str, Any] = {
             each.__name__: each for each in (demo, extract, index, add, delete, fit, ask, evaluate)

@@ -104,8 +104,7 @@ def _refuse_place(folder: Path, wanted: Path) -> None:
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Write one file, text as UTF-8 (and names of files as they are), so that a reader sees the old content or the new
-    one and never a part.
+    """Write one file, text as UTF-8, so that a reader sees the old content or the new one and never a part.
 
     Raises:
         IsADirectoryError: `path` is a folder.
@@ -119,7 +118,7 @@ def write_file(path: str | Path, content: str | bytes) -> None:
     _recover(path)
     partial = _sibling(path, "partial")
     try:
-        partial.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         if path.exists():
             shutil.copymode(path, partial)  # a file kept private stays private
         _flush(partial)

@@ -19,8 +19,8 @@ except ImportError:
     raise ImportError("pictures of pages need Pillow: pip install 'e2erag[draw]'") from None
 
 KEPT, DROPPED, CITED, CUT, CANDIDATE = (46, 160, 67), (207, 34, 46), (9, 105, 218), (130, 80, 223), (101, 109, 118)
-SCALE = 2.0  # pixels per point, but on a page so large that a sheet would have more than
-PIXELS = 25_000_000
+SCALE = 2.0  # pixels per point, but of a page so large that a side would have more than
+SIDE = 6000
 LANES = 6  # brackets side by side
 MARGIN = 70.0  # points beside the page, for the brackets
 
@@ -56,7 +56,7 @@ def draw_page(
         raise ValueError(f"gate must be read, retrieve or carry, got {gate!r}")
     view = look_at(rag, file, page, every)
     sheet = view.page
-    scale = min(SCALE, (PIXELS / ((sheet.width + MARGIN) * max(sheet.height, 1.0))) ** 0.5)
+    scale = min(SCALE, SIDE / max(sheet.width + MARGIN, sheet.height))
     image = _sheet(view.document.file, sheet, scale)
     tint = Image.new("RGBA", image.size, (0, 0, 0, 0))
     pen = ImageDraw.Draw(tint)
@@ -97,8 +97,8 @@ def _brackets(pen: ImageDraw.ImageDraw, view: PageView, scale: float) -> None:
 
 def _sheet(file: str, page: Page, scale: float) -> Image.Image:
     """The page as it looks, on a sheet with a margin for the brackets; its lines written out where it can't be had."""
-    size = (round(page.width * scale), round(page.height * scale))
-    sheet = Image.new("RGB", (round((page.width + MARGIN) * scale), size[1]), "white")
+    size = (max(round(page.width * scale), 1), max(round(page.height * scale), 1))
+    sheet = Image.new("RGB", (max(round((page.width + MARGIN) * scale), 1), size[1]), "white")
     if (rendered := _rendered(file, page.number, scale)) is not None:
         sheet.paste(rendered.resize(size))
         return sheet

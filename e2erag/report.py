@@ -169,7 +169,8 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
     items = "".join(f"<li>{html.escape(str(row))}</li>" for row in rows)
     body.append(f"<ul>{items}</ul>" if items else "<p>No line is dropped.</p>")
     for number, document in enumerate(corpus.documents, 1):
-        body.append(f"<h2>{html.escape(document.name)}</h2><p>{len(document.pages)} pages, {len(document)} lines</p>")
+        title = html.escape(document.name.encode(errors="backslashreplace").decode())  # which may be no text
+        body.append(f"<h2>{title}</h2><p>{len(document.pages)} pages, {len(document)} lines</p>")
         body += [f"<p>page {n} was not read: {html.escape(why)}</p>" for n, why in document.unread.items()]
         for page in [page for page in document.pages if page.units][:pages]:
             name = f"{number:04}-{page.number:04}.png"

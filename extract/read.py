@@ -28,8 +28,10 @@ def read(path: str | Path, engine: str | None = None) -> Document:
         ValueError, ImportError: there is no such engine, or it is not installed.
         TypeError: `path` is no path.
     """
-    if not isinstance(path, str | Path):
-        raise TypeError(f"read takes the path of one file, got {path!r:.80}: read_many takes several")
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"read takes the path of one file, got {path!r:.80}; read_many takes several, folders and patterns"
+        )
     if path == "":
         raise ReadError(path, _EMPTY)
     engine_or_default(engine)

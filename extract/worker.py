@@ -138,7 +138,7 @@ class Worker:
             why = said[-1] if said else _died(process.wait())
             _let_go(process)
             raise RuntimeError(
-                f"no process to read in could be started ({why}): it may have {self.memory >> 20} MB "
+                f"no process to read in could be started ({why}): it may have {self.memory / _MB:,.0f} MB "
                 "(memory=…); workers=0 reads without"
             ) from None
         finally:

@@ -422,11 +422,11 @@ def weights_of(named: Any) -> dict[str, float]:
             positive number.
     """
     weights = {named: 1.0} if isinstance(named, str) else named
-    if not (isinstance(weights, Mapping) and all(isinstance(weight, int | float) for weight in weights.values())):
-        raise ValueError(
-            f'an objective is a name, or names with weights ({{"marginal": 1, "pdist": 0.5}}), got {named!r}'
-        )
-    weights = {name: float(weight) for name, weight in weights.items()}
+    try:
+        weights = {name: float(weight) for name, weight in weights.items()}
+    except (AttributeError, TypeError, ValueError):
+        example = '{"marginal": 1, "pdist": 0.5}'
+        raise ValueError(f"an objective is a name, or names with weights ({example}), got {named!r}") from None
     for name, weight in weights.items():
         if name not in OBJECTIVES:
             near = get_close_matches(str(name), OBJECTIVES, 1)

@@ -8,7 +8,7 @@ import ctypes
 import math
 import re
 import threading
-from itertools import compress, filterfalse, groupby, repeat
+from itertools import compress, filterfalse, groupby, pairwise, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +31,10 @@ WORD = 60  # characters from an accent to its letter at most
 _WORD = re.compile(r"[^\s\0]+")
 _ACCENT = re.compile(f"[⁄{''.join(ACCENTS)}]")
 _LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
+
+# A character beyond 16 bits is two halves here, and where PDFium turns a word round, the second one comes first.
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\udc00-\udfff][\ud800-\udbff]")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 _UNKNOWN = Face(0.75, -0.22, False)
 _Style = tuple[int | None, float, float, float, float, float]  # font, size, and the matrix's a b c d
@@ -156,6 +160,7 @@ class _Reading:
         text = bytes(buffer)[: 2 * count].decode("utf-16-le", "replace")
         if len(text) != count or "\0" in text or "\ufffd" in text:  # characters without a code, or beyond 16 bits
             text = "".join(map(_character, (calls.unicode(self.handle, i) for i in range(count))))
+            text = _PAIR.sub(lambda halves: "".join(sorted(halves[0])), text)
         return text
 
     # Text
@@ -270,10 +275,12 @@ class _Reading:
         x, y, end_x, end_y = self.ends(text, start, stop - 1)
         if self.upright and self.left > x + OVERHANG * self.em:
             x = self.left  # characters of an /ActualText share an origin
-        if self.upright and stop - start > 1 and end_x - x > (CELL + 1) * (stop - start - 1) * self.em:
-            for i in range(start, stop):  # characters that far apart are cells
-                self.piece(text, i, i + 1, owner, between if i == start else "")
-            return
+        if self.upright and stop - start > 1 and end_x - x > (CELL + 1) * ((stop - start - 1) // 2) * self.em:
+            each = _characters(text, start, stop)
+            if len(each) > 1 and end_x - x > (CELL + 1) * (len(each) - 1) * self.em:  # so far apart they are cells
+                for i, after in pairwise([*each, stop]):
+                    self.piece(text, i, after, owner, between if i == start else "")
+                return
         dx, dy = x - self.end[0], y - self.end[1]
         gap, off = dx * self.ux + dy * self.uy, abs(dy * self.ux - dx * self.uy)
         level = off <= 0.05 * self.em and -BACK * self.em < gap <= CELL * self.em
@@ -292,6 +299,7 @@ class _Reading:
             stop - start < 3
             or not self.font
             or wide - sum(map(self.font.widths.__getitem__, text[start:stop])) * self.em < space
+            or len(_characters(text, start, stop)) < 3
         ):
             return word
         out, end = [" " * spaced], math.inf
@@ -353,8 +361,8 @@ class _Reading:
         now = (address, size, m.a, m.b, m.c, m.d)
         if now != self.now:
             self.now = now
-            along = math.hypot(m.a, m.b) or 1e-9
-            self.em, self.ux, self.uy = abs(size) * along or 1e-9, m.a / along, m.b / along
+            along = math.copysign(math.hypot(m.a, m.b) or 1e-9, size)
+            self.em, self.ux, self.uy = abs(size * along) or 1e-9, m.a / along, m.b / along
             self.upright = m.b == 0 and m.c == 0 and m.a > 0
 
     def ends(self, text: str, first: int, last: int) -> tuple[float, float, float, float]:
@@ -367,6 +375,9 @@ class _Reading:
             return x, y, self.right(text, last), y
         calls.origin(self.handle, last, *self.at)
         wide = (self.font.widths[text[last]] if self.font else 0.5) * self.em
+        if _HALVES.match(text[last]):  # whose width PDFium doesn't tell
+            left, top, right, bottom = self.loosely(last)
+            wide = abs((right - left) * self.ux) + abs((top - bottom) * self.uy)
         return x, y, self.x.value + wide * self.ux, self.y.value + wide * self.uy
 
     def right(self, text: str, index: int) -> float:
@@ -460,6 +471,11 @@ def _turn(runs: list[Run], turn: int) -> int:
             letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
     most = max(range(4), key=letters.__getitem__)
     return (turn + 90 * most) % 360 if letters[most] >= UPRIGHT * sum(letters) else turn
+
+
+def _characters(text: str, start: int, stop: int) -> list[int]:
+    """Where the characters of text[start:stop] begin; one beyond 16 bits is two halves."""
+    return [i for i in range(start, stop) if not "\udc00" <= text[i] <= "\udfff"]
 
 
 def _character(code: int) -> str:

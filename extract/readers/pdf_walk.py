@@ -439,7 +439,7 @@ class Walk:
                 parts.append(" ")
             parts.append(text)
             pen += gap + advance - after
-            low, high = min(low, left), max(high, pen)
+            low, high = min(low, left, pen), max(high, left, pen)  # of a negative size glyphs go left
             gap, blank = after, False
         if parts or blank:
             self.emit(trm, "".join(parts) + " " * blank, low, high, pen < start, font)

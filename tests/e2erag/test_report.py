@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from e2erag import RAG, draw
 from e2erag.draw import SCALE, draw_page
@@ -214,11 +214,16 @@ def test_nothing_but_pictures_needs_pillow(tmp_path: Path) -> None:
     assert run.stdout == "pictures of pages need Pillow: pip install 'e2erag[draw]'\n"
 
 
-@pytest.mark.parametrize("size", [(14_400.0, 14_400.0), (9e4, 10.0), (9e4, 9e4)])
-def test_a_poster_is_drawn_smaller(size: tuple[float, float], tmp_path: Path) -> None:
-    """A page of 200 inches would be a sheet of 830 million pixels; what lies off the page takes no time."""
+@pytest.mark.parametrize("size", [(14_400.0, 14_400.0), (9e4, 10.0), (9e4, 9e4), (1e9, 0.001)])
+def test_a_poster_is_drawn_smaller(size: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of 200 inches would be a sheet of 830 million pixels, a cut over its wide line millions of dashes."""
     lines = (Unit("a poster", 1, 1, Box(100, 1, 5e7, 9), 8.0), Unit("seats 4", 1, 2, Box(-9e6, -9e6, 9e6, 9e6), 8.0))
     rag = tiny_rag()
     rag.index([Document("poster.pdf", "0", (Page(1, *size, lines),))])
+    judge, cut, dashes = rag.model.extractor.forward, torch.full((2,), 9.0), []
+    monkeypatch.setattr(rag.model.extractor, "forward", lambda *given: judge(*given)._replace(cut=cut))
+    line = ImageDraw.ImageDraw.line
+    monkeypatch.setattr(ImageDraw.ImageDraw, "line", lambda *given, **how: dashes.append(1) or line(*given, **how))
     with Image.open(draw_page(rag, "poster.pdf", 1, tmp_path / "page.png")) as picture:
-        assert picture.width * picture.height <= 1.01 * draw.PIXELS
+        assert max(picture.size) <= draw.SIDE
+        assert len(dashes) <= 2 * (picture.width / 12 + 2) + 9

@@ -3,6 +3,8 @@
 import glob
 import os
 import random
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -199,3 +201,35 @@ def test_reader_that_fails_costs_one_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "read", starve)
     with pytest.raises(MemoryError):
         attempt(tmp_path / "a.pdf")
+
+
+def test_one_path_is_read(tmp_path: Path) -> None:
+    """A pattern is none, and an engine there is not is told whatever the file is."""
+    (tmp_path / "a.txt").write_text("seats 4")
+    with pytest.raises(ReadError, match=r"no such file: check the path, or let read_many look for what the pattern"):
+        read(tmp_path / "*.pdf")
+    with pytest.raises(ValueError, match="engine is one of"):
+        read(tmp_path / "a.txt", engine="acrobat")
+
+
+WRONG_PATHS = """
+import os, sys
+from e2erag.extract import read
+(entry,) = os.scandir(sys.argv[1])
+print(read(entry).texts)
+for wrong in (None, 3, ["a.txt"], b"a.txt"):
+    try:
+        read(wrong)
+    except TypeError as error:
+        print(error)
+"""
+
+
+def test_what_has_a_path_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
+    """In a process of its own, where types aren't checked before."""
+    (tmp_path / "a.txt").write_text("seats 4")
+    run = subprocess.run([sys.executable, "-c", WRONG_PATHS, tmp_path], capture_output=True, text=True, check=True)
+    first, *errors = run.stdout.splitlines()
+    assert first == "('seats 4',)"
+    assert len(errors) == 4
+    assert all(re.match(r"read takes the path of one file, got .*; read_many takes several", e) for e in errors)

@@ -191,6 +191,7 @@ def test_weights_compose() -> None:
     expected = marginal(e) + 0.5 * OBJECTIVES["pdist"](e, options())
     torch.testing.assert_close(sum(parts.values()), expected)
     assert weights_of("emdr2") == {"emdr2": 1.0}
+    assert weights_of({"loop": torch.tensor(2), "lsr": torch.ones(1).numpy()[0]}) == {"loop": 2.0, "lsr": 1.0}
 
 
 def test_wrong_names_and_weights_are_told_the_right_ones() -> None:

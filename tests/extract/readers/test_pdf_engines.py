@@ -115,6 +115,16 @@ def test_a_line_drawn_as_it_is_read_stays_so(tmp_path: Path, glyph: str) -> None
     assert (line.box.x0, line.box.x1) == pytest.approx((75.3, 96.7), abs=0.1)
 
 
+@pytest.mark.parametrize("shown", [b"(Hello world) Tj", b"(A) Tj", b"[(Hel) 20 (lo)] TJ ( world) Tj"])
+def test_a_negative_size_draws_to_the_other_side(tmp_path: Path, shown: bytes) -> None:
+    """With a matrix that turns it back, as some programs write."""
+    turned = written(tmp_path, b"BT /F -10 Tf -1 0 0 -1 50 700 Tm " + shown + b" ET")
+    [line] = assert_same(turned)
+    [plain] = read_pdf(written(tmp_path, b"BT /F 10 Tf 50 700 Td " + shown + b" ET"), "pypdf")
+    assert line.text == plain.text
+    assert apart(line.box, plain.box) < 0.1
+
+
 def test_engines_agree_on_ligatures(tmp_path: Path) -> None:
     """Glyphs fi and fl are two letters each."""
     path = written(tmp_path, b"BT /F 10 Tf 50 700 Td (of\\001ce \\002ight) Tj ET", font=with_ligatures())
@@ -131,6 +141,24 @@ def test_characters_of_two_halves_and_halves_of_none(tmp_path: Path, halves: str
     [line] = assert_same(written(tmp_path, b"BT /F 10 Tf 50 700 Td (ABABB) Tj ET", font=font))
     assert line.text == text
     assert line.text.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"50 700 Td (ABCD) Tj", "x😀בא"),
+        (b"50 700 Td (ACB D) Tj", "x ב😀א"),
+        (b"120 700 Td [(BA) 2400 (C) 1400 (AB)] TJ", "בא😀אב"),
+        (b"30 Tc 50 700 Td (CDCD) Tj", "😀 x 😀 x"),
+        (b"0 1 -1 0 50 300 Tm (C) Tj", "😀"),
+        (b"0 1 -1 0 50 300 Tm (hCD iC) Tj (next) Tj", "h😀x i😀next"),
+    ],
+)
+def test_characters_of_two_halves_stand_anywhere(tmp_path: Path, content: bytes, text: str) -> None:
+    """In words from the right, in cells, in short words, upwards."""
+    font = with_codes(A="א", B="ב", C="😀", D="\U0001d465")
+    [line] = assert_same(written(tmp_path, b"BT /F 10 Tf " + content + b" ET", font=font))
+    assert line.text == text
 
 
 def test_letters_of_formulas_are_letters(tmp_path: Path) -> None:
