@@ -26,6 +26,7 @@ from e2erag.config import RAGConfig
 from e2erag.demo import demo
 from e2erag.evaluation import evaluate as evaluate_system
 from e2erag.extract import Document, Report, read_report, stream
+from e2erag.extract.report import printable
 from e2erag.generator import GeneratorConfig
 from e2erag.questions import read_questions
 from e2erag.rag import GENERATOR, RAG, RETRIEVER
@@ -343,7 +344,7 @@ def extract(
             documents.append(document)
         elif out is not None:
             # Of 255 bytes that a name may have, with what is added here and while it is written.
-            stem = document.name.encode(errors="backslashreplace")[:180].decode(errors="ignore")
+            stem = printable(document.name).encode()[:180].decode(errors="ignore")
             # The digest keeps two files of one name apart.
             write_file(Path(out) / f"{stem}.{document.sha256[:8]}.md", document.to_markdown())
 

@@ -11,6 +11,7 @@ import torch
 
 from e2erag.artefact import write_file
 from e2erag.corpus import Corpus, Gates
+from e2erag.extract.report import printable
 from e2erag.rag import RAG
 from e2erag.view import GATES, PageView, kept_above, look_at
 
@@ -169,8 +170,9 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
     items = "".join(f"<li>{html.escape(str(row))}</li>" for row in rows)
     body.append(f"<ul>{items}</ul>" if items else "<p>No line is dropped.</p>")
     for number, document in enumerate(corpus.documents, 1):
-        title = html.escape(document.name.encode(errors="backslashreplace").decode())  # which may be no text
-        body.append(f"<h2>{title}</h2><p>{len(document.pages)} pages, {len(document)} lines</p>")
+        body.append(
+            f"<h2>{html.escape(printable(document.name))}</h2><p>{len(document.pages)} pages, {len(document)} lines</p>"
+        )
         body += [f"<p>page {n} was not read: {html.escape(why)}</p>" for n, why in document.unread.items()]
         for page in [page for page in document.pages if page.units][:pages]:
             name = f"{number:04}-{page.number:04}.png"

@@ -34,14 +34,16 @@ def read(path: str | Path, engine: str | None = None) -> Document:
         )
     if path == "":
         raise ReadError(path, _EMPTY)
-    engine_or_default(engine)
     path = Path(path)
     if reason := _no_file(path):
         raise ReadError(path, reason)
     suffix = path.suffix.lower()
     if suffix in READERS or not path.is_file() or _is_pdf(path):  # what is missing or a folder, read_pdf explains
         reader = READERS.get(suffix, read_pdf)
-        return read_pdf(path, engine) if reader is read_pdf else reader(path)
+        if reader is read_pdf:
+            return read_pdf(path, engine)
+        engine_or_default(engine)  # a wrong name is one whatever the file is
+        return reader(path)
     kinds = ", ".join(sorted(READERS))
     raise ReadError(path, f"is a {suffix or 'file without suffix'}: only {kinds} can be read, convert it")
 

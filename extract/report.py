@@ -77,7 +77,7 @@ class Report:
         yield f"{'failed':8} | {_count(len(self.failed), 'file')}"
         if self.skipped:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in self.skipped.most_common(8))
-            yield f"{'skipped':8} | {_count(self.skipped.total(), 'file')} of other kinds: {_printable(kinds)}"
+            yield f"{'skipped':8} | {_count(self.skipped.total(), 'file')} of other kinds: {printable(kinds)}"
         pages = sum(map(len, self.unread.values()))
         yield f"{'unread':8} | {_count(pages, 'page')} of {_count(len(self.unread), 'file')} read"
         rows = [("failed", error.file, error.reason) for error in self.failed]
@@ -89,7 +89,7 @@ class Report:
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> Iterator[str]:
-    shown = [(kind, _printable(file), _printable(why)) for kind, file, why in rows]
+    shown = [(kind, printable(file), printable(why)) for kind, file, why in rows]
     wide = min(max(len(file) for _, file, _ in shown), 60)
     for kind, file, why in shown:
         yield f"{kind:8} | {file:{wide}} | {why}"
@@ -111,6 +111,6 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A file's name may hold line ends and bytes of no character, which a terminal should not be sent."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -44,7 +44,7 @@ _LEADER = re.compile(r"(?:[.·․‥…]\s?){5,}")
 # Codes that mean something in one font only: bullets, logos.
 PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010fffd]")
 # Characters beyond 16 bits come as two halves from PDFium. A font's table may name one half, which no encoding takes.
-_HALVES = re.compile("[\ud800-\udfff]")
+HALVES = re.compile("[\ud800-\udfff]")
 _HALF = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 _CONTROL = dict.fromkeys([*range(9), *range(14, 32), *range(127, 160), 0xFEFF, 0xFFFE])
 # Adobe has codes of its own for old-style digits and ȷ.
@@ -223,7 +223,7 @@ def clean(text: str) -> str:
     """The text single-spaced, with ligatures opened, accents composed, dot leaders, control characters and half
     characters gone."""
     if not text.isprintable():
-        if _HALVES.search(text):
+        if HALVES.search(text):
             text = _HALF.sub(" ", text).encode("utf-16", "surrogatepass").decode("utf-16")  # two halves are one
         text = PRIVATE.sub(" ", text.translate(_INSTEAD))
     if not text.isascii():

@@ -16,7 +16,7 @@ from typing import Any
 from e2erag.extract.document import ReadError
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, of_one_glyph, turned
-from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, SPACE, Face, Run, takes_accent
+from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, HALVES, SPACE, Face, Run, takes_accent
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.pdfium_paths import Drawn
 from e2erag.extract.readers.shown import IDENTITY, Shown, frame
@@ -34,7 +34,6 @@ _LINE = re.compile(r"[^\s\0](?:[^\r\n]*[^\s\0])?")
 
 # A character beyond 16 bits is two halves here, and where PDFium turns a word round, the second one comes first.
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]|[\udc00-\udfff][\ud800-\udbff]")
-_HALVES = re.compile("[\ud800-\udfff]")
 
 _UNKNOWN = Face(0.75, -0.22, False)
 _Style = tuple[int | None, float, float, float, float, float]  # font, size, and the matrix's a b c d
@@ -375,7 +374,7 @@ class _Reading:
             return x, y, self.right(text, last), y
         calls.origin(self.handle, last, *self.at)
         wide = (self.font.widths[text[last]] if self.font else 0.5) * self.em
-        if _HALVES.match(text[last]):  # whose width PDFium doesn't tell
+        if HALVES.match(text[last]):  # whose width PDFium doesn't tell
             left, top, right, bottom = self.loosely(last)
             wide = abs((right - left) * self.ux) + abs((top - bottom) * self.uy)
         return x, y, self.x.value + wide * self.ux, self.y.value + wide * self.uy

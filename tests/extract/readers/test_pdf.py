@@ -371,19 +371,6 @@ def test_label_value_rows_of_real_reports_are_one_unit() -> None:
 # The document
 
 
-def test_a_title_that_is_no_text_costs_no_document(tmp_path: Path, engine: str) -> None:
-    """Half a character, in UTF-16."""
-    drawn(tmp_path, lambda c: (c.setTitle("A title!"), c.drawString(9, 9, "text")))
-    (path,) = tmp_path.glob("*.pdf")
-    data = path.read_bytes()
-    assert b"(A title!)" in data
-    path.write_bytes(data.replace(b"(A title!)", b"<FEFFD800>"))
-    document = read_pdf(path, engine)
-    assert [unit.text for unit in document] == ["text"]
-    assert "A title" not in document.title
-    document.title.encode()
-
-
 def test_title_and_digest_come_with_the_document(tmp_path: Path) -> None:
     """The metadata's title; the digest is that of the bytes."""
     document = drawn(tmp_path, lambda c: (c.setTitle("A title"), c.drawString(9, 9, "text")))

@@ -168,6 +168,19 @@ def test_letters_of_formulas_are_letters(tmp_path: Path) -> None:
     assert line.text == "if xyxy = x then y"
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_title_that_is_no_text_costs_no_document(tmp_path: Path, engine: str) -> None:
+    """Half a character, in UTF-16."""
+    path = canvas(tmp_path, lambda c: (c.setTitle("A title!"), c.drawString(9, 9, "text")))
+    data = path.read_bytes()
+    assert b"(A title!)" in data
+    path.write_bytes(data.replace(b"(A title!)", b"<FEFFD800>"))
+    document = read_pdf(path, engine)
+    assert [unit.text for unit in document] == ["text"]
+    assert "A title" not in document.title
+    document.title.encode()
+
+
 def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
     [line] = assert_same(canvas(tmp_path, accents))
     assert line.text == "Fix(W\u0303 → ãpa f\u0303) = 0"
