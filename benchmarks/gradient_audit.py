@@ -371,6 +371,7 @@ def main() -> None:
     )
     parser.add_argument("--docs", type=Path, help="draw gradient_audit.png there")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="SQuAD as passages and questions (jsonl.gz)")
+    parser.add_argument("--reader", default=GENERATOR, help="of the real corpus: a name or a generator's folder")
     options = parser.parse_args()
     size = Size(passages=48, questions=(2, 1, 0, 1, 0)) if options.quick else Size()
     some = ((4,), 1) if options.quick else (KS, 5)
@@ -379,7 +380,7 @@ def main() -> None:
             for name, cost in each.items():
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
         return
-    real = read(size, options.out, options.folder)
+    real = read(size, options.out, options.folder, options.reader)
     if options.tails:
         print(text(run({"real": real}, dict.fromkeys(KS, dict.fromkeys(tails(real, 0.05, 4), Cost(1.0, 1.0))), tails)))
         return

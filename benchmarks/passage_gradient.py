@@ -51,7 +51,8 @@ def gradients(table: Table, temperature: float, k: int) -> Iterator[tuple[Tensor
         still = torch.zeros_like(p)
         still[:, fresh] = p[:, fresh]
         rest = 1 - still.sum(1, keepdim=True)
-        ways = {"still": [still]}
+        own = torch.zeros_like(p).scatter(1, ids, p.gather(1, ids))
+        ways = {"apart": [own], "still": [still]}
         for count in NEGATIVES:
             drawn = [softmax.draw(count, torch.Generator().manual_seed(seed)) for seed in range(DRAWS)]
             ways[f"{count} drawn"] = [still.index_add(1, each.rows, rest * each.share.double()) for each in drawn]

@@ -63,7 +63,7 @@ class Parser(ArgumentParser):
         if command := re.search(r"argument subcommand: invalid choice: '(\w+)'", message):
             near = get_close_matches(command[1], commands, 1)
         prog = parser.prog.replace(" [options]", "")
-        takes = [f"{a.dest} …" if _is_files(a) else a.dest for a in parser._actions if not a.option_strings]
+        takes = [f"{a.dest} ..." if _is_files(a) else a.dest for a in parser._actions if not a.option_strings]
         takes = [" | ".join(commands)] if takes == ["subcommand"] else takes
         print(f"usage: {' '.join([prog, '[options]', *takes])}", file=sys.stderr)
         print(f"{prog}: {message}{f'; did you mean {near[0]}?' if near else ''}", file=sys.stderr)
@@ -435,6 +435,14 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
         raise SystemExit(f"e2erag: {text}") from None
+    except MemoryError:
+        raise SystemExit(
+            "e2erag: there is not enough memory: for training lower --memory_budget, --batch_size or --k, for files "
+            "--workers; or give the process more"
+        ) from None
+    except KeyboardInterrupt:
+        print("e2erag: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None  # as a shell says it
 
 
 if __name__ == "__main__":

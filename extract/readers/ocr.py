@@ -144,8 +144,8 @@ def read_image(path: str | Path) -> Document:
     dots an inch and at most as high as Letter. A frame that can't be read has no units and says why in `unread`.
 
     Raises:
-        ReadError: the file is missing, empty, no picture or damaged; the extra `ocr` is not installed; or not a line
-            is recognised.
+        ReadError: the file is missing, empty, no picture or damaged, or has too many frames; the extra `ocr` is not
+            installed; or not a line is recognised.
     """
     data = read_bytes(path)
     if not available():
@@ -157,9 +157,11 @@ def read_image(path: str | Path) -> Document:
     pages = []
     try:
         with Image.open(io.BytesIO(data)) as image:
-            frames = min(getattr(image, "n_frames", 1), MOST_PAGES) if image.format == "TIFF" else 1
+            frames = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            if frames > MOST_PAGES:
+                raise ReadError(path, f"has more than {MOST_PAGES} pages ({frames}): split it")
             pages = [_page(image, number) for number in range(1, frames + 1)]
-    except MemoryError:
+    except (MemoryError, ReadError):
         raise
     except UnidentifiedImageError:
         raise ReadError(path, "is not a picture of a kind that can be read: save it as PNG") from None

@@ -26,7 +26,7 @@ from pypdf.generic import (
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, PRIVATE, SPACE, Line, Run
-from e2erag.extract.readers.shown import CURVED, IDENTITY, Matrix, Point, Rules, face, times
+from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, Matrix, Point, Rules, face, times
 from e2erag.extract.readers.tex import symbols
 
 PypdfFont: Any = None
@@ -39,7 +39,6 @@ for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 o
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
 # of text has 5-150 kB; a street map may have 10 MB, and hardly a word.
 PAGE_BYTES = 4_000_000
-FORM_DEPTH = 12  # form XObjects inside form XObjects; real files stay below 5
 
 FRAME_BYTES = 20_000  # a form that shows nothing is followed up to this size, for its ruling lines
 

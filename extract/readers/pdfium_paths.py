@@ -7,11 +7,10 @@ from itertools import repeat
 from e2erag.extract.document import Box
 from e2erag.extract.readers import pdfium_calls as calls
 from e2erag.extract.readers.pdfium_calls import pdfium
-from e2erag.extract.readers.shown import CURVED, IDENTITY, SHORT, THICK, Matrix, Point, Rules, times
+from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, SHORT, THICK, Matrix, Point, Rules, times
 
 PATHS = 20_000  # painted paths of a page that are looked at for ruling lines
 SEGMENTS = 200  # of one path
-FORM_DEPTH = 12
 
 
 class Drawn:

@@ -1,6 +1,7 @@
 """What the command line hands on."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -299,7 +300,7 @@ def test_every_flag_says_what_it_is(settings: type) -> None:
         ("extract x --engin pypdf", "--engin pypdf; did you mean --engine?"),
         ("fit x q out --settings.k 0", "k must be at least 1, got 0"),
         ("fit x q out --retrieval.temperature 0", "must be above 0, got 0.0"),
-        ("fit x", "usage: e2erag fit [options] files … questions out"),
+        ("fit x", "usage: e2erag fit [options] files ... questions out"),
         ("fitt", "usage: e2erag [options] demo | extract | index"),
         ("fitt", "; did you mean fit?"),
         ("index a b --cache c out", "unrecognized arguments: out\n"),
@@ -357,3 +358,26 @@ def test_extract_writes_documents_of_any_name(tmp_path: Path) -> None:
     assert told.count(", page 1: finding | reading") == 1
     assert "caf\\udce9.txt" in call("extract", "in/" + names[2], "--system=system", "--out=report")
     assert "<h2>caf\\udce9.txt</h2>" in (tmp_path / "report" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [(MemoryError, "e2erag: there is not enough memory: .*lower --memory_budget", ""),
+     (KeyboardInterrupt, "130", "e2erag: interrupted\n")],
+)  # fmt: skip
+def test_no_memory_and_ctrl_c_are_no_traceback(
+    raised: type[BaseException],
+    code: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(**given: Any) -> RAG:
+        raise raised
+
+    monkeypatch.setattr(RAG, "from_pretrained", fail)
+    monkeypatch.setattr(sys, "argv", ["e2erag", "index", "x.pdf", "out"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert re.fullmatch(f"{code}.*", str(ended.value.code))
+    assert capsys.readouterr().err == told

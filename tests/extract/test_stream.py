@@ -395,3 +395,12 @@ def test_a_terminal_shows_how_far_it_is(
     assert " 12/12 " in last
     assert len(report.failed) == 2
     assert re.search(r"pages/s=[\d.,]+.*failed=2", last)
+
+
+@linux
+def test_a_worker_ends_by_itself_at_last() -> None:
+    """Where nobody waits for it any more: some processor time beyond what its file may take."""
+    code = "import os, resource, time; from e2erag.extract.worker import _limit_time; _limit_time(7); "
+    code += "print(resource.getrlimit(resource.RLIMIT_CPU)[0] - time.process_time(), os.cpu_count())"
+    left, cores = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert 0 <= float(left) - 12 * int(cores) <= 1

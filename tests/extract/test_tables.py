@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reportlab.pdfgen.canvas import Canvas
 
-from e2erag.extract import Box, Cell, Page, Unit, read
+from e2erag.extract import Box, Cell, Page, Unit, read, tables
 from e2erag.extract.tables import Table, as_rows, as_sentences, find_tables
 
 STOCK = [["Fruit", "Boxes", "Price"], ["Apples", "12", "3.50"], ["Pears", "7", "4.25"], ["Quinces", "140", "9.00"]]
@@ -235,6 +235,14 @@ def check(table: Table) -> None:
         assert all(cell in rows[at] for cell in cells)
         assert all(cell in sentences[at] for cell in cells) or r < table.header
         assert bool(sentences[at]) == (r >= table.header)
+
+
+def test_a_page_of_more_lines_than_are_looked_at_has_no_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no page takes seconds."""
+    stock = page(set_at(STOCK, [50, 150, 250]))
+    only(find_tables(stock))
+    monkeypatch.setattr(tables, "MOST_LINES", 3)
+    assert find_tables(stock) == ()
 
 
 def test_a_page_without_tables_costs_little() -> None:

@@ -128,6 +128,16 @@ def test_frames_of_a_tiff_are_pages(tmp_path: Path) -> None:
     assert document.reader.startswith("rapidocr ")
 
 
+def test_a_tiff_of_more_frames_than_are_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No frame is left out in silence."""
+    monkeypatch.setattr(ocr, "available", lambda: True)
+    monkeypatch.setattr(ocr, "MOST_PAGES", 2)
+    frames = [drawn(sheet=(50, 50))] * 3
+    frames[0].save(tmp_path / "a.tiff", save_all=True, append_images=frames[1:])
+    with pytest.raises(ReadError, match=r"a\.tiff: has more than 2 pages \(3\): split it"):
+        read(tmp_path / "a.tiff")
+
+
 def test_transparent_is_white_and_sixteen_bits_become_eight() -> None:
     """So that black text stays black on white, whatever the picture's kind."""
     grey = np.array([[0, 30000], [60000, 60000]], np.uint16)

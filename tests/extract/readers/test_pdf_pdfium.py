@@ -11,6 +11,7 @@ from reportlab.pdfgen.canvas import Canvas
 from e2erag.extract import ReadError
 from e2erag.extract.readers import pdf
 from e2erag.extract.readers.pdf import read_pdf
+from e2erag.extract.readers.shown import FORM_DEPTH, Shown
 
 
 @pytest.mark.parametrize("draw", [as_it_stands, as_it_is_read])
@@ -51,6 +52,23 @@ def test_file_that_pdfium_cannot_open_is_tried_with_pypdf(tmp_path: Path, monkey
     assert read_pdf(NTSB[0]).reader.startswith("pypdf ")
     with pytest.raises(ReadError, match="is damaged"):
         read_pdf(NTSB[0], "pypdfium2")
+
+
+@pytest.mark.parametrize("engine", ["pypdf", "pypdfium2"])
+def test_forms_are_followed_to_one_depth(tmp_path: Path, engine: str) -> None:
+    """To that of PDFium itself, far more than real files have."""
+    nested = b"BT /F 10 Tf 50 %d Td (%d) Tj ET %d 50 m %d 90 l S /X%d Do"
+    forms = {f"X{n}": nested % (700 - 15 * n, n, 50 + 9 * n, 50 + 9 * n, n + 1) for n in range(1, FORM_DEPTH + 3)}
+    page = read_pdf(written(tmp_path, b"/X1 Do", **forms, X43=b""), engine).pages[0]
+    assert [unit.text for unit in page.units] == [str(n) for n in range(1, FORM_DEPTH + 1)]
+    assert len(page.rules) == FORM_DEPTH
+
+
+def test_a_large_sheet_is_rendered_coarser() -> None:
+    """Letter at 200 dots an inch; a poster of 100 × 100 inches in as many pixels as are rendered at most."""
+    assert pdf._dpi(Shown(612.0, 792.0, [])) == 200
+    dots = pdf._dpi(Shown(7200.0, 7200.0, []))
+    assert (100 * dots) ** 2 == pytest.approx(pdf.PIXELS)
 
 
 def test_glyphs_without_characters_are_no_blank_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
