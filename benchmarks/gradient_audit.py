@@ -1,13 +1,15 @@
 """How near does every objective's gradient come to the exact one, over a whole corpus of which every passage is read?
 
     python benchmarks/gradient_audit.py [--quick] [--tails] [--costs] [--json FILE] [--out FOLDER] [--docs docs]
+                                       [--reader FOLDER]
 
 Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradient in the question's vector, through the
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
-the K found, `near` at ranks K < r ≤ 4K, `far` beyond. The JSON file has an objective's figures over all settings of the
-real corpus, and under `settings` each by itself (time and memory of the real corpus' reader alone). `--tails` compares
-other guesses of the unread passages' likelihood with the closed book, and other passages to read, on the real corpus.
-Three corpora:
+the K found, `near` at ranks K < r ≤ 4K, `far` beyond; `explained` are those in reach whose p(z|x,y) is the most of all
+passages', for a paragraph that a question was written about need not be what explains its answer best to a reader. The
+JSON file has an objective's figures over all settings of the real corpus, and under `settings` each by itself (time and
+memory of the real corpus' reader alone). `--tails` compares other guesses of the unread passages' likelihood with the
+closed book, and other passages to read, on the real corpus. Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
            scores are all-MiniLM-L6-v2's; τ = .05 and .1.
@@ -47,7 +49,7 @@ from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, Options
 
 KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
-REACH = ("in_reach", "near", "far")
+REACH, EXPLAINED = ("in_reach", "near", "far"), "explained"
 STOCHASTIC, READER_ALONE = ("gumbel", "rloo"), ("reader",)
 CLOSED_BOOK = ("marginal", "rloo", "rb")
 DRAWS = 64
@@ -191,10 +193,15 @@ def drawn(name: str, k: int) -> int:
     return k // 2 if name == "gumbel" else 4
 
 
-def reach(table: Table, k: int) -> Tensor:
-    """0 in reach, 1 near, 2 far, by the gold passage's rank."""
+def reach(table: Table, temperature: float, k: int) -> dict[str, Tensor]:
+    """Which questions' gold passage is in reach, near or far; and explained: in reach, and p(z|x,y) is most for it."""
     rank = table.rank()
-    return (rank >= k).long() + (rank >= 4 * k).long()
+    joint = table.questions @ table.passages.T / temperature + table.token_logp.sum(2)
+    in_reach = rank < k
+    return {
+        "in_reach": in_reach, "near": ~in_reach & (rank < 4 * k), "far": rank >= 4 * k,
+        EXPLAINED: in_reach & (joint.argmax(1) == table.gold),
+    }  # fmt: skip
 
 
 class Cost(NamedTuple):
@@ -204,12 +211,12 @@ class Cost(NamedTuple):
     memory_ratio: float
 
 
-def summary(errors: list[Errors], where: list[Tensor], cost: Cost | None) -> dict[str, dict[str, float]]:
+def summary(errors: list[Errors], where: list[dict[str, Tensor]], cost: Cost | None) -> dict[str, dict[str, float]]:
     """Medians and means over questions, per reach; nothing where there is no question."""
     joined = Errors(*map(torch.cat, zip(*errors, strict=True)))
     out = {}
-    for i, name in enumerate(REACH):
-        chosen = torch.cat(where) == i
+    for name in (*REACH, EXPLAINED):
+        chosen = torch.cat([each[name] for each in where])
         if chosen.any():
             cosine, relative, variance = (values[chosen] for values in joined)
             out[name] = {
@@ -285,7 +292,7 @@ def over_k(costs: dict[int, dict[str, Cost]], name: str) -> Cost:
 def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: Estimate = audit) -> dict[str, dict]:
     """Per objective: pooled over τ and K of the real corpus, and every setting by itself."""
     cells = [
-        (corpus, temperature, k, reach(table, k), estimate(table, temperature, k))
+        (corpus, temperature, k, reach(table, temperature, k), estimate(table, temperature, k))
         for corpus, table in tables.items()
         for temperature in TEMPERATURES
         for k in costs
@@ -324,6 +331,10 @@ def text(figures: dict[str, dict]) -> str:
         spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
         cost = f"{row['time_ratio']:.3f} | {row['memory_ratio']:.3f}"
         lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {cost} |")
+    lines += ["", "| in reach, and most likely of all given the answer | cosine | relative error | |", "|---" * 4 + "|"]
+    for name, row in ((name, rows[EXPLAINED]) for name, rows in figures.items() if EXPLAINED in rows):
+        cosine, error = (f"{row[key]:.3f} ({row[f'{key}_mean']:.3f})" for key in ("cosine", "relative_error"))
+        lines.append(f"| `{name}` | {cosine} | {error} | {row['questions']} |")
     settings = next(iter(figures.values()))["settings"]
     heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]
     for place in REACH:

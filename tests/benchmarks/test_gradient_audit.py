@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a
 import gradient_audit
 from gradient_audit import (
     KS,
+    REACH,
     STOCHASTIC,
     Cost,
     Errors,
@@ -69,7 +70,9 @@ def test_the_unread_passages_own_mean_is_the_best_guess() -> None:
     """Of all guesses with which the tail is one term it leaves the smallest error; draws have a variance."""
     table = synthetic(200, 24)
     found = tails(table, 0.1, 4)
-    figures = {name: summary([errors], [reach(table, 4)], Cost(1.0, 1.0))["in_reach"] for name, errors in found.items()}
+    figures = {
+        name: summary([errors], [reach(table, 0.05, 4)], Cost(1.0, 1.0))["in_reach"] for name, errors in found.items()
+    }
     best = figures["the unread passages' own mean (not to be had)"]["relative_error_mean"]
     assert all(
         best <= row["relative_error_mean"]
@@ -93,20 +96,23 @@ def test_a_run_has_what_is_named_for_it_and_is_put_into_words() -> None:
         ].keys()
         assert rows["in_reach"]["time_ratio"] == 8
         assert (rows["in_reach"]["variance"] > 0) == (name in STOCHASTIC)
+        assert rows["explained"]["questions"] <= rows["in_reach"]["questions"]
         assert [s["k"] for s in rows["settings"]] == [4, 8, 16] * 4
         assert all("in_reach" not in s for s in rows["settings"] if s["corpus"] == "synthetic")
     said = text(figures)
-    assert all(said.count(f"| `{name}` |") == 4 for name in names)
+    assert all(said.count(f"| `{name}` |") == 5 for name in names)
     assert "real, τ = 0.05, K = 4 (" in said
 
 
 def test_the_figures_of_a_reach_are_medians_and_means_of_its_questions() -> None:
-    """By hand: five questions in reach, one near."""
+    """By hand: five questions in reach, two of them explained, one near."""
     values = torch.tensor([1.0, 0.9, 0.8, 0.1, 0.2, -0.5])
-    where = torch.tensor([0, 0, 0, 0, 0, 1])
+    near = torch.arange(6) == 5
+    where = {"in_reach": ~near, "near": near, "far": torch.zeros(6).bool(), "explained": torch.arange(6) < 2}
     found = summary([Errors(values, 1 - values, values)], [where], Cost(1.5, 1.25))
     row = found["in_reach"]
-    assert found.keys() == {"in_reach", "near"}
+    assert found.keys() == {"in_reach", "near", "explained"}
+    assert found["explained"]["cosine_mean"] == pytest.approx(0.95)
     assert (row["cosine"], row["cosine_mean"]) == pytest.approx((0.8, 0.6))
     assert (row["relative_error"], row["relative_error_mean"]) == pytest.approx((0.2, 0.4))
     assert (row["variance"], row["questions"], row["time_ratio"], row["memory_ratio"]) == pytest.approx(
@@ -128,7 +134,21 @@ def test_reach_goes_by_the_gold_passages_rank() -> None:
     order = (table.questions @ table.passages.T).argsort(1, descending=True)
     ranks = torch.tensor([0, 1, 2, 5, 7, 8, 9, 20, 29])
     table = table._replace(gold=order.gather(1, ranks[:, None])[:, 0])
-    assert reach(table, 2).tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    found = reach(table, 0.05, 2)
+    places = torch.stack([found[name] for name in REACH]).long()
+    assert places.sum(0).eq(1).all()
+    assert places.argmax(0).tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_explained_is_in_reach_and_the_most_likely_given_the_answer() -> None:
+    """Of two questions whose gold is found first the second has another passage that gives its answer e⁹ times more."""
+    table = synthetic(30, 2)
+    first = (table.questions @ table.passages.T).argmax(1)
+    tokens = torch.full_like(table.token_logp, -4.0)
+    tokens[1, 1 - first[1].clamp_max(1)] += 3.0
+    table = table._replace(gold=first, token_logp=tokens)
+    assert reach(table, 1.0, 2)["explained"].tolist() == [True, False]
+    assert reach(table, 1e-3, 2)["explained"].tolist() == [True, True]
 
 
 def test_the_closed_book_is_paid_by_those_who_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
