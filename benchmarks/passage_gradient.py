@@ -8,8 +8,10 @@ one and |g − g*| / |g*|, medians over batches (of means of 16 draws, where som
 p(z|x)·p(y|x,z) with every passage read and moving. A step reads the K best of each question (`marginal`), and of the
 other passages
 
-still    none moves: their stored scores stand in Z without gradient;
-n drawn  n move for all of them (`FitConfig.negatives`);
+own      none moves, their stored scores stand in Z without gradient: what a step does by itself, since a question's
+         gradient then doesn't depend on which others are in its batch;
+batch    those move that are read for another question of the batch;
+n drawn  these, and n for all of the others (`FitConfig.negatives`);
 all      each moves, and what is left of the error is that only K are read.
 
 Corpora are those of `gradient_audit.py`; the JSON file has every setting's figures.
@@ -48,14 +50,14 @@ def gradients(table: Table, temperature: float, k: int) -> Iterator[tuple[Tensor
         asked, fresh = F.pad(q, (0, 1), value=1.0).float(), ids.unique()
         softmax = Softmax(index, asked, index.search(asked, OVERFETCH * k), ids, spans, fresh)
         read = torch.einsum("bd,bk,bke->de", q, slope, step.found[batch])
-        still = torch.zeros_like(p)
-        still[:, fresh] = p[:, fresh]
-        rest = 1 - still.sum(1, keepdim=True)
+        encoded = torch.zeros_like(p)
+        encoded[:, fresh] = p[:, fresh]
+        rest = 1 - encoded.sum(1, keepdim=True)
         own = torch.zeros_like(p).scatter(1, ids, p.gather(1, ids))
-        ways = {"apart": [own], "still": [still]}
+        ways = {"own": [own], "batch": [encoded]}
         for count in NEGATIVES:
             drawn = [softmax.draw(count, torch.Generator().manual_seed(seed)) for seed in range(DRAWS)]
-            ways[f"{count} drawn"] = [still.index_add(1, each.rows, rest * each.share.double()) for each in drawn]
+            ways[f"{count} drawn"] = [encoded.index_add(1, each.rows, rest * each.share.double()) for each in drawn]
         ways["all"] = [p]
         weights = {name: [-slope.sum(1, keepdim=True) * moving for moving in each] for name, each in ways.items()}
         exact = q.T @ (p - posterior[batch]) @ rows

@@ -17,10 +17,9 @@ class Step:
         mined: passages read beside the K found, those with the best BM25 of question and answer together. p(z|x) is
             over the whole corpus, so whichever passages are read, the sum is the same sum.
         negatives: passages that are drawn for all questions together out of those that none of them reads, and
-            encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`). 0:
-            the others stand still.
-        apart: whether each question's Z moves with its own passages alone, not with those of the others too
-            (`Softmax.apart`).
+            encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`), and
+            what is read for one question moves in every Z. 0: a question's Z moves with what is read for it alone,
+            so that its loss and gradient are those that it has in any other batch (`Softmax.apart`).
         judged: lines that the extractor judges anew, where the corpus has more: those of pages drawn, which stand
             for all, and those of the pages found. The other passages' log π is what the index has stored, and its
             slope in log Z is estimated from the pages drawn: without bias but for their features, which are
@@ -42,7 +41,6 @@ class Step:
     rerank: int = 0
     mined: int = 0
     negatives: int = 0
-    apart: bool = False
     judged: int = 0
     slope_limit: float = 0.0
     negligible: float = 0.0

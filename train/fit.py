@@ -52,19 +52,18 @@ class FitConfig:
         batch_size: questions read at a time (by each process).
         accumulate: batches to a step of the optimiser, which follows the mean over their questions: four of two
             questions are one of eight, in the memory of two. Exactly so where gate_clip is 0 and a question's loss its
-            own: not of `contrastive`, and of those with a Z where `apart` is set. The last step of an epoch takes what
-            is left. Steps are counted so everywhere: rates, refresh, gates' temperature, what is logged (its means).
+            own, as all but `contrastive`'s are, and where nothing is drawn for a batch (gates, negatives, passages,
+            pages to judge); then several processes' step is that of one with all of their questions, too. The last
+            step of an epoch takes what is left. Steps are counted so everywhere: rates, refresh, gates' temperature,
+            what is logged (its means).
         k: passages read per question while training.
         mined: passages read beside these, found by BM25 with question and answer: a gold passage that the retriever
             can't reach yet gets in. 0 mines none.
         negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
             encoded with gradient: Z moves, in an estimate, as the whole corpus does (`Softmax.draw`). Some 16 to 64;
-            few are noise. 0: only what is read moves, and what would move all passages alike seems to pay, or to cost.
+            few are noise. 0: each question's Z moves with what is read for it alone, and what would move all passages
+            alike seems to pay, or to cost; then a step's gradient doesn't depend on which questions are asked together.
             A gate_clip cuts the slopes of what stands for many as those of one.
-        apart: whether each question's Z moves with its own passages alone. Then a step's gradient doesn't depend on how
-            its questions are cut into batches or shared out over processes, where nothing is drawn for a batch (gates,
-            negatives, passages, pages to judge) and gate_clip is 0; as it is, what a batch has encoded for one
-            question moves in all of them, which is nearer to the whole corpus.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.
@@ -129,7 +128,6 @@ class FitConfig:
     k: int = 4
     mined: int = 0
     negatives: int = 0
-    apart: bool = False
     lr_extractor: float = 3e-2
     lr_retriever: float = 5e-5
     lr_generator: float = 5e-5

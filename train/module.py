@@ -73,7 +73,7 @@ class TrainModule(L.LightningModule):
         self.weight, self.stepped = self._of_its_step(number, len(batch))
         terms = self.rag.terms(
             batch, c.k, c.gates, self.noise, gold="contrastive" in self.weights,
-            rerank=c.rerank, mined=c.mined, negatives=c.negatives, apart=c.apart, judged=c.judged,
+            rerank=c.rerank, mined=c.mined, negatives=c.negatives, judged=c.judged,
             slope_limit=c.gate_clip * self.weight / len(batch),  # the loss is a mean over a step's questions
             negligible=share, tail=tail, alone=bool(COMPARING & self.weights.keys()),
         )  # fmt: skip

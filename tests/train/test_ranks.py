@@ -33,11 +33,8 @@ ASKED = [
                          ("exam ?", "1/2/2007"), ("accident ?", "NYC08"))
 ]  # fmt: skip
 DRAWS = 4
-CASES = [(8, False), (3, False), (3, True)]
-"""Passages read, and whether each question's Z moves with its own alone."""
-CUT = ("marginal", "rb", "rloo")
-"""Whose gradient, not value, depends on how a batch is cut where fewer than all passages are read: Z is differentiated
-through those scored afresh, and a batch's are fresh for all of its questions, but where these are kept apart."""
+KS = (8, 3)
+"""Passages read of eight."""
 
 
 def system(gates: str = "attend", held: int = 10**9) -> RAG:
@@ -64,12 +61,10 @@ def drawn(name: str, k: int, before: int) -> Options:
     return Options(samples=DRAWS if name == "rloo" else k // 2, noise=noise)
 
 
-def slopes(
-    rag: RAG, k: int, first: int = 0, count: int = 8, names: Sequence[str] = tuple(OBJECTIVES), apart: bool = False
-) -> Found:
+def slopes(rag: RAG, k: int, first: int = 0, count: int = 8, names: Sequence[str] = tuple(OBJECTIVES)) -> Found:
     """Per objective the loss of each of these questions, and the gradient of their mean in every parameter, as one
     vector."""
-    terms = rag.terms(ASKED[first : first + count], k, "soft", apart=apart)
+    terms = rag.terms(ASKED[first : first + count], k, "soft")
     assert (terms.ids >= 0).sum(1).eq(k).all()
     learning = [p for p in rag.model.parameters() if p.requires_grad]
     found = {}
@@ -86,63 +81,55 @@ def rank(number: int, folder: str) -> None:
     rag = system()  # made before the ranks meet: from then on transformers saves from rank 0 alone
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     made = {}
-    for k, apart in CASES:
-        for name, (loss, slope) in slopes(rag, k, 4 * number, 4, apart=apart).items():
+    for k in KS:
+        for name, (loss, slope) in slopes(rag, k, 4 * number, 4).items():
             distributed.all_reduce(slope)
-            made |= {f"{k} {apart} {name} loss": torch.cat(gathered(loss)), f"{k} {apart} {name}": slope / 2}
+            made |= {f"{k} {name} loss": torch.cat(gathered(loss)), f"{k} {name}": slope / 2}
     if number == 0:
         save_file(made, f"{folder}/slopes.safetensors")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[tuple[int, bool], Found]:
-    """All eight questions at once, with every passage read and with three of them, together and apart."""
+def whole() -> dict[int, Found]:
+    """All eight questions at once, with every passage read and with three of them."""
     rag = system()
-    return {(k, apart): slopes(rag, k, apart=apart) for k, apart in CASES}
+    return {k: slopes(rag, k) for k in KS}
 
 
-def same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], name: str, k: int, apart: bool = False) -> None:
-    """Losses, and gradients where they don't depend on the cut. Passages in the index have float32 rows, so what the
-    batch has scored afresh shows in Z by 1e-7."""
-    loose = {"atol": 1e-6, "rtol": 1e-6} if k < 8 else {"atol": 1e-9, "rtol": 1e-6}
-    for part, (here, there) in enumerate(zip(got, expected, strict=True)):
-        if part and k < 8 and name in CUT and not apart:
-            assert (here - there).abs().max() > 1e-4 * there.abs().max()
-            continue
-        torch.testing.assert_close(here, there, **loose, msg=lambda text: f"{name}, K = {k}: {text}")
+def same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], name: str, k: int) -> None:
+    """Losses and gradients."""
+    for here, there in zip(got, expected, strict=True):
+        torch.testing.assert_close(here, there, atol=1e-9, rtol=1e-6, msg=lambda text: f"{name}, K = {k}: {text}")
 
 
-def test_two_processes_are_one_with_the_joined_batch(whole: dict[tuple[int, bool], Found], tmp_path: Path) -> None:
+def test_two_processes_are_one_with_the_joined_batch(whole: dict[int, Found], tmp_path: Path) -> None:
     """Every objective, `contrastive` with the other rank's passages as negatives and gradient back to that rank, those
-    that draw with the same numbers; with all passages read, and with three of eight, together and apart."""
+    that draw with the same numbers; with all passages read, and with three of eight."""
     multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
     both = load_file(tmp_path / "slopes.safetensors")
-    for (k, apart), one in whole.items():
+    for k, one in whole.items():
         for name, expected in one.items():
             assert expected[1].abs().max() > 1e-6
-            got = both[f"{k} {apart} {name} loss"], both[f"{k} {apart} {name}"]
-            same(got, expected, name, k, apart)
+            same((both[f"{k} {name} loss"], both[f"{k} {name}"]), expected, name, k)
 
 
-@pytest.mark.parametrize(("k", "apart"), CASES)
-def test_eight_steps_of_one_question_are_one_of_eight(
-    whole: dict[tuple[int, bool], Found], k: int, apart: bool
-) -> None:
+@pytest.mark.parametrize("k", KS)
+def test_eight_steps_of_one_question_are_one_of_eight(whole: dict[int, Found], k: int) -> None:
     """Losses and accumulated gradients of 8 × 1 are those of 1 × 8: of all but `contrastive`, which lives off its
-    batch, and with fewer than all passages read of those that have no Z, or where questions are kept apart."""
+    batch."""
     rag = system()
-    alone = [slopes(rag, k, at, 1, apart=apart) for at in range(len(ASKED))]
-    for name, expected in whole[k, apart].items():
+    alone = [slopes(rag, k, at, 1) for at in range(len(ASKED))]
+    for name, expected in whole[k].items():
         loss, slope = torch.cat([one[name][0] for one in alone]), torch.stack([one[name][1] for one in alone]).mean(0)
         if name == "contrastive":
             assert not slope.any()
         else:
-            same((loss, slope), expected, name, k, apart)
+            same((loss, slope), expected, name, k)
 
 
-@pytest.mark.parametrize("k", [8, 3])
-def test_gradient_caching_is_the_plain_gradient(whole: dict[tuple[int, bool], Found], k: int) -> None:
+@pytest.mark.parametrize("k", KS)
+def test_gradient_caching_is_the_plain_gradient(whole: dict[int, Found], k: int) -> None:
     """Of every objective: nothing held, so each padded batch of encoder and reader is computed again going back."""
     rag, calls = system(held=0), Counter[str]()
     stages = {"passage": rag.model.retriever.passage.transformer, "reader": rag.model.generator.model.get_decoder()}
@@ -154,7 +141,7 @@ def test_gradient_caching_is_the_plain_gradient(whole: dict[tuple[int, bool], Fo
     cached = slopes(rag, k)
     assert all(calls[stage] > 3 * once[stage] > 3 for stage in stages)  # before, forward, and several times backward
     for name, got in cached.items():
-        for here, there in zip(got, whole[k, False][name], strict=True):
+        for here, there in zip(got, whole[k][name], strict=True):
             torch.testing.assert_close(here, there, atol=1e-9, rtol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -183,16 +170,14 @@ def trained(objective: str, k: int, questions: int, **settings: object) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("objective", "k", "questions", "batch_size", "apart"),
-    [("marginal", 8, 8, 2, False), ("rag_sequence", 3, 7, 2, False), ("marginal", 3, 8, 1, True)],
+    ("objective", "k", "questions", "batch_size"),
+    [("marginal", 8, 8, 2), ("rag_sequence", 3, 7, 2), ("marginal", 3, 8, 1)],
 )
-def test_training_accumulates_to_the_step_of_one_batch(
-    objective: str, k: int, questions: int, batch_size: int, apart: bool
-) -> None:
+def test_training_accumulates_to_the_step_of_one_batch(objective: str, k: int, questions: int, batch_size: int) -> None:
     """2 × 4, or 1 × 8, is 8 × 1, to the weights after two epochs, and so is what is logged; of seven the last batch has
     one, which weighs as one question does. Rates and refreshes go by steps."""
-    expected, once = trained(objective, k, questions, batch_size=8, apart=apart)
-    got, run = trained(objective, k, questions, batch_size=batch_size, accumulate=8 // batch_size, apart=apart)
+    expected, once = trained(objective, k, questions, batch_size=8)
+    got, run = trained(objective, k, questions, batch_size=batch_size, accumulate=8 // batch_size)
     assert run.steps == once.steps == len(run.history) == 2
     assert [row["index_age"] for row in run.history] == [0, 0]
     start = system().model.state_dict()
