@@ -7,7 +7,10 @@ import pytest
 from reportlab.pdfgen.canvas import Canvas
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+sys.path.append(str(Path(__file__).parents[1] / "extract" / "readers"))
 import extraction
+from extraction import measured
+from pdf_fixtures import of_tex, written
 
 
 def drawn(path: Path, *lines: str) -> Path:
@@ -47,3 +50,18 @@ def test_a_file_is_compared_as_a_folder_of_it_is(
         told = capsys.readouterr().out
         assert "word_f1              1.0000" in told
         assert "engines_f1           1.0000" in told
+
+
+def test_words_are_compared_where_pdfium_can_tell_them(tmp_path: Path) -> None:
+    """A page of TeX's symbols counts among those born digital alone; an accent that is drawn beside its letter counts
+    as raw words do, and not in word_f1."""
+    symbols = b"BT /F 10 Tf 50 700 Td [%b] TJ ET" % (b"(0) -1000 " * 30)
+    (tmp_path / "tex").mkdir()
+    tex = measured(written(tmp_path / "tex", symbols, font=of_tex("CMSY10", **{"0": "prime"})), None)
+    assert (tex.digital, tex.told, tex.f1("raw") < 1) == (1, 0, True)
+    step, over = 6.11, (5.56 - 3.33) / 2  # of F, and from where a stands to where its accent does
+    accent = b"BT /F 10 Tf 50 700 Td (F) Tj %f 0 Td (\\310) Tj %f 0 Td (arber) Tj" % (step + over, -over)
+    accent += b" 0 -20 Td (%b) Tj ET" % (b"word " * 20)
+    tally = measured(written(tmp_path, accent), None)
+    assert (tally.digital, tally.told) == (1, 1)
+    assert tally.f1("pypdf") == tally.f1("engines") == 1 > tally.f1("raw")
