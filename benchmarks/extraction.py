@@ -3,7 +3,7 @@
     python benchmarks/extraction.py [FOLDER | PDF ...] [--quick] [--json FILE]
 
     word_f1           words of the pypdf engine against those of PDFium's own text, one bag per page, over the
-                      born-digital pages that PDFium can tell: those where it finds 20 words or more, not mostly
+                      born-digital pages that are mapped: those where it finds 20 words or more, not mostly
                       invisible ones (OCR), and says of each character that it could be mapped (of glyphs of TeX's fonts
                       it shows the codes). Without accents, which it leaves beside the letter where a file draws them so
     raw_word_f1       the same over all born-digital pages, accents and all
@@ -20,6 +20,8 @@ stops. Times are processor time of one thread; the engines take turns on every p
 
 import argparse
 import json
+import math
+import re
 import tempfile
 import unicodedata
 from collections import Counter
@@ -48,6 +50,9 @@ QUICK_FILES = 6  # read twice for the cache
 BORN_DIGITAL = 20  # words
 INVISIBLE = 3  # text rendering mode
 
+ACCENTS = re.compile(r"(?<=[A-Za-zıȷ])[\u0300-\u036f]+|[ˆˇ˘˙˚˛˜˝¨¯´¸]")
+DOTLESS = str.maketrans("ıȷ", "ij")
+
 Bag = Counter[str]
 
 
@@ -57,7 +62,7 @@ class Tally:
 
     pages: int = 0
     digital: int = 0
-    told: int = 0
+    mapped: int = 0
     seconds: Bag = field(default_factory=Counter)
     common: Bag = field(default_factory=Counter)
     ours: Bag = field(default_factory=Counter)
@@ -71,12 +76,12 @@ class Tally:
         self.theirs[name] += theirs.total()
 
     def f1(self, name: str) -> float:
-        return 2 * self.common[name] / max(self.ours[name] + self.theirs[name], 1)
+        return 2 * self.common[name] / both if (both := self.ours[name] + self.theirs[name]) else math.nan
 
     def add(self, other: "Tally") -> None:
         self.pages += other.pages
         self.digital += other.digital
-        self.told += other.told
+        self.mapped += other.mapped
         for name in ("seconds", "common", "ours", "theirs"):
             getattr(self, name).update(getattr(other, name))
 
@@ -85,7 +90,7 @@ class Tally:
         return {
             "pages": self.pages,
             "born_digital": self.digital,
-            "told": self.told,
+            "mapped": self.mapped,
             "word_f1": self.f1("pypdf"),
             "fast_word_f1": self.f1("pypdfium2"),
             "raw_word_f1": self.f1("raw"),
@@ -107,11 +112,10 @@ def words(text: str) -> Bag:
 
 
 def bare(words: Bag) -> Bag:
-    """The same words without accents."""
+    """The same words without accents, be they part of a letter or by themselves, and with dots on ı and ȷ."""
     found: Bag = Counter()
     for word, count in words.items():
-        kept = (c for c in unicodedata.normalize("NFD", word) if unicodedata.category(c) not in ("Mn", "Sk"))
-        found["".join(kept)] += count
+        found[ACCENTS.sub("", unicodedata.normalize("NFD", word)).translate(DOTLESS)] += count
     del found[""]  # an accent by itself
     return found
 
@@ -127,7 +131,7 @@ def invisible(page: pypdfium2.PdfPage) -> bool:
     return 2 * hidden > len(objects)
 
 
-def can_be_told(page: pypdfium2.PdfPage) -> bool:
+def is_mapped(page: pypdfium2.PdfPage) -> bool:
     """Whether PDFium could map all of its characters."""
     text = page.get_textpage()
     return not any(pdfium.FPDFText_HasUnicodeMapError(text.raw, i) == 1 for i in range(text.count_chars()))
@@ -165,12 +169,13 @@ def measured(file: Path, most: int | None) -> Tally:
             if theirs.total() >= BORN_DIGITAL and not invisible(page):
                 tally.digital += 1
                 ours, fast_ours = (words("\n".join(found[name])) for name in ("pypdf", "pypdfium2"))
-                if can_be_told(page):
-                    tally.told += 1
-                    tally.compare("pypdf", bare(ours), bare(theirs))
-                    tally.compare("pypdfium2", bare(fast_ours), bare(theirs))
-                    tally.missing += bare(theirs) - bare(ours)
-                    tally.extra += bare(ours) - bare(theirs)
+                if is_mapped(page):
+                    tally.mapped += 1
+                    one, other_one, truth = bare(ours), bare(fast_ours), bare(theirs)
+                    tally.compare("pypdf", one, truth)
+                    tally.compare("pypdfium2", other_one, truth)
+                    tally.missing += truth - one
+                    tally.extra += one - truth
                 tally.compare("raw", ours, theirs)
                 tally.compare("engines", ours, fast_ours)
                 tally.compare("letters", letters("\n".join(found["pypdf"])), letters(text))
@@ -203,7 +208,7 @@ def folders(named: list[Path]) -> Iterator[tuple[str, list[Path]]]:
 
 
 def shown_row(name: str, figures: dict[str, float]) -> None:
-    cells = (f"{value:.0f}" if value == int(value) else f"{value:.4f}" for value in figures.values())
+    cells = ("–" if math.isnan(value) else f"{value:.{4 * (value % 1 > 0)}f}" for value in figures.values())
     print(f"{name[-34:]:34}", *(f"{cell:>16}" for cell in cells), flush=True)
 
 
@@ -225,7 +230,7 @@ def main() -> None:
                 print(f"left out: {file.name}: {getattr(error, 'reason', error)}")
                 continue
             sums.add(tally)
-            if tally.told:
+            if tally.mapped:
                 worst.append((tally.f1("pypdf"), file.name, tally))
         by_folder[name] = sums.figures()
         shown_row(name, by_folder[name])
@@ -248,7 +253,8 @@ def main() -> None:
     for name in (*scores, "pypdf_time_ratio", "fast_speedup", "cache_speedup"):
         print(f"{name:20} {figures[name]:.4f}")
     if options.json:
-        options.json.write_text(json.dumps({**figures, "folders": by_folder}, indent=2), encoding="utf-8")
+        known = json.loads(json.dumps({**figures, "folders": by_folder}), parse_constant=lambda _: None)  # no NaN
+        options.json.write_text(json.dumps(known, indent=2), encoding="utf-8")
 
 
 def _most(bag: Bag) -> str:

@@ -235,10 +235,10 @@ class Reading(NamedTuple):
     held: float
 
 
-def readings(size: Size, folder: Path, k: int, rounds: int) -> list[Reading]:
+def readings(size: Size, folder: Path, reader: str | Path, k: int, rounds: int) -> list[Reading]:
     """To read k passages, without and with the closed book."""
     texts, asked, questions, vectors = choose(size, folder)
-    generator = Generator.load(resolve(GENERATOR))
+    generator = Generator.load(resolve(reader))
     prompt, lines = generator.prompt, generator.prompt.lines(texts)
     question, answer = prompt.questions([asked[0][0]])[0], prompt.answers([asked[0][1]])[0]
     passages = [
@@ -264,7 +264,9 @@ def readings(size: Size, folder: Path, k: int, rounds: int) -> list[Reading]:
     return best
 
 
-def costs(size: Size, folder: Path, ks: Sequence[int] = KS, rounds: int = 5) -> dict[int, dict[str, Cost]]:
+def costs(
+    size: Size, folder: Path, reader: str | Path, ks: Sequence[int] = KS, rounds: int = 5
+) -> dict[int, dict[str, Cost]]:
     """Of a question's reading and objective, per K."""
     table, every = synthetic(10_000, 24), {}
     print("reading, forward and backward: seconds and megabytes held; with the closed book")
@@ -276,7 +278,7 @@ def costs(size: Size, folder: Path, ks: Sequence[int] = KS, rounds: int = 5) -> 
                 start = perf_counter()
                 step.slope(OBJECTIVES[name](step.evidence, Options(samples=drawn(name, k))))
                 maths[name] = min(maths[name], (perf_counter() - start) / len(table.gold))
-        plain, closed = readings(size, folder, k, rounds)
+        plain, closed = readings(size, folder, reader, k, rounds)
         print(f"K = {k:2}: {plain.seconds:.3f} s, {plain.held:.0f} MB; {closed.seconds:.3f} s, {closed.held:.0f} MB")
         used = {name: closed if name in CLOSED_BOOK else plain for name in maths}
         whole = {name: maths[name] + used[name].seconds for name in maths}
@@ -331,8 +333,10 @@ def text(figures: dict[str, dict]) -> str:
         spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
         cost = f"{row['time_ratio']:.3f} | {row['memory_ratio']:.3f}"
         lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {cost} |")
-    lines += ["", "| in reach, and most likely of all given the answer | cosine | relative error | |", "|---" * 4 + "|"]
-    for name, row in ((name, rows[EXPLAINED]) for name, rows in figures.items() if EXPLAINED in rows):
+    explained = {name: rows[EXPLAINED] for name, rows in figures.items() if EXPLAINED in rows}
+    if explained:
+        lines += ["", f"| in reach and {EXPLAINED} | cosine | relative error | cases |", "|---" * 4 + "|"]
+    for name, row in explained.items():
         cosine, error = (f"{row[key]:.3f} ({row[f'{key}_mean']:.3f})" for key in ("cosine", "relative_error"))
         lines.append(f"| `{name}` | {cosine} | {error} | {row['questions']} |")
     settings = next(iter(figures.values()))["settings"]
@@ -387,7 +391,7 @@ def main() -> None:
     size = Size(passages=48, questions=(2, 1, 0, 1, 0)) if options.quick else Size()
     some = ((4,), 1) if options.quick else (KS, 5)
     if options.costs:
-        for k, each in costs(size, options.folder, *some).items():
+        for k, each in costs(size, options.folder, options.reader, *some).items():
             for name, cost in each.items():
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
         return
@@ -400,7 +404,7 @@ def main() -> None:
         "tiny": read_tiny(300, 8, options.out) if options.quick else read_tiny(10_000, 24, options.out),
         "synthetic": synthetic(10_000, 24 if options.quick else 96),
     }
-    figures = run(tables, costs(size, options.folder, *some))
+    figures = run(tables, costs(size, options.folder, options.reader, *some))
     print(text(figures))
     if options.json:
         write_file(options.json, json.dumps(figures, indent=2))

@@ -102,18 +102,12 @@ def choose(size: Size, folder: Path) -> tuple[list[str], list[tuple[str, str, in
 def read(size: Size, out: Path, folder: Path = FOLDER, reader: str | Path = GENERATOR) -> Table:
     """The table of this size, from `out` as far as it is there. `reader` is a name or a generator's folder."""
     texts, asked, vectors, passages = choose(size, folder)
-    generator = Generator.load(resolve(reader))
-    weights = str(reader) if reader == GENERATOR else digest(generator)
-    key = sha256(json.dumps([asdict(size), texts, asked, weights]).encode()).hexdigest()[:16]
+    generator, known = Generator.load(resolve(reader)), str(reader)
+    if reader != GENERATOR:
+        files = (path for path in sorted(resolve(reader).iterdir()) if path.is_file())
+        known = sha256(b"".join(sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    key = sha256(json.dumps([asdict(size), texts, asked, known]).encode()).hexdigest()[:16]
     return made(generator, texts, asked, vectors, passages, out / f"table_{key}.safetensors")
-
-
-def digest(generator: Generator) -> str:
-    """Of its weights."""
-    key = sha256()
-    for parameter in generator.parameters():
-        key.update(parameter.detach().numpy().tobytes())
-    return key.hexdigest()
 
 
 def read_tiny(passages: int, questions: int, out: Path) -> Table:
@@ -128,8 +122,10 @@ def read_tiny(passages: int, questions: int, out: Path) -> Table:
         own = encoder.encode_text([question for question, _, _ in asked], role="query")
     own, rows = (torch.nn.functional.normalize(each - rows.mean(0), dim=1) for each in (own, rows))
     generator = tiny_generator()
-    key = sha256(json.dumps([texts, asked, digest(generator)]).encode()).hexdigest()[:16]
-    found = made(generator, texts, asked, own, rows, out / f"tiny_{key}.safetensors")
+    key = sha256(json.dumps([texts, asked]).encode())
+    for parameter in generator.parameters():
+        key.update(parameter.detach().numpy().tobytes())
+    found = made(generator, texts, asked, own, rows, out / f"tiny_{key.hexdigest()[:16]}.safetensors")
     return found._replace(gold=(own @ rows.T / 0.05 + found.token_logp.sum(2)).argmax(1))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ArgumentParser, auto_cli
 
 from e2erag.artefact import check_folder, check_place, check_target, write_file
@@ -420,6 +421,12 @@ def evaluate(
         write_file(Path(json), dumps(result.to_json(), indent=2) + "\n")
 
 
+NO_MEMORY = (
+    "e2erag: there is not enough memory: set --settings.memory_budget (of fit), or lower --settings.batch_size or "
+    "--settings.k; for reading lower --workers (of extract); or give the process more"
+)
+
+
 def main() -> None:
     """Run a command; what the user can mend is told in one message, without a traceback."""
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
@@ -432,14 +439,13 @@ def main() -> None:
     except UsageError as error:
         print(f"e2erag: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise SystemExit(NO_MEMORY) from None
     except (ValueError, OSError, RuntimeError, KeyError) as error:
+        if "DefaultCPUAllocator" in str(error):  # torch has no error of its own for it
+            raise SystemExit(NO_MEMORY) from None
         text = error.args[0] if isinstance(error, KeyError) else error  # whose text would be in quotes
         raise SystemExit(f"e2erag: {text}") from None
-    except MemoryError:
-        raise SystemExit(
-            "e2erag: there is not enough memory: for training lower --memory_budget, --batch_size or --k, for files "
-            "--workers; or give the process more"
-        ) from None
     except KeyboardInterrupt:
         print("e2erag: interrupted", file=sys.stderr)
         raise SystemExit(130) from None  # as a shell says it

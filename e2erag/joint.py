@@ -238,7 +238,7 @@ class Joint(Finder):
         if gold is not None:
             hits = corpus.with_one_of(gold, [f"{x} {y}" for x, y in zip(questions, answers, strict=True)], hits)
         unique = hits[hits >= 0].unique()
-        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added, apart=not step.negatives)
+        softmax = Softmax(index, q, found, hits, corpus.spans, unique, added, shared=step.negatives > 0)
         rest = softmax.draw(step.negatives, noise)
         encoded = torch.cat([unique, rest.rows])
         gates, log_prior = said.of(encoded)

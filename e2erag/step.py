@@ -18,8 +18,9 @@ class Step:
             over the whole corpus, so whichever passages are read, the sum is the same sum.
         negatives: passages that are drawn for all questions together out of those that none of them reads, and
             encoded with gradient: as they move all the others do, in an estimate of Z's slope (`Softmax.draw`), and
-            what is read for one question moves in every Z. 0: a question's Z moves with what is read for it alone,
-            so that its loss and gradient are those that it has in any other batch (`Softmax.apart`).
+            what is read for one question moves in every Z (`Softmax.shared`). 0: a question's Z moves with what is
+            read for it alone, so that its loss and gradient are those that it has in any other batch, where nothing
+            else is drawn or bounded for a batch (`judged`, `slope_limit`).
         judged: lines that the extractor judges anew, where the corpus has more: those of pages drawn, which stand
             for all, and those of the pages found. The other passages' log π is what the index has stored, and its
             slope in log Z is estimated from the pages drawn: without bias but for their features, which are

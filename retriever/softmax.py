@@ -40,18 +40,18 @@ class Drawn(NamedTuple):
 class Softmax:
     """p(z|x) of some passages, with Z over the whole corpus.
 
-    What is encoded afresh for one question serves the others too: it counts in every Z with its fresh score. The rest
-    of the corpus is one term more, log Σ exp of its stored scores, with gradient into the queries and the prior; and
-    into what makes rows where some of it is encoded too (`draw`). Else what moves all rows alike seems to move the K.
-    Passages that repeat one of a question's K are left out of its Z, so that no text counts twice.
+    A question's K count in its Z with their fresh scores. The rest of the corpus is one term more, log Σ exp of its
+    stored scores, with gradient into the queries and the prior; and into what makes rows where some of it is encoded
+    too (`draw`). Else what moves all rows alike seems to move the K. Passages that repeat one of a question's K are
+    left out of its Z, so that no text counts twice.
 
     Attributes:
         hits: what the search with the same queries and prior gave.
         ids: the K chosen of them, −1 where there was none.
         rows: the passages that stand in `ids`, ascending, each once.
         prior: α·log π of every row, where it isn't the stored one.
-        apart: whether what was encoded for other questions alone counts by its stored score, as the rest does: then
-            p(z|x), and its gradient, doesn't depend on which questions are asked together.
+        shared: whether what is encoded for one question counts with its fresh score in every Z, as what is drawn for
+            all of them does. Without it p(z|x), and its gradient, doesn't depend on which questions are asked together.
     """
 
     index: Index
@@ -61,7 +61,7 @@ class Softmax:
     spans: Spans
     rows: Int[Tensor, " unique"]
     prior: Prior | None = None
-    apart: bool = False
+    shared: bool = False
 
     @cached_property
     def _without(self) -> tuple[Without, Bool[Tensor, "questions columns"]]:
@@ -72,7 +72,7 @@ class Softmax:
         mask = torch.zeros(len(self.ids), len(out), dtype=torch.bool)
         mask[:, torch.searchsorted(out, repeated.rows)] = repeated.mask
         column = torch.searchsorted(out, self.rows)
-        others = ~(self.ids[:, :, None] == self.rows).any(1) & self.apart
+        others = ~((self.ids[:, :, None] == self.rows).any(1) | self.shared)
         nested = torch.cat([mask[:, column] | others, torch.zeros(len(self.ids), 1, dtype=torch.bool)], 1)
         mask[:, column] |= ~others
         return Without(out, mask), nested
@@ -87,7 +87,7 @@ class Softmax:
         dead; in a training run's index none is.
 
         Args:
-            count: 0 draws none.
+            count: 0 draws none; more take `shared`.
             noise: the same numbers are taken of it whatever the questions; None: torch's own generator."""
         n = len(self.index.vectors)
         if not count:
@@ -103,7 +103,7 @@ class Softmax:
         scores = scored @ self.index.vectors.index_select(0, seen).to(scored).T + log_times.to(scored)
         if prior is not None:
             scores = scores + prior[..., seen.to(prior.device)].to(scores)
-        out = left_out(self._without[0], seen.expand(len(scored), -1)) | torch.isin(seen, self.rows)
+        out = left_out(self._without[0], seen.expand(len(scored), -1))
         p = scores.cpu().double().masked_fill(out, -torch.inf).softmax(1).nan_to_num(0.0)
         mean = p.mean(0)
         point = (torch.rand((), generator=noise, dtype=torch.double) + torch.arange(count)) / count * mean.sum()

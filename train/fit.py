@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -61,9 +62,9 @@ class FitConfig:
             can't reach yet gets in. 0 mines none.
         negatives: passages a batch, at most, that are drawn by p(z|x) out of all that none of its questions reads, and
             encoded with gradient: Z moves, in an estimate, as the whole corpus does (`Softmax.draw`). Some 16 to 64;
-            few are noise. 0: each question's Z moves with what is read for it alone, and what would move all passages
-            alike seems to pay, or to cost; then a step's gradient doesn't depend on which questions are asked together.
-            A gate_clip cuts the slopes of what stands for many as those of one.
+            few are noise. What is read for one question moves in every Z then, too. 0: each question's Z moves with
+            what is read for it alone, whatever the others are; and what would move all passages alike seems to pay, or
+            to cost. A gate_clip cuts the slopes of what stands for many as those of one.
         lr_extractor: learning rate, falling linearly to a tenth of itself; likewise those below. It is large because
             its steps follow the gradient (`OPTIMISER`), and goes with the size of the batches.
         lr_retriever: AdamW's, of encoder and adapters.
@@ -316,13 +317,27 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
         )
         start = perf_counter()
         try:
-            trainer.fit(module, batches, ckpt_path=saved if going_on else None)
+            with _interruptible():
+                trainer.fit(module, batches, ckpt_path=saved if going_on else None)
         finally:
             rag.to(home)  # Lightning leaves a model on the CPU
             if folder is not None and rank() == 0 and module.history:
                 draw_run(module.history, folder / "report.png")  # of a run that failed above all
         seconds = perf_counter() - start
     return Run(trainer.global_step, seconds, module.history, folder, module.calibration)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt: Lightning would end the process, and ignore any other one."""
+    at_first = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, at_first)
+        raise KeyboardInterrupt from None
 
 
 def _checked(rag: RAG, config: FitConfig) -> str:

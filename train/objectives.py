@@ -6,11 +6,11 @@ included. Passages that don't exist have log p(z|x) = −∞; a question that ha
 that renormalise over K, and loss 0.
 
 Every objective is per question, so a batch's loss is the mean over its questions and doesn't depend on how the batch is
-cut up; `contrastive` alone compares the questions of a batch, over all ranks. Length is normalised only where an
-objective's text says so, or where `Options.per_token` asks for it. Some teach the retriever alone (`pdist`,
-`lsr`, `loop`, `contrastive`); with `reader` beside them the generator learns too: {"reader": 1, "pdist": 1} is Atlas'
-loss where the K are read together (`Reading`). Those that compare passages (`COMPARING`) have each of them read alone
-as well then, without gradient.
+cut up; `contrastive` alone compares the questions of a batch, over all ranks (and `FitConfig.negatives`, drawn for a
+batch, move every Z in it). Length is normalised only where an objective's text says so, or where `Options.per_token`
+asks for it. Some teach the retriever alone (`pdist`, `lsr`, `loop`, `contrastive`); with `reader` beside them the
+generator learns too: {"reader": 1, "pdist": 1} is Atlas' loss where the K are read together (`Reading`). Those that
+compare passages (`COMPARING`) have each of them read alone as well then, without gradient.
 
 Sources, named by author and year below, with the section or equation that has the formula where it is one of theirs as
 it stands (of code: the function):

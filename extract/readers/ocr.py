@@ -34,7 +34,7 @@ LARGEST = 1224.0  # points: a larger sheet than A3 is a picture whose resolution
 LETTER = 792.0
 UPRIGHT = 0.6  # share of boxes that are higher than wide on a page that lies on its side
 DOUBTFUL = 0.8  # confidence; a page that is less sure may stand on its head
-MOST_PAGES = 2000  # frames of a picture
+MOST_PAGES = 2000  # of a TIFF; one of more is refused
 
 _lock = threading.Lock()
 

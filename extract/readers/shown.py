@@ -14,7 +14,8 @@ Matrix = tuple[float, float, float, float, float, float]
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 Point = tuple[float, float]
 
-FORM_DEPTH = 40  # form XObjects inside form XObjects, as many as PDFium follows; real files stay below 5
+FORM_DEPTH = 40  # form XObjects inside form XObjects, as many as PDFium follows; real files stay below 5, bounds on
+# what a page may show and take hold those that fan out
 RULES = 2000  # kept of a page; a form or a ledger has hundreds, a map tens of thousands that mean nothing
 THICK = 2.0  # points: what is thicker is an area
 SHORT = 6.0  # points: what is shorter is a dash, a tick or a part of a letter

@@ -154,7 +154,7 @@ def test_explained_is_in_reach_and_the_most_likely_given_the_answer() -> None:
 def test_the_closed_book_is_paid_by_those_who_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred seconds without it and two hundred with it; `gumbel` draws half of the K."""
     monkeypatch.setattr(gradient_audit, "readings", lambda *_: [Reading(100.0, 10.0), Reading(200.0, 12.0)])
-    found = costs(Size(), Path(), (4,))[4]
+    found = costs(Size(), Path(), "", (4,))[4]
     for name, cost in found.items():
         twice = name in ("marginal", "rb", "rloo")
         assert cost == pytest.approx((2.0, 1.2) if twice else (1.0, 1.0), abs=0.01)

@@ -16,7 +16,7 @@ from conftest import NTSB
 from docstring_parser import parse
 
 from e2erag import RAG, RAGConfig
-from e2erag.__main__ import main
+from e2erag.__main__ import NO_MEMORY, main
 from e2erag.artefact import write_folder
 from e2erag.generator import GeneratorConfig
 from e2erag.retriever import ExactIndex, IndexConfig, RetrieverConfig
@@ -360,20 +360,39 @@ def test_extract_writes_documents_of_any_name(tmp_path: Path) -> None:
     assert "<h2>caf\\udce9.txt</h2>" in (tmp_path / "report" / "index.html").read_text("utf-8")
 
 
+def out_of_memory(**_: Any) -> RAG:
+    torch.empty(10**15)
+    raise AssertionError
+
+
+def test_what_is_said_of_too_little_memory_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every flag that is named is one of the command for which it is named."""
+    flags = re.findall(r"--[\w.]+", NO_MEMORY)
+    for command, named in (("fit", flags[:-1]), ("extract", flags[-1:])):
+        monkeypatch.setattr(sys, "argv", ["e2erag", command, "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        told = capsys.readouterr().out
+        assert named
+        assert all(f"{flag} " in told for flag in named)
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "told"),
-    [(MemoryError, "e2erag: there is not enough memory: .*lower --memory_budget", ""),
-     (KeyboardInterrupt, "130", "e2erag: interrupted\n")],
+    [(MemoryError, re.escape(NO_MEMORY), ""), (torch.OutOfMemoryError, re.escape(NO_MEMORY), ""),
+     (out_of_memory, re.escape(NO_MEMORY), ""), (KeyboardInterrupt, "130", "e2erag: interrupted\n")],
 )  # fmt: skip
 def test_no_memory_and_ctrl_c_are_no_traceback(
-    raised: type[BaseException],
+    raised: Any,
     code: str,
     told: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(**given: Any) -> RAG:
-        raise raised
+        raise raised()
 
     monkeypatch.setattr(RAG, "from_pretrained", fail)
     monkeypatch.setattr(sys, "argv", ["e2erag", "index", "x.pdf", "out"])

@@ -124,8 +124,8 @@ def test_every_stages_gradient_equals_finite_differences(stage: str, reader: Rea
 @pytest.mark.parametrize("stage", ["extractor", "retriever.passage"])
 def test_with_negatives_for_all_the_rest_a_gradient_is_that_of_an_index_that_moves_too(stage: str) -> None:
     """Two of ten passages are read. Finite differences with everything encoded anew at both ends, against one step's
-    gradient with all others drawn; without negatives it isn't that, for the rest of Z stands still. Nor does what is
-    read for one question move in another's Z then, but counts by its row in the index, which has float32."""
+    gradient with all others drawn; without negatives it isn't that, for the rest of Z stands still.
+    What is read for one question counts in another's Z by its stored row then, in float32, hence the tolerance."""
     system = ten_passages(2)
     nn.init.zeros_(system.model.extractor.text.weight)  # whose feature is a look-up in the encoder
     system._reindex(system.corpus)

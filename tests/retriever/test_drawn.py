@@ -40,7 +40,7 @@ class Case:
     def draw(self, count: int, seed: int = 0, part: slice = slice(None)) -> Drawn:
         noise = torch.Generator().manual_seed(seed)
         hits = Hits(self.hits.ids[part], self.hits.scores[part])
-        softmax = Softmax(self.index, self.queries[part], hits, self.ids[part], self.spans, self.unique)
+        softmax = Softmax(self.index, self.queries[part], hits, self.ids[part], self.spans, self.unique, shared=True)
         return softmax.draw(count, noise)
 
     def shares(self) -> Tensor:
@@ -54,7 +54,7 @@ class Case:
     def logp(self, rows: Tensor, drawn: Drawn) -> Tensor:
         """log p(z|x) of the K where rows are these, with slope as far as they are encoded."""
         fresh, slope = self.queries @ rows[self.unique].T, drawn.slope(self.queries, rows[drawn.rows])
-        softmax = Softmax(self.index, self.queries, self.hits, self.ids, self.spans, self.unique)
+        softmax = Softmax(self.index, self.queries, self.hits, self.ids, self.spans, self.unique, shared=True)
         return softmax.log_prob(fresh, slope)
 
 
@@ -155,7 +155,7 @@ def test_the_random_numbers_taken_do_not_depend_on_what_is_left() -> None:
     states = []
     for case in (Case(60), Case(5)):
         noise = torch.Generator().manual_seed(0)
-        Softmax(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5)).draw(8, noise)
+        Softmax(case.index, case.queries, case.hits, case.ids, case.spans, torch.arange(5), shared=True).draw(8, noise)
         states.append(noise.get_state())
     assert torch.equal(*states)
 
@@ -171,7 +171,7 @@ def test_a_prior_given_counts_in_place_of_the_stored_one(each: bool, n: int) -> 
     prior[case.ids.flatten()] = 0.0
     prior = prior.expand(QUESTIONS, n) if each else prior
     hits = case.index.search(case.queries, 6 * K, prior)
-    drawn = Softmax(case.index, case.queries, hits, case.ids, case.spans, case.unique, prior).draw(8)
+    drawn = Softmax(case.index, case.queries, hits, case.ids, case.spans, case.unique, prior, shared=True).draw(8)
     assert drawn.rows.tolist() == [likely]
     assert (drawn.share == 1).all()
 
@@ -181,29 +181,17 @@ def test_without_a_hit_there_is_still_a_rest() -> None:
     case = Case(60)
     ids, unique = torch.full((QUESTIONS, K), -1), torch.zeros(0, dtype=torch.long)
     hits = Hits(ids, torch.zeros(ids.shape))
-    drawn = Softmax(case.index, case.queries, hits, ids, case.spans, unique).draw(8)
+    drawn = Softmax(case.index, case.queries, hits, ids, case.spans, unique, shared=True).draw(8)
     assert 0 < len(drawn.rows) <= 8
     torch.testing.assert_close(drawn.share.sum(1), torch.ones(QUESTIONS))
 
 
-def test_what_another_question_reads_is_not_drawn_where_questions_are_kept_apart() -> None:
-    """It is encoded already; a row that were encoded twice would get its slope twice."""
-    case = Case(60)
-    softmax = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique, apart=True)
-    for seed in range(20):
-        drawn = softmax.draw(16, torch.Generator().manual_seed(seed))
-        assert len(drawn.rows)
-        assert not torch.isin(drawn.rows, case.unique).any()
-
-
-def test_apart_a_question_has_the_p_that_it_has_alone() -> None:
+def test_a_question_has_the_p_that_it_has_alone() -> None:
     """Whatever the others of its batch have encoded afresh, here with other rows than those stored."""
     case = Case(60)
     rows = case.rows + 0.1 * torch.randn(case.rows.shape, generator=torch.Generator().manual_seed(1))
     fresh = case.queries @ rows[case.unique].T
-    together = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique, apart=True).log_prob(
-        fresh
-    )
+    together = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique).log_prob(fresh)
     for i in range(QUESTIONS):
         one = slice(i, i + 1)
         own = case.ids[one].unique()

@@ -154,7 +154,7 @@ def test_log_prob_is_a_softmax_over_every_passage(seed: int, n: int, k: int) -> 
     nested = torch.zeros(3, n, dtype=torch.bool)
     nested[:, repeated.rows] = repeated.mask
     torch.testing.assert_close(
-        Softmax(index, queries, hits, ids, every, unique).log_prob(queries @ fresh.T),
+        Softmax(index, queries, hits, ids, every, unique, shared=True).log_prob(queries @ fresh.T),
         log_prob_found(scores, ids, nested),
         atol=1e-5,
         rtol=0,

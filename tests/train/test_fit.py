@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,24 @@ def test_a_diverged_run_says_so(rag: RAG, tmp_path: Path) -> None:
     assert (tmp_path / "report.png").is_file()
     weight.data.copy_(kept)
     assert rag.ask("seats ?").text is not None
+
+
+def test_ctrl_c_in_training_is_ctrl_c(rag: RAG, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not the end of the process, and the next one counts too; a run in a folder leaves what it has logged."""
+    terms, calls = rag.terms, []
+
+    def ask(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return terms(*given, **named)
+
+    monkeypatch.setattr(rag, "terms", ask)
+    with pytest.raises(KeyboardInterrupt):
+        quick(rag, folder=tmp_path, batch_size=1)
+    assert len(calls) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
 
 
 def test_everything_frozen_is_refused(rag: RAG) -> None:

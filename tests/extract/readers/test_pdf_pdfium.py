@@ -59,7 +59,7 @@ def test_forms_are_followed_to_one_depth(tmp_path: Path, engine: str) -> None:
     """To that of PDFium itself, far more than real files have."""
     nested = b"BT /F 10 Tf 50 %d Td (%d) Tj ET %d 50 m %d 90 l S /X%d Do"
     forms = {f"X{n}": nested % (700 - 15 * n, n, 50 + 9 * n, 50 + 9 * n, n + 1) for n in range(1, FORM_DEPTH + 3)}
-    page = read_pdf(written(tmp_path, b"/X1 Do", **forms, X43=b""), engine).pages[0]
+    page = read_pdf(written(tmp_path, b"/X1 Do", **forms, **{f"X{FORM_DEPTH + 3}": b""}), engine).pages[0]
     assert [unit.text for unit in page.units] == [str(n) for n in range(1, FORM_DEPTH + 1)]
     assert len(page.rules) == FORM_DEPTH
 
