@@ -429,6 +429,9 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
                     if any(other in s for s in cells)
                 },
             }
+    for name in ("gate_boilerplate", "gate_text", "distance_closed", "tokens_read_ratio"):  # of the extractor alone
+        if "extractor" in figures:
+            figures[name] = {mode: figures[f"extractor {mode}"][name] for mode in ("soft", "hard")}
     return figures
 
 

@@ -197,13 +197,14 @@ def utilisation(rag: RAG, asked: list[Question], k: int, rounds: int) -> dict[st
         step()
     for hook in hooks:
         hook.remove()
-    times = [seconds(step) for _ in range(1 + rounds)][1:]
+    product, operations = square(model)
+    times = interleaved({"step": step, "product": product}, rounds)
     with profile() as seen:
         seconds(step)
     return {
-        "tokens_per_second": tokens / median(times),
+        "tokens_per_second": tokens / median(times["step"]),
         "padding_share": 1 - tokens / sum(given),
-        "model_flops_utilisation": counter.get_total_flops() / median(times) / peak_flops(model),
+        "model_flops_utilisation": counter.get_total_flops() / operations * over(times, "product", "step"),
         "attention_share": attention_share(seen, device),
     }
 
@@ -233,15 +234,15 @@ def attention_share(seen: profile, device: torch.device) -> float:
     return float(inside / sum(getattr(e, f"self_{kind}_time_total") for e in events))
 
 
-def peak_flops(model: Joint) -> float:
-    """Operations per second of products of two square matrices, in the precision in which the model computes; large
-    enough that what a call costs doesn't show."""
+def square(model: Joint) -> tuple[Callable[[], object], int]:
+    """The product of two square matrices, in the precision in which the model computes and large enough that what a
+    call costs doesn't show; and its operations."""
     size = 8192 if model.device.type == "cuda" else 2048
     a = torch.rand(size, size, device=model.device)
     with torch.no_grad(), model.autocast():
         dtype = (a[:8, :8] @ a[:8, :8]).dtype
     a = a.to(dtype)
-    return 2 * size**3 / min(seconds(partial(torch.mm, a, a)) for _ in range(4))
+    return partial(torch.mm, a, a), 2 * size**3
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face's RAG

@@ -14,6 +14,7 @@ import pypdf
 from e2erag.extract.document import ReadError
 from e2erag.extract.readers.leftwards import in_reading_order
 from e2erag.extract.readers.lines import Face, Run
+from e2erag.extract.readers.order import from_the_left
 from e2erag.extract.readers.pdf_walk import Font, PageTooLarge, Walk, usable
 from e2erag.extract.readers.shown import Matrix, Rules, Shown, frame, short, times
 
@@ -82,7 +83,7 @@ class PypdfFile:
             except Exception as error:
                 return Shown(width, height, [], failed=f"can't be parsed ({short(error)}): {_FAST}, or export it again")
         pictures = walk.pictures / (width * height or 1.0)
-        runs = walk.runs if walk.phrases else in_reading_order(walk.runs)
+        runs = from_the_left(walk.runs if walk.phrases else in_reading_order(walk.runs))
         return Shown(width, height, runs, walk.rules.merged(), pictures, walk.mute)
 
 
@@ -101,11 +102,17 @@ def _quiet() -> Iterator[None]:
 def _frame(page: Any) -> tuple[float, float, Matrix]:
     """Size of the page as displayed and the matrix to it: what the crop box leaves of the media box."""
     media, crop = page.mediabox, page.cropbox
-    x0, y0 = max(float(media.left), float(crop.left)), max(float(media.bottom), float(crop.bottom))
-    x1, y1 = min(float(media.right), float(crop.right)), min(float(media.top), float(crop.top))
+    (left, bottom, right, top), shown = _corners(media), _corners(crop)
+    x0, y0, x1, y1 = max(left, shown[0]), max(bottom, shown[1]), min(right, shown[2]), min(top, shown[3])
     if x1 <= x0 or y1 <= y0:  # a crop box beside the page; viewers show the page then
-        x0, y0, x1, y1 = float(media.left), float(media.bottom), float(media.right), float(media.top)
+        x0, y0, x1, y1 = left, bottom, right, top
     return frame(x0, y0, x1, y1, int(page.rotation))
+
+
+def _corners(box: Any) -> tuple[float, float, float, float]:
+    """Left, bottom, right, top; a file may name any two corners that face each other."""
+    (x0, x1), (y0, y1) = sorted((float(box.left), float(box.right))), sorted((float(box.bottom), float(box.top)))
+    return x0, y0, x1, y1
 
 
 def _plain(page: Any, base: Matrix) -> list[Run]:

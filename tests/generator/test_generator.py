@@ -55,8 +55,9 @@ def test_gates_of_one_are_the_plain_models(kind: ReaderKind) -> None:
     torch.testing.assert_close(gated[0], own_logp(generator, made), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("learning", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_gate_is_a_bias_on_attention_logits(kind: ReaderKind) -> None:
+def test_a_gate_is_a_bias_on_attention_logits(kind: ReaderKind, learning: bool) -> None:
     """Equal to the 4-D mask form: log w of the key's line, in a causal model, or in encoder and cross attention."""
     generator = tiny_generator(kind=kind)
     made = row(generator, [0, 1, 2])
@@ -68,7 +69,8 @@ def test_a_gate_is_a_bias_on_attention_logits(kind: ReaderKind) -> None:
     else:
         mask = bias[: made.prompt]
     expected = own_logp(generator, made, mask.expand(1, 1, *([1] * (2 - mask.dim())), *mask.shape))
-    gated = generator.log_likelihood([made], gates, [np.arange(3)])[0]
+    gated = generator.log_likelihood([made], gates.requires_grad_(learning), [np.arange(3)])[0]
+    assert gated.requires_grad == learning or any(p.requires_grad for p in generator.parameters())
     torch.testing.assert_close(gated, expected, atol=1e-5, rtol=0)
     assert abs((gated - own_logp(generator, made)).item()) > 1e-3
 

@@ -31,8 +31,8 @@ def train(rag: RAG, folder: Path, batch_size: int, index: Path | None = None, sh
     """Three steps over four questions, the index encoded anew before each, this share of it; rank 0 writes what came of
     it. With a place for the index, rank 0 writes its rows there.
 
-    Both ranks have rows to scan: 72 passages, more than a tile. All of them are read: what only the other rank has
-    found counts as the rest of the corpus does, without gradient into it."""
+    Both ranks have rows to scan: 72 passages, more than a tile. Three of them are read: what another question has
+    found, on either rank, counts as the rest of the corpus does, without gradient into it."""
     lines = [f"in {i} seats {i % 7} engine maker {i * 3}" for i in range(64)]
     rag.config = replace(rag.config, index=IndexConfig(folder=index and str(index)))
     with over_ranks(rag):
@@ -42,7 +42,7 @@ def train(rag: RAG, folder: Path, batch_size: int, index: Path | None = None, sh
         with torch.no_grad():
             rag.model.extractor.scores.bias += 1.0  # weights that are others than rank 0's, as drawn ones would be
     rows = [{"question": q.question, "answers": list(q.answers)} for q in ASKED[:4]]
-    settings = {"epochs": 3, "k": 72, "refresh_every": 1, "refresh_share": share, "calibrate": 2, "progress": False}
+    settings = {"epochs": 3, "k": 3, "refresh_every": 1, "refresh_share": share, "calibrate": 2, "progress": False}
     run = rag.fit(rows, batch_size=batch_size, folder=folder / "run", **settings)
     assert type(rag.index_) is ExactIndex
     assert rag.index_.store.folder == index

@@ -20,7 +20,8 @@ from pdf_fixtures import (
     with_ligatures,
     written,
 )
-from pypdf.generic import DictionaryObject
+from pypdf import PdfWriter
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, ReadError, read
@@ -179,6 +180,43 @@ def test_a_title_that_is_no_text_costs_no_document(tmp_path: Path, engine: str) 
     assert [unit.text for unit in document] == ["text"]
     assert "A title" not in document.title
     document.title.encode()
+
+
+@pytest.mark.parametrize(
+    ("texts", "lines"),
+    [
+        ([(400, 700, "Page 3 of 4"), (72, 700, "Annual report")], ["Annual report Page 3 of 4"]),
+        ([(200, 700, "N103JT"), (72, 700, "Registration:"), (200, 680, "Latrobe"), (72, 680, "Location:")],
+         ["Registration: N103JT", "Location: Latrobe"]),
+        ([(300, 700, "c"), (72, 700, "a"), (180, 700, "b"), (72, 680, "d")], ["a b c", "d"]),
+        ([(400, 700, "right"), (400, 680, "column"), (72, 700, "left"), (72, 680, "one")], None),
+    ],
+)  # fmt: skip
+def test_what_stands_on_one_baseline_is_a_line_in_whatever_order_it_is_drawn(
+    texts: list[tuple[int, int, str]], lines: list[str] | None, tmp_path: Path
+) -> None:
+    """A page number before its running head, a value before its label; columns drawn one after the other stay so."""
+
+    def draw(page: Canvas) -> None:
+        for x, y, text in texts:
+            page.drawString(x, y, text)
+
+    document = assert_same(canvas(tmp_path, draw))
+    if lines:
+        assert [unit.text for unit in document] == lines
+
+
+@pytest.mark.parametrize("corners", [(0, 0, 612, 792), (612, 792, 0, 0), (0, 792, 612, 0)])
+def test_a_pages_box_may_name_any_two_corners(corners: tuple[int, ...], tmp_path: Path) -> None:
+    path = written(tmp_path, b"BT /F 12 Tf 72 700 Td (word) Tj ET")
+    writer = PdfWriter(path)
+    writer.pages[0][NameObject("/MediaBox")] = ArrayObject(map(NumberObject, corners))
+    writer.write(tmp_path / "turned.pdf")
+    document = assert_same(tmp_path / "turned.pdf")
+    assert (document.pages[0].width, document.pages[0].height) == (612, 792)
+    [unit] = document
+    assert 71 < unit.box.x0 < unit.box.x1 < 110
+    assert 80 < unit.box.y0 < unit.box.y1 < 100
 
 
 def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
