@@ -48,7 +48,7 @@ def gradients(table: Table, temperature: float, k: int) -> Iterator[tuple[Tensor
     for batch in torch.arange(len(queries)).split(BATCH):
         q, p, slope, ids = queries[batch], prior[batch].exp(), slopes[batch], step.evidence.ids[batch]
         asked, fresh = F.pad(q, (0, 1), value=1.0).float(), ids.unique()
-        softmax = Softmax(index, asked, index.search(asked, OVERFETCH * k), ids, spans, fresh)
+        softmax = Softmax(index, asked, index.search(asked, OVERFETCH * k), ids, spans, fresh, shared=True)
         read = torch.einsum("bd,bk,bke->de", q, slope, step.found[batch])
         encoded = torch.zeros_like(p)
         encoded[:, fresh] = p[:, fresh]

@@ -87,8 +87,13 @@ class Softmax:
         dead; in a training run's index none is.
 
         Args:
-            count: 0 draws none; more take `shared`.
-            noise: the same numbers are taken of it whatever the questions; None: torch's own generator."""
+            count: 0 draws none.
+            noise: the same numbers are taken of it whatever the questions; None: torch's own generator.
+
+        Raises:
+            ValueError: some are to be drawn, and the questions don't share their Z."""
+        if count and not self.shared:
+            raise ValueError("what is drawn for all questions takes a Z that they share: Softmax(…, shared=True)")
         n = len(self.index.vectors)
         if not count:
             return Drawn(self.rows[:0], self.queries.new_zeros(len(self.queries), 0))

@@ -265,8 +265,7 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
 
     Started by torchrun, every process takes its share of each epoch's questions (`batch_size` is a process's), of the
     passages to encode and of the rows to search; gradients are averaged (`over_ranks`). All end with the same
-    weights. An index in a
-    folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
+    weights. An index in a folder is one that all processes reach; rank 0 writes there, and index within `over_ranks`.
     (Where gates act on pooling alone and rows are in memory, every process encodes all of the passages.)
 
     Args:

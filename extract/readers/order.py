@@ -42,7 +42,9 @@ def _sorted(group: list[Run]) -> list[Run]:
         if not pieces or start < pieces[-1][1] - BACK * run.em:
             pieces.append((start, end, [run]))
         else:
-            pieces[-1] = (pieces[-1][0], max(end, pieces[-1][1]), [*pieces[-1][2], run])
+            first, last, piece = pieces[-1]
+            piece.append(run)
+            pieces[-1] = (first, max(last, end), piece)
     if len(pieces) < 2 or any(RIGHT_TO_LEFT.search(run.text) for run in group):
         return group
     pieces.sort(key=lambda piece: piece[0])

@@ -186,6 +186,15 @@ def test_without_a_hit_there_is_still_a_rest() -> None:
     torch.testing.assert_close(drawn.share.sum(1), torch.ones(QUESTIONS))
 
 
+def test_nothing_is_drawn_where_questions_share_no_z() -> None:
+    """A passage that one question reads would be encoded twice."""
+    case = Case(60)
+    alone = Softmax(case.index, case.queries, case.hits, case.ids, case.spans, case.unique)
+    assert not len(alone.draw(0).rows)
+    with pytest.raises(ValueError, match="takes a Z that they share"):
+        alone.draw(8)
+
+
 def test_a_question_has_the_p_that_it_has_alone() -> None:
     """Whatever the others of its batch have encoded afresh, here with other rows than those stored."""
     case = Case(60)
