@@ -19,7 +19,6 @@ stops. Times are processor time of one thread; the engines take turns on every p
 """
 
 import argparse
-import json
 import math
 import re
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import pypdf
 import pypdfium2
 import pypdfium2.raw as pdfium
+from figures import write_figures
 
 from e2erag.extract import ReadError, read_many
 from e2erag.extract.readers.columns import unwoven
@@ -253,8 +253,7 @@ def main() -> None:
     for name in (*scores, "pypdf_time_ratio", "fast_speedup", "cache_speedup"):
         print(f"{name:20} {figures[name]:.4f}")
     if options.json:
-        known = json.loads(json.dumps({**figures, "folders": by_folder}), parse_constant=lambda _: None)  # no NaN
-        options.json.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        write_figures(options.json, {**figures, "folders": by_folder})
 
 
 def _most(bag: Bag) -> str:

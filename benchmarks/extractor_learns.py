@@ -43,6 +43,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from figures import interval, write_figures
 from safetensors.torch import load_file, save_file
 from squad_pdf import FOLDER, UNSEEN, Article, articles, clean, paragraphs, render, roles
 from stages import drawn
@@ -374,18 +375,6 @@ def closed(cells: dict[str, dict[str, dict[str, float]]], arm: str, mode: str, m
     return (cells[arm][mode][metric] - cells[low][mode][metric]) / distance if distance > 0 else float("nan")
 
 
-def interval(values: Sequence[float]) -> list[float]:
-    """Mean over the seeds and its 95 % t interval; one seed has none."""
-    known = np.asarray([value for value in values if not np.isnan(value)])
-    if len(known) < 2:
-        return [float(known.mean()) if len(known) else float("nan"), float("nan"), float("nan")]
-    half = T95[min(len(known), len(T95) + 1) - 2] * known.std(ddof=1) / len(known) ** 0.5
-    return [float(known.mean()), float(known.mean() - half), float(known.mean() + half)]
-
-
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571)  # of 1, 2, ... degrees of freedom
-
-
 def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[str, object]:
     """The figures that the benchmark is for, each as [mean, low, high] over the seeds: every arm's recall, likelihood
     and tokens; the gap, soft less hard; what gates learned, and what a trained arm has over the untrained one and over
@@ -495,8 +484,7 @@ def main() -> None:
     figures = summary(results) | {"seeds": seeds, "size": asdict(size)}
     print(json.dumps(figures, indent=2))
     if options.json:
-        known = json.loads(json.dumps(figures | {"cells": results}), parse_constant=lambda _: None)  # NaN is no JSON
-        write_file(options.json, json.dumps(known, indent=2))
+        write_figures(options.json, figures | {"cells": results})
 
 
 if __name__ == "__main__":

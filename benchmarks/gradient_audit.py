@@ -196,11 +196,10 @@ def drawn(name: str, k: int) -> int:
 def reach(table: Table, temperature: float, k: int) -> dict[str, Tensor]:
     """Which questions' gold passage is in reach, near or far; and explained: in reach, and p(z|x,y) is most for it."""
     rank = table.rank()
-    joint = table.questions @ table.passages.T / temperature + table.token_logp.sum(2)
     in_reach = rank < k
     return {
         "in_reach": in_reach, "near": ~in_reach & (rank < 4 * k), "far": rank >= 4 * k,
-        EXPLAINED: in_reach & (joint.argmax(1) == table.gold),
+        EXPLAINED: in_reach & (table.likeliest(temperature) == table.gold),
     }  # fmt: skip
 
 

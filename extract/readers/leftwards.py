@@ -60,19 +60,23 @@ def _beside(runs: Sequence[Run], at: int) -> tuple[int, list[Glyph]]:
     for n, run in enumerate(runs[at:], at):
         if run.text.isspace():  # the gap tells
             continue
-        start, above = _along(first, run.x, run.y)
-        end, _ = _along(first, run.end_x, run.end_y)
+        start, _ = along(first, run.x, run.y)
+        end, _ = along(first, run.end_x, run.end_y)
         letters = _ONE.sub(lambda letters: letters[1][::-1], run.text[::-1])
         near = any(-BACK * first.em < gap <= CELL * first.em for gap in (start - high, low - end))
-        level = first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
-        if glyphs and not (near and level):
+        if glyphs and not (near and on_the_baseline_of(first, run)):
             return n, glyphs
         low, high = (min(low, start), max(high, end)) if glyphs else (start, end)
         glyphs.append((start, end, letters))
     return len(runs), glyphs
 
 
-def _along(first: Run, x: float, y: float) -> tuple[float, float]:
+def on_the_baseline_of(first: Run, run: Run) -> bool:
+    _, above = along(first, run.x, run.y)
+    return first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
+
+
+def along(first: Run, x: float, y: float) -> tuple[float, float]:
     """How far a point is along and across a run's baseline from where it starts."""
     dx, dy = x - first.x, y - first.y
     return dx * first.ux + dy * first.uy, dy * first.ux - dx * first.uy

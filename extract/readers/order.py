@@ -3,10 +3,8 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, along, on_the_baseline_of
 from e2erag.extract.readers.lines import BACK, Run
-
-LEVEL = 0.1  # how far baselines may be apart, of the smaller size
 
 
 def from_the_left(runs: Sequence[Run]) -> list[Run]:
@@ -20,25 +18,18 @@ def from_the_left(runs: Sequence[Run]) -> list[Run]:
 def _on_one_baseline(runs: Sequence[Run]) -> Iterator[list[Run]]:
     group: list[Run] = []
     for run in runs:
-        if group and not _level(group[-1], run):
+        if group and not on_the_baseline_of(group[0], run):
             yield group
             group = []
         group.append(run)
     yield group
 
 
-def _level(last: Run, run: Run) -> bool:
-    if (last.ux, last.uy) != (run.ux, run.uy):
-        return False
-    off = (run.y - last.y) * run.ux - (run.x - last.x) * run.uy
-    return abs(off) <= LEVEL * min(last.size, run.size)
-
-
 def _sorted(group: list[Run]) -> list[Run]:
     """Pieces that go on to the right, by where they begin, if none reaches into another."""
     pieces: list[tuple[float, float, list[Run]]] = []  # where one begins and ends along the baseline
     for run in group:
-        start, end = run.x * run.ux + run.y * run.uy, run.end_x * run.ux + run.end_y * run.uy
+        (start, _), (end, _) = along(group[0], run.x, run.y), along(group[0], run.end_x, run.end_y)
         if not pieces or start < pieces[-1][1] - BACK * run.em:
             pieces.append((start, end, [run]))
         else:
