@@ -70,7 +70,6 @@ def test_a_gate_is_a_bias_on_attention_logits(kind: ReaderKind, learning: bool) 
         mask = bias[: made.prompt]
     expected = own_logp(generator, made, mask.expand(1, 1, *([1] * (2 - mask.dim())), *mask.shape))
     gated = generator.log_likelihood([made], gates.requires_grad_(learning), [np.arange(3)])[0]
-    assert gated.requires_grad == learning or any(p.requires_grad for p in generator.parameters())
     torch.testing.assert_close(gated, expected, atol=1e-5, rtol=0)
     assert abs((gated - own_logp(generator, made)).item()) > 1e-3
 
