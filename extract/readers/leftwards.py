@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from unicodedata import combining
 
-from e2erag.extract.readers.lines import BACK, CELL, SPACE, Run
+from e2erag.extract.readers.lines import BACK, CELL, SPACE, Run, along, on_the_baseline_of
 
 _RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc"
 RIGHT_TO_LEFT = re.compile(f"[{_RTL}]")
@@ -69,17 +69,6 @@ def _beside(runs: Sequence[Run], at: int) -> tuple[int, list[Glyph]]:
         low, high = (min(low, start), max(high, end)) if glyphs else (start, end)
         glyphs.append((start, end, letters))
     return len(runs), glyphs
-
-
-def on_the_baseline_of(first: Run, run: Run) -> bool:
-    _, above = along(first, run.x, run.y)
-    return first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
-
-
-def along(first: Run, x: float, y: float) -> tuple[float, float]:
-    """How far a point is along and across a run's baseline from where it starts."""
-    dx, dy = x - first.x, y - first.y
-    return dx * first.ux + dy * first.uy, dy * first.ux - dx * first.uy
 
 
 def _one(runs: Sequence[Run], glyphs: list[Glyph]) -> Run:

@@ -91,6 +91,18 @@ class Run:
         )
 
 
+def on_the_baseline_of(first: Run, run: Run) -> bool:
+    """Whether `run` stands on the same baseline, of one direction and to a tenth of an em."""
+    _, above = along(first, run.x, run.y)
+    return first.ux * run.ux + first.uy * run.uy > 0.98 and abs(above) < 0.1 * first.size
+
+
+def along(first: Run, x: float, y: float) -> tuple[float, float]:
+    """How far a point is along and across a run's baseline from where it starts."""
+    dx, dy = x - first.x, y - first.y
+    return dx * first.ux + dy * first.uy, dy * first.ux - dx * first.uy
+
+
 @dataclass(slots=True)
 class Line:
     """Runs on one baseline, and the words they make."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, along, on_the_baseline_of
-from e2erag.extract.readers.lines import BACK, Run
+from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT
+from e2erag.extract.readers.lines import BACK, Run, along, on_the_baseline_of
 
 
 def from_the_left(runs: Sequence[Run]) -> list[Run]:
