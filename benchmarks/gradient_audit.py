@@ -9,7 +9,8 @@ the K found, `near` at ranks K < r ≤ 4K, `far` beyond; `explained` are those i
 passages', for a paragraph that a question was written about need not be what explains its answer best to a reader. The
 JSON file has an objective's figures over all settings of the real corpus, and under `settings` each by itself (time and
 memory of the real corpus' reader alone). `--tails` compares other guesses of the unread passages' likelihood with the
-closed book, and other passages to read, on the real corpus. Three corpora:
+closed book, and other passages to read, on the real corpus: `2K` are twice as many, of which those with less than 2 %
+of the likelihood are read without gradient, as `FitConfig.negligible` does. Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
            scores are all-MiniLM-L6-v2's; τ = .05 and .1.
@@ -46,9 +47,11 @@ from e2erag.models import resolve
 from e2erag.precision import autocast
 from e2erag.rag import GENERATOR
 from e2erag.retriever import log_tail
-from e2erag.train import OBJECTIVES, Evidence, Options
+from e2erag.train import OBJECTIVES, Evidence, FitConfig, Options
 
 KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
+AHEAD = (1, 2, 3, 4)
+"""How many times K passages are read, most of them without gradient."""
 REACH, EXPLAINED = ("in_reach", "near", "far"), "explained"
 STOCHASTIC, READER_ALONE = ("gumbel", "rloo"), ("reader",)
 CLOSED_BOOK = ("marginal", "rloo", "rb")
@@ -171,6 +174,7 @@ def tails(table: Table, temperature: float, k: int) -> dict[str, Errors]:
     others = {f"{count} mined": (k, count) for count in (1, 2, 4)}
     others |= {f"{count} mined in place of the last": (k - count, count) for count in (1, 2)}
     others |= {f"K + {count}": (k + count, 0) for count in (1, 4)}
+    others |= {f"{times}K": (times * k, 0) for times in AHEAD[1:]}
     for name, (best, mined) in others.items():
         other = Step(table, temperature, best, mined)
         found[name] = compare(other.slope(OBJECTIVES["marginal"](other.evidence, Options()))[None], other.exact)
@@ -227,6 +231,18 @@ def summary(errors: list[Errors], where: list[dict[str, Tensor]], cost: Cost | N
     return out
 
 
+def learnt(table: Table, k: int) -> float:
+    """Of K passages and the closed book, how many have at least 2 % of the likelihood: the mean over questions."""
+    counts = []
+    for temperature in TEMPERATURES:
+        e = Step(table, temperature, k).evidence
+        joint = e.prior_logp + e.answer_logp
+        closed = log_tail(e.prior_logp) + e.closed_book_logp
+        shares = torch.cat([joint, closed[:, None]], 1).softmax(1)
+        counts.append((shares >= FitConfig().negligible).double().sum(1).mean())
+    return float(torch.stack(counts).mean())
+
+
 class Reading(NamedTuple):
     """What reading some passages takes, forward and backward: the least seconds of some rounds, and megabytes held."""
 
@@ -234,19 +250,24 @@ class Reading(NamedTuple):
     held: float
 
 
-def readings(size: Size, folder: Path, reader: str | Path, k: int, rounds: int) -> list[Reading]:
-    """To read k passages, without and with the closed book."""
+def readings(
+    size: Size, folder: Path, reader: str | Path, k: int, rounds: int, kept: Sequence[int] = ()
+) -> list[Reading]:
+    """To read k passages, without and with the closed book; then for each of `kept` so many times k (`AHEAD`) and the
+    closed book without gradient, and that many of them once more, with it."""
     texts, asked, questions, vectors = choose(size, folder)
     generator = Generator.load(resolve(reader))
     prompt, lines = generator.prompt, generator.prompt.lines(texts)
     question, answer = prompt.questions([asked[0][0]])[0], prompt.answers([asked[0][1]])[0]
-    passages = [
-        prompt.row(lines, np.array([i]), question, answer) for i in (vectors @ questions[0]).topk(k).indices.tolist()
-    ]
+    order = (vectors @ questions[0]).argsort(descending=True).tolist()
+    passages = [prompt.row(lines, np.array([i]), question, answer) for i in order[: max(AHEAD) * k]]
+    closed = prompt.row(None, None, question, answer)
     weights = {p.untyped_storage().data_ptr() for p in generator.parameters()}
-    best = [Reading(math.inf, 0.0)] * 2
+    plans = [([], passages[:k]), ([], [*passages[:k], closed])]
+    plans += [([*passages[: m * k], closed], passages[:n]) for m, n in zip(AHEAD, kept, strict=False)]
+    best = [Reading(math.inf, 0.0)] * len(plans)
     for _ in range(rounds):
-        for i, rows in enumerate((passages, [*passages, prompt.row(None, None, question, answer)])):
+        for i, (ahead, rows) in enumerate(plans):
             held: dict[int, int] = {}
 
             def hold(tensor: Tensor, held: dict[int, int] = held) -> Tensor:
@@ -255,6 +276,9 @@ def readings(size: Size, folder: Path, reader: str | Path, k: int, rounds: int) 
                 return tensor
 
             start = perf_counter()
+            if ahead:
+                with autocast(generator.device), torch.no_grad():
+                    generator.log_likelihood(ahead)
             with autocast(generator.device), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
                 loss = generator.log_likelihood(rows).sum()
             loss.backward()
@@ -282,6 +306,26 @@ def costs(
         used = {name: closed if name in CLOSED_BOOK else plain for name in maths}
         whole = {name: maths[name] + used[name].seconds for name in maths}
         every[k] = {name: Cost(whole[name] / whole["rag_sequence"], used[name].held / plain.held) for name in maths}
+    return every
+
+
+def costs_ahead(
+    table: Table, size: Size, folder: Path, reader: str | Path, ks: Sequence[int] = KS, rounds: int = 5
+) -> dict[int, dict[str, Cost]]:
+    """Of reading more than K, per K, over reading K with gradient; unknown of what else `tails` compares."""
+    unknown, every = dict.fromkeys(tails(table, TEMPERATURES[0], 4), Cost(math.nan, math.nan)), {}
+    for k in ks:
+        kept = [round(learnt(table, times * k)) for times in AHEAD]
+        plain, _, *ahead = readings(size, folder, reader, k, rounds, kept)
+        ratios = {
+            f"{times}K": Cost(reading.seconds / plain.seconds, reading.held / plain.held)
+            for times, reading in zip(AHEAD, ahead, strict=True)
+        }
+        for (name, cost), n in zip(ratios.items(), kept, strict=True):
+            print(
+                f"K = {k:2}, {name} read, {n} with gradient: time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}"
+            )
+        every[k] = unknown | {name: ratio for name, ratio in ratios.items() if name in unknown}
     return every
 
 
@@ -330,7 +374,7 @@ def text(figures: dict[str, dict]) -> str:
             )  # fmt: skip
         row = next(rows[place] for place in REACH if place in rows)
         spread = f"{row['variance']:.2f}" if name in STOCHASTIC else "–"
-        cost = f"{row['time_ratio']:.3f} | {row['memory_ratio']:.3f}"
+        cost = " | ".join("–" if math.isnan(row[key]) else f"{row[key]:.3f}" for key in Cost._fields)
         lines.append(f"| `{name}` | {' | '.join(parts)} | {spread} | {cost} |")
     explained = {name: rows[EXPLAINED] for name, rows in figures.items() if EXPLAINED in rows}
     if explained:
@@ -396,7 +440,7 @@ def main() -> None:
         return
     real = read(size, options.out, options.folder, options.reader)
     if options.tails:
-        print(text(run({"real": real}, dict.fromkeys(KS, dict.fromkeys(tails(real, 0.05, 4), Cost(1.0, 1.0))), tails)))
+        print(text(run({"real": real}, costs_ahead(real, size, options.folder, options.reader, *some), tails)))
         return
     tables = {
         "real": real,

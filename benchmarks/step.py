@@ -9,10 +9,11 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   the language model as transformers has them, with its head at the answers' tokens only; both hold all activations.
   The bar is 1.15.
 - over_hf_rag: questions per second of our step over those of `RagSequenceForGeneration` with its context encoder
-  training; same encoders, same T5, same passages, batch and K, which is 10 (over_hf_rag_k5: 5), its own (sdpa)
-  attention, no dropout in either. The bar is 2. Beside it the same with every row read with gradient (by default what
-  has less than 2 % of the likelihood is not). Hugging Face's rows all have one length, the shortest that cuts no
-  passage of the corpus.
+  training; same encoders, same T5, same passages, prompts, batch and K, which is 10 (over_hf_rag_k5: 5), its own
+  (sdpa) attention, no dropout in either. The bar is 2. Beside it the same with every row read with gradient (by default
+  what has less than 2 % of the likelihood is not). Hugging Face's rows all have one length, the shortest that cuts no
+  passage of the corpus. loss, loss_hf_rag, difference: of the arms that are timed, on the batch that they are timed on;
+  cosine: of our gradient to that with every row.
 - peak_over_hf_rag: what a step adds to the resident memory, each in a process of its own.
 - *_k_grown, *_corpus_grown: seconds and peak of a step that reads every row with gradient, at 4 times that K, and with
   16 times the passages, over its own (left out by --quick). How much is left out by default depends on how alike the
@@ -24,7 +25,7 @@ all in one run, step after step in turn, so that the ratios hold on any machine:
   a GPU of its kernels) what the attention kernels take.
 
 With --device cuda all of it is measured there, in the precision that "auto" has there, and the peak is of the memory
-that torch has given out; that has not been run yet, on any GPU. The two losses on one batch are printed side by side.
+that torch has given out; that has not been run yet, on any GPU.
 Hugging Face's part needs `pip install e2erag[benchmarks]`, and is left out without.
 """
 
@@ -249,7 +250,11 @@ def square(model: Joint) -> tuple[Callable[[], object], int]:
 
 
 def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str, Tensor]]:
-    """`RagSequenceForGeneration` over the same weights and passages, and a batch for it."""
+    """`RagSequenceForGeneration` over the same weights and passages, and a batch for it.
+
+    Its retriever searches and joins texts as it does, and then gives our prompts' tokens for its own: ours are
+    tokenised in pieces, which may split a blank off, and end with what no question ends with. A passage's title, which
+    is empty here, would be a separator more to its context encoder."""
     import faiss
     from datasets import Dataset, disable_progress_bars
     from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder, RagConfig, RagRetriever
@@ -273,21 +278,38 @@ def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str
     )
     data.add_faiss_index("embeddings", metric_type=faiss.METRIC_INNER_PRODUCT)
     tokenizer, words = rag.model.generator.tokenizer, rag.model.retriever.passage.tokenizer
-    opening, middle = f"{SYSTEM}\n\n", "\nQuestion: "
-    fits = max(len(ids) for ids in tokenizer([opening + text + middle for text in texts])["input_ids"])
-    asks = max(len(ids) for ids in tokenizer([q.question for q in asked])["input_ids"])
+    every = torch.arange(len(texts)).expand(len(asked), -1)
     config = RagConfig.from_question_encoder_generator_configs(
-        towers[0].config, reader.config, n_docs=k, title_sep=opening, doc_sep=middle, retrieval_vector_size=DIM,
-        max_combined_length=fits + asks,
+        towers[0].config, reader.config, n_docs=k, title_sep=f"{SYSTEM}\n\n", doc_sep="\n\nQuestion: ",
+        retrieval_vector_size=DIM, max_combined_length=prompts(rag, asked, every).shape[1],
     )  # fmt: skip
-    found = RagRetriever(config, words, tokenizer, index=CustomHFIndex(DIM, data))
-    found.set_ctx_encoder_tokenizer(words)
+
+    class SamePrompts(RagRetriever):
+        def postprocess_docs(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            theirs, _ = super().postprocess_docs(*args, **kwargs)
+            ids = theirs.new_full(theirs.shape, tokenizer.pad_token_id)
+            ids[:, : read.shape[1]] = read
+            return ids, (ids != tokenizer.pad_token_id).long()
+
+    read = prompts(rag, asked, rag.terms(asked, k, "soft").ids)
+    found = SamePrompts(config, words, tokenizer, index=CustomHFIndex(DIM, data))
+    found.set_ctx_encoder_tokenizer(lambda titles, texts, **how: words(texts, **how))
     config.generator.bos_token_id = None  # which T5's configuration lost in transformers 5, and `get_nll` asks for
     model = RagSequence(config, question_encoder=towers[0], generator=reader, retriever=found).eval()
     model.set_context_encoder_for_training(towers[1].eval())  # no dropout, as ours
     batch = words([q.question for q in asked], return_tensors="pt", padding=True)
     given = {name: batch[name].to(rag.model.device) for name in ("input_ids", "attention_mask")}
     return model.to(rag.model.device), given | {"labels": labels(rag, asked)}
+
+
+@torch.no_grad()
+def prompts(rag: RAG, asked: list[Question], ids: Tensor) -> Tensor:
+    """Our tokens of these passages, a row for each question and passage, padded to the longest."""
+    asks, answers = [q.question for q in asked], [q.answers[0] for q in asked]
+    gates = rag.terms(asked, 1, "soft").gates
+    rows, _ = rag.model.rows(rag.corpus, asks, answers, ids, gates, "soft", closed_book=False)
+    pad = rag.model.generator.tokenizer.pad_token_id
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(row.ids[: row.prompt]) for row in rows], True, pad)
 
 
 def labels(rag: RAG, asked: list[Question]) -> Tensor:
@@ -307,21 +329,21 @@ def hf_step(model: Any, rag: RAG, batch: dict[str, Tensor]) -> None:
     loss.backward()
 
 
-def hf_loss_on_our_tokens(model: Any, rag: RAG, asked: list[Question], k: int) -> Tensor:
-    """Hugging Face's own loss for the passages, prompts and scores of our step."""
-    terms = rag.terms(asked, k, "soft")
-    rows, _ = rag.model.rows(
-        rag.corpus, [q.question for q in asked], [q.answers[0] for q in asked], terms.ids, terms.gates, "soft",
-        closed_book=False,
-    )  # fmt: skip
-    prompts = [torch.from_numpy(row.ids[: row.prompt]) for row in rows]
-    pad = rag.model.generator.tokenizer.pad_token_id
-    ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=pad)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True)
-    given = {"context_input_ids": ids, "context_attention_mask": mask, "doc_scores": terms.prior_logp}
-    with rag.model.autocast():
-        there = {name: value.to(rag.model.device) for name, value in given.items()}
-        return model(**there, labels=labels(rag, asked), n_docs=k).loss
+def alike(model: Any, rag: RAG, asked: list[Question], batch: dict[str, Tensor], k: int) -> dict[str, float]:
+    """Of what is timed, on the batch that it is timed on: the losses, ours, as by default, and Hugging Face's; and the
+    cosine of our gradients as by default and with every row."""
+    losses, slopes = [], []
+    for share in (0.0, 0.02):
+        losses.append(our_step(rag, asked, k, rag_sequence, share))
+        slopes.append(torch.cat([p.grad.double().flatten() for p in rag.model.parameters() if p.grad is not None]))
+    with torch.no_grad(), rag.model.autocast():
+        theirs = model(**batch).loss
+    return {
+        "loss": losses[1].mean().item(),
+        "loss_hf_rag": theirs.mean().item(),
+        "difference": max((ours - theirs).abs().max().item() for ours in losses),
+        "cosine": torch.cosine_similarity(*slopes, dim=0).item(),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
@@ -373,10 +395,7 @@ def beside_hugging_face(asked: list[Question], device: str, rounds: int, note: C
     for name, k in ((f"_k{FEW}", FEW), ("", MANY)):
         rag = system("t5", PASSAGES, k, device)
         model, batch = hugging_face(rag, k, asked)
-        ours = our_step(rag, asked, k, rag_sequence, 0.0)
-        theirs = hf_loss_on_our_tokens(model, rag, asked, k).detach()
-        note(**{f"loss{name}": ours.mean().item(), f"loss_hf_rag{name}": theirs.mean().item()})
-        note(**{f"difference{name}": (ours - theirs).abs().max().item()})
+        note(**{key + name: value for key, value in alike(model, rag, asked, batch, k).items()})
         arms = {
             "hf": partial(hf_step, model, rag, batch),
             "ours": partial(our_step, rag, asked, k, rag_sequence, 0.02),

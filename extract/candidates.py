@@ -21,7 +21,7 @@ READINGS: tuple[Reading, ...] = ("lines", "rows", "sentences")
 Kind = Literal["block", "section", "page", "table"]
 KINDS: tuple[Kind, ...] = ("block", "section", "page", "table")
 """What is proposed beside windows."""
-PROPOSAL_VERSION = 1
+PROPOSAL_VERSION = 2
 """Of what is proposed: goes up when the same lines and settings may give other candidates, or other texts of them."""
 
 
@@ -76,8 +76,9 @@ class Passage:
 def identity(document: Document, lines: int) -> tuple[int, ...]:
     """The first `lines` lines of the document: titles and numbers that later pages don't repeat.
 
-    Which of them deserve to travel is learned (the extractor's carry gate)."""
-    return tuple(range(min(lines, len(document.units))))
+    Which of them deserve to travel is learned (the extractor's carry gate). They are a quarter of the document at most:
+    were all of a short one's to travel, its passages would be alike to whoever looks for one."""
+    return tuple(range(min(lines, len(document.units) // 4)))
 
 
 def table_texts(document: Document, reading: Reading) -> dict[int, str]:
@@ -104,7 +105,8 @@ def propose(
     Args:
         document: any; a page without lines gives no candidate.
         sizes: window lengths in lines, each half overlapping; a page shorter than a size gives one window, the page.
-        identity_lines: how many first lines of the document are carried by passages that don't hold them.
+        identity_lines: how many first lines of the document, of a quarter at most, are carried by passages that don't
+            hold them.
         cuts: where `cuts[i]` is true no passage runs across the gap before unit i: windows begin anew there, and
             what else would run across is split.
         kinds: what to propose beside windows; "table" gives two readings of each table, besides its lines.

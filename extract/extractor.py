@@ -44,7 +44,7 @@ class ExtractorConfig:
         kinds: what is proposed beside windows; "table" gives every table in two readings of its own.
         max_tokens: of a candidate, with what it carries, as the retriever's tokenizer counts.
         max_per_page: candidates that begin on a page; where there are more, the smallest windows are thinned.
-        identity_lines: first lines of a document that may travel with its passages.
+        identity_lines: first lines of a document that may travel with its passages (a quarter of it at most).
         open_logit: where gates start, and from where on they are open altogether (see `Extractor.log_gates`). Positive:
             more open than shut.
         threshold: a line is kept in hard mode when σ(logit) exceeds it. From σ(open_logit) = .82 on, an extractor that

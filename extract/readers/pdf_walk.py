@@ -37,7 +37,7 @@ for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 o
         PypdfFont = PypdfFont or importlib.import_module(module).Font
 
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
-# of text has 5-150 kB; a street map may have 10 MB, and hardly a word.
+# of text has 5-150 kB; a street map may have 10 MB, and hardly a word: beyond this its lines and curves are left out.
 PAGE_BYTES = 4_000_000
 
 FRAME_BYTES = 20_000  # a form that shows nothing is followed up to this size, for its ruling lines
@@ -49,12 +49,19 @@ _PAINTS = {
     b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
     b"b*": (True, True, True),
 }  # fmt: skip
+# A string, which stays, or a path's lines and curves.
+_NUMBER = rb"[-+.\d]{1,20}\s{1,9}"
+_DRAWN = re.compile(
+    rb"(\((?:[^()\\]|\\.){0,9999}\))|(?<!\S)(?:(?:(?:%b){2}[ml]|(?:%b){4}[vy]|(?:%b){6}c|h)\s{1,9})+"
+    % ((_NUMBER,) * 3),
+    re.DOTALL,
+)
 _LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
 _BLANKS = re.compile(rb"( {4,})")
 
 
 class PageTooLarge(Exception):
-    """The page has more than `PAGE_BYTES` of instructions."""
+    """The page has more than `PAGE_BYTES` of instructions, its lines and curves left out."""
 
 
 class Font:
@@ -223,6 +230,9 @@ class Walk:
         """Walks a content stream; without `resources` of its own it uses those of the stream that draws it."""
         stream = ContentStream(content, self.reader, "bytes")
         data = stream.get_data()
+        if len(data) > self.budget:
+            data = _DRAWN.sub(rb"\1 ", data)
+            stream.set_data(data)
         self.charge(len(data))
         if not _SHOWS.search(data) and (not self.forms or len(data) > FRAME_BYTES):
             return

@@ -5,7 +5,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from e2erag.extract import KINDS, Box, Document, Extractor, Page, Unit, propose
@@ -35,6 +35,7 @@ def test_every_line_is_in_a_candidate_and_no_span_comes_twice(
 
 
 @given(pages=LINES, sizes=SIZES, named=st.integers(0, 3))
+@example(pages=[[f"{word} of the pilot" for word in "abcdefghi"]], sizes=[2], named=2)
 @settings(max_examples=40, deadline=None)
 def test_a_passage_is_its_lines_and_carries_what_it_does_not_hold(
     pages: list[list[str]], sizes: list[int], named: int
@@ -43,9 +44,16 @@ def test_a_passage_is_its_lines_and_carries_what_it_does_not_hold(
     document = tiny_document(pages)
     for passage in propose(document, sizes, named):
         own = list(range(passage.start, passage.stop))
-        assert set(passage.carried) == set(range(min(named, len(document)))) - set(own)
+        assert set(passage.carried) == set(range(min(named, len(document) // 4))) - set(own)
         assert passage.text == "\n".join(document.units[i].text for i in [*passage.carried, *own])
         assert [unit.text for unit in passage.units] == [document.units[i].text for i in [*passage.carried, *own]]
+
+
+def test_a_short_document_is_not_carried_along_whole() -> None:
+    """Its passages would all have the same words; a quarter of it, its title, names them."""
+    lines = ["Minutes of the board", "It met on Monday", "It chose Ann Lee", "It meets again in May"]
+    proposed = propose(tiny_document([lines]), [1], 6)
+    assert [passage.text.split("\n") for passage in proposed] == [lines[:1], *([lines[0], line] for line in lines[1:])]
 
 
 def sheet(*lines: tuple[str, float, float, bool], number: int = 1) -> Page:
@@ -270,5 +278,7 @@ def test_the_version_goes_up_when_other_candidates_are_proposed() -> None:
     ):
         made += [(p.start, p.stop, p.carried, p.reading, p.text) for p in propose(document, **options)]
     assert {reading for *_, reading, _ in made} == set(READINGS)
+    short = tiny_document([["the pilot", "seats 4", "engine", "medical", "report"]])
+    made += [(p.start, p.stop, p.carried, p.text) for p in propose(short, (2,), 6)]
     made += [(p.start, p.stop, p.text) for p in Extractor.fixed(12, 3).propose(document)]
-    assert (PROPOSAL_VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (1, "f60b3fdf154bd0e9")
+    assert (PROPOSAL_VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (2, "6c4aa76f664ee8cc")

@@ -24,8 +24,8 @@ def test_form_that_draws_itself_ends(tmp_path: Path) -> None:
 
 
 def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second page draws 99 lines: the others are read, and it says why it is not and what to do."""
-    path = written(tmp_path, ONE, b"0 0 m 9 9 l " * 99, THREE)
+    """The second page has 99 colours: the others are read, and it says why it is not and what to do."""
+    path = written(tmp_path, ONE, b"1 0 0 rg 0 0 m " * 99 + b"BT (two) Tj ET", THREE)
     monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 1000)
     document = read_pdf(path, "pypdf")
     assert [(unit.text, unit.page) for unit in document] == [("one", 1), ("three", 3)]
@@ -36,8 +36,21 @@ def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypat
     assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "three"]
 
 
+def test_lines_and_curves_over_the_budget_leave_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map's words are read without its streets; a string of a path's letters is no path."""
+    streets = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S Q " * 99
+    words = b"BT /F 9 Tf 9 99 Td (1 2 m 3 4 l ) Tj 0 -20 Td (a \\) 1 2 m 3 4 l ) Tj ET "
+    path = written(tmp_path, streets + words + streets + THREE)
+    plain = read_pdf(path, "pypdf")
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 3000)
+    document = read_pdf(path, "pypdf")
+    assert not document.unread
+    assert [unit.text for unit in document] == ["1 2 m 3 4 l", "a ) 1 2 m 3 4 l", "three"]
+    assert [(u.text, u.box) for u in document] == [(u.text, u.box) for u in plain]
+
+
 def test_what_a_form_draws_counts_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = b"BT /F 9 Tf (two) Tj ET " + b"0 0 m 9 9 l " * 99
+    lines = b"BT /F 9 Tf (two) Tj ET " + b"1 0 0 rg " * 199
     path = written(tmp_path, ONE, b"/A Do", THREE, A=lines)
     monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 1000)
     document = read_pdf(path, "pypdf")
