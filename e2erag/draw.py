@@ -9,7 +9,7 @@ import numpy as np
 from e2erag.artefact import write_file
 from e2erag.citation import Citation
 from e2erag.corpus import Gates
-from e2erag.extract import Page
+from e2erag.extract import READINGS, Page
 from e2erag.rag import RAG
 from e2erag.view import PageView, look_at
 
@@ -19,6 +19,7 @@ except ImportError:
     raise ImportError("pictures of pages need Pillow: pip install 'e2erag[draw]'") from None
 
 KEPT, DROPPED, CITED, CUT, CANDIDATE = (46, 160, 67), (207, 34, 46), (9, 105, 218), (130, 80, 223), (101, 109, 118)
+TABLE = (188, 76, 0)  # a candidate that puts a table as rows or as sentences
 SCALE = 2.0  # pixels per point, but of a page so large that a side would have more than
 SIDE = 6000
 LANES = 6  # brackets side by side
@@ -38,8 +39,9 @@ def draw_page(
 
     A line is tinted from green (gate 1) to red (gate 0), with the soft gate beside it, 1 where gates start: hard mode
     keeps a line where it is above `view.kept_above`, .61 with the default threshold. A cut that hard mode takes is a
-    dashed line; beside the page stands a bracket per candidate, darker the likelier it is to be found. The page
-    itself is rendered where pypdfium2 is installed and the file is a PDF at hand; else its lines are written out.
+    dashed line; beside the page stands a bracket per candidate, darker the likelier it is to be found, open where it
+    goes on on another page, and orange where it puts a table as rows or as sentences. The page itself is rendered
+    where pypdfium2 is installed and the file is a PDF at hand; else its lines are written out.
 
     Args:
         file: a document's name or path, as it was indexed.
@@ -79,20 +81,23 @@ def draw_page(
 
 
 def _brackets(pen: ImageDraw.ImageDraw, view: PageView, scale: float) -> None:
-    """A bracket per candidate beside the page, in lanes by their size; darker where log π is higher."""
+    """A bracket per candidate beside the page, in lanes by their size; darker where log π is higher. One that begins or
+    goes on on another page is open there, and a table's other readings have a colour of their own."""
     if not view.spans:
         return
-    prior = np.asarray([score for _, _, score in view.spans])
+    prior = np.asarray([span.prior for span in view.spans])
     low, high = prior.min(), prior.max()
-    sizes = sorted({stop - start for start, stop, _ in view.spans})
+    sizes = sorted({span.stop - span.start for span in view.spans})
     step = scale * (MARGIN - 10) / LANES
-    for start, stop, score in view.spans:
-        units = view.page.units[start:stop]
+    for start, stop, score, reading in view.spans:
+        units = view.page.units[max(start, 0) : stop]
         lane = min(sizes.index(stop - start) * LANES // len(sizes), LANES - 1)
-        x = scale * (view.page.width + 6) + lane * step + (start % 2) * step / 3
+        x = scale * (view.page.width + 6) + lane * step + (READINGS.index(reading) or start % 2) * step / 3
         y0, y1 = scale * min(u.box.y0 for u in units) + 2, scale * max(u.box.y1 for u in units) - 2
         alpha = 90 + round(165 * float((score - low) / (high - low))) if high - low > 1e-6 else 170
-        pen.line((x - 4, y0, x, y0, x, y1, x - 4, y1), fill=(*CANDIDATE, alpha), width=2)
+        above, below = ([(x - 4, y0)] if start >= 0 else []), ([(x - 4, y1)] if stop <= len(view.page.units) else [])
+        colour = CANDIDATE if reading == "lines" else TABLE
+        pen.line([*above, (x, y0), (x, y1), *below], fill=(*colour, alpha), width=2)
 
 
 def _sheet(file: str, page: Page, scale: float) -> Image.Image:

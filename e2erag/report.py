@@ -182,7 +182,8 @@ def write_report(rag: RAG, folder: str | Path, pages: int = 3, gate: str = "read
     bound = f"hard gates keep a line above {kept_above(rag.model.extractor, gate):.2f}"
     legend = (
         f"Lines by their soft gates for {GATES[gate]}, from green (1, as at the start) to red (0); {bound}. "
-        "Dashed: a cut. Brackets: candidates, darker where likelier."
+        "Dashed: a cut. Brackets: candidates, darker where likelier, open where they go on on another page, orange "
+        "where they put a table as rows or as sentences."
     )
     write_file(
         folder / "index.html",

@@ -8,13 +8,29 @@ import torch
 from jaxtyping import Float
 
 from e2erag.corpus import Gates
-from e2erag.extract import Document, Extractor, Page
+from e2erag.extract import READINGS, Document, Extractor, Page, Reading
 from e2erag.rag import RAG
 
 Gate = Literal["read", "retrieve", "carry"]
 """What the generator sees of a line, what the passage vectors hold of it, whether it travels with other passages."""
 GATES: dict[str, str] = {"read": "reading", "retrieve": "finding", "carry": "carrying"}
 """In words."""
+
+
+class Span(NamedTuple):
+    """A candidate on a page, or the part of it there.
+
+    Attributes:
+        start, stop: its lines, counted on the page; below 0 and beyond the page's lines where it begins or goes on on
+            another one.
+        prior: log π.
+        reading: how it puts its lines (`READINGS`).
+    """
+
+    start: int
+    stop: int
+    prior: float
+    reading: Reading
 
 
 class PageView(NamedTuple):
@@ -27,7 +43,7 @@ class PageView(NamedTuple):
         cut: of the gap before each line.
         kept: whether hard mode keeps the line for finding or for reading it.
         taken: whether hard mode cuts before it.
-        spans: the candidates that lie on the page, as [first line, last line + 1) counted on it, and log π.
+        spans: the candidates that have lines on the page.
     """
 
     document: Document
@@ -36,7 +52,7 @@ class PageView(NamedTuple):
     cut: Float[np.ndarray, " lines"]
     kept: np.ndarray
     taken: np.ndarray
-    spans: list[tuple[int, int, float]]
+    spans: list[Span]
 
 
 @torch.no_grad()
@@ -85,9 +101,9 @@ def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageV
     cut, taken = torch.sigmoid(out.cut[here]).cpu().numpy(), extractor.taken(out.cut[here]).cpu().numpy()
     prior = rag.model.log_prior(corpus, every)
     table = corpus.spans.spans
-    on = (table[:, 1] >= here.start) & (table[:, 2] <= here.stop) & (table[:, 3] == 0)
+    on = (table[:, 1] < here.stop) & (table[:, 2] > here.start)
     spans = [
-        (int(row[1]) - first, int(row[2]) - first, float(prior[i]))
-        for i, row in zip(on.nonzero()[:, 0].tolist(), table[on], strict=True)
+        Span(start - first, stop - first, float(prior[i]), READINGS[reading])
+        for i, (_, start, stop, reading) in zip(on.nonzero()[:, 0].tolist(), table[on].tolist(), strict=True)
     ]
     return PageView(document, sheet, gates, cut, np.logical_or(*hard), taken, spans)

@@ -20,6 +20,7 @@ from reportlab.pdfgen import canvas
 from torch import nn
 
 from e2erag import RAG
+from e2erag.extract import Box, Cell, Document, Page, Unit
 from e2erag.retriever import ExactIndex, FaissIndex, Index, MilvusIndex, ParallelIndex, ShardedIndex, Store
 from e2erag.retriever.approximate import KINDS
 from e2erag.train import Run
@@ -43,6 +44,23 @@ ROWS = [
 """Questions about what the fixture `rag` holds."""
 OURS = ("retriever/store.py", "retriever/ledger.py", "retriever/approximate.py")
 """Where an index is written."""
+
+
+TABLE = [("engine", "maker", "weight"), ("tailwheel", "lycoming", "2000"), ("landing", "continental", "9000")]
+
+
+def table_document() -> Document:
+    """A sentence over a table of a header and two rows."""
+    units = [Unit("the pilot of aircraft", 1, 1, Box(50.0, 40.0, 300.0, 50.0), 10.0)]
+    for i, row in enumerate(TABLE):
+        starts = [sum(len(cell) + 1 for cell in row[:j]) for j in range(3)]
+        cells = [
+            Cell(s, s + len(c), 50.0 + 120 * j, 50.0 + 120 * j + 5 * len(c))
+            for j, (s, c) in enumerate(zip(starts, row, strict=True))
+        ]
+        box = Box(50.0, 70.0 + 14 * i, cells[-1].x1, 80.0 + 14 * i)
+        units.append(Unit(" ".join(row), 1, i + 2, box, 10.0, i == 0, tuple(cells)))
+    return Document("t.pdf", "0" * 64, (Page(1, 612.0, 792.0, tuple(units)),))
 
 
 def indexes_of(kind: str, request: pytest.FixtureRequest) -> Callable[[Store], Index]:

@@ -5,33 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import table_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from e2erag.config import RAGConfig
-from e2erag.extract import Box, Cell, Document, ExtractorConfig, Page, Unit
+from e2erag.extract import ExtractorConfig
 from e2erag.questions import Question
 from e2erag.rag import RAG
 from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import marginal
 
-ROWS = [("engine", "maker", "weight"), ("tailwheel", "lycoming", "2000"), ("landing", "continental", "9000")]
 OTHER = tiny_document([["accident number DEN07", "the pilot was 48"], ["page 2 of 2", "seats 2"]], "b.pdf")
-
-
-def table_document() -> Document:
-    """A sentence over a table of a header and two rows."""
-    units = [Unit("the pilot of aircraft", 1, 1, Box(50.0, 40.0, 300.0, 50.0), 10.0)]
-    for i, row in enumerate(ROWS):
-        starts = [sum(len(cell) + 1 for cell in row[:j]) for j in range(3)]
-        cells = [
-            Cell(s, s + len(c), 50.0 + 120 * j, 50.0 + 120 * j + 5 * len(c))
-            for j, (s, c) in enumerate(zip(starts, row, strict=True))
-        ]
-        box = Box(50.0, 70.0 + 14 * i, cells[-1].x1, 80.0 + 14 * i)
-        units.append(Unit(" ".join(row), 1, i + 2, box, 10.0, i == 0, tuple(cells)))
-    return Document("t.pdf", "0" * 64, (Page(1, 612.0, 792.0, tuple(units)),))
 
 
 @pytest.fixture

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import table_document
 from PIL import Image, ImageDraw
 
 from e2erag import RAG, draw
 from e2erag.draw import SCALE, draw_page
-from e2erag.extract import Box, Document, Extractor, ExtractorConfig, Page, Unit, read
+from e2erag.extract import READINGS, Box, Document, Extractor, ExtractorConfig, Page, Unit, read
 from e2erag.report import dropped, page_text, saved, write_report
 from e2erag.testing import tiny_document, tiny_rag
-from e2erag.view import kept_above, look_at
+from e2erag.view import Span, kept_above, look_at
 
 NTSB = sorted((Path(__file__).parents[2] / "examples" / "ntsb").glob("*.pdf"))
 FOOT = "page {} of 3"
@@ -117,15 +118,54 @@ def test_cuts_and_candidates_are_drawn(told: RAG, tmp_path: Path, monkeypatch: p
     assert set(differ[0]) <= {round(top) - 1, round(top), round(top) + 1}
     assert len(differ[0]) > 40
     spans = {(span[1] - 3, span[2] - 3) for span in corpus.spans.spans.tolist() if span[0] == 0 and 3 <= span[1] < 6}
-    assert {(start, stop) for start, stop, _ in view.spans} == {(a, b) for a, b in spans if b <= 3}
+    assert {(start, stop) for start, stop, _, _ in view.spans} == {(a, b) for a, b in spans if b <= 3}
     margin = np.asarray(picture)[:, width:].min(2) < 250
-    for start, stop, _ in view.spans:
+    for start, stop, _, _ in view.spans:
         units = view.page.units[start:stop]
         y0, y1 = (round(SCALE * y) for y in (units[0].box.y0, units[-1].box.y1))
         assert (margin[y0 + 3 : y1 - 3].sum(0) == y1 - y0 - 6).any()
     monkeypatch.setattr(draw, "_brackets", lambda *_: None)
     without = np.asarray(Image.open(draw_page(told, "a.pdf", 2, tmp_path / "without.png")))
     assert (without[:, width:] == 255).all()
+
+
+def test_what_goes_on_on_another_page_is_drawn_open_and_a_tables_readings_in_their_colour(
+    told: RAG, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page in the middle of a span has an upright alone; where it begins or ends it has that tick."""
+    corpus, extractor = told.corpus, told.model.extractor
+    assert corpus is not None
+    over = torch.tensor([[0, 1, 4, 0], [0, 2, 8, 0], [0, 4, 9, 0]])
+    corpus.take(over, extractor, 0.5)
+    assert [span[:2] for span in look_at(told, "a.pdf", 1).spans] == [(1, 4), (2, 8)]
+    assert [span[:2] for span in look_at(told, "a.pdf", 2).spans] == [(-2, 1), (-1, 5), (1, 6)]
+    view = look_at(told, "a.pdf", 2)
+    width, units = round(SCALE * view.page.width), view.page.units
+
+    def drawn(*spans: tuple[int, int], reading: str = "lines") -> np.ndarray:
+        shown = view._replace(spans=[Span(*span, 0.0, reading) for span in spans])
+        monkeypatch.setattr(draw, "look_at", lambda *_: shown)
+        return np.asarray(Image.open(draw_page(told, "a.pdf", 2, tmp_path / "page.png")))[:, width:]
+
+    def ticks(picture: np.ndarray) -> list[int]:
+        """The rows in which the bracket is wider than its upright."""
+        wide = (picture.min(2) < 250).sum(1)
+        return (wide > wide[wide > 0].min()).nonzero()[0].tolist()
+
+    top, bottom = SCALE * units[0].box.y0 + 2, SCALE * units[2].box.y1 - 2
+    assert ticks(drawn((-1, 5))) == []
+    assert ticks(drawn((0, 5))) == pytest.approx([top, top], abs=1.5)
+    assert ticks(drawn((-1, 3))) == pytest.approx([bottom, bottom], abs=1.5)
+    assert len(ticks(drawn((0, 3)))) == 4
+    lines, rows = drawn((0, 3)), drawn((0, 3), reading="rows")
+    assert np.ptp(lines.astype(int), axis=2).max() < 20  # grey
+    assert np.ptp(rows.astype(int), axis=2).max() > 100
+
+
+def test_the_readings_of_a_table_are_among_a_pages_candidates() -> None:
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, hidden=16, sizes=(2,), kinds=("table",), identity_lines=0))
+    rag.index([table_document()])
+    assert {span.reading for span in look_at(rag, "t.pdf", 1).spans} == set(READINGS)
 
 
 def test_the_gate_for_carrying_is_a_third_bar(told: RAG) -> None:
