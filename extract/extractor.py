@@ -167,7 +167,7 @@ class Extractor(nn.Module):
             text_dim: width of the retriever's word embeddings, where it goes into a `RAG`.
 
         Raises:
-            ValueError: a chunk of no token, or one that overlaps by all of itself.
+            TypeError, ValueError: no whole numbers; a chunk of no token, or one that overlaps by all of itself.
         """
         return cls(ExtractorConfig(text_dim=text_dim, identity_lines=0, kinds=(), chunk=(size, overlap)))
 

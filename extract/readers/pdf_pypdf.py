@@ -22,6 +22,7 @@ VERSION = f"pypdf {pypdf.__version__}"
 
 _FAST = "try engine='pypdfium2' (pip install 'e2erag[fast]')"
 _PLAIN = Face(0.75, -0.22, False)
+LETTER = (0.0, 0.0, 612.0, 792.0)  # a page whose media box can't be had; so PDFium takes it
 _WIDE = 0.5  # ems per character of a font whose widths are not known
 
 
@@ -101,18 +102,23 @@ def _quiet() -> Iterator[None]:
 
 def _frame(page: Any) -> tuple[float, float, Matrix]:
     """Size of the page as displayed and the matrix to it: what the crop box leaves of the media box."""
-    media, crop = page.mediabox, page.cropbox
-    (left, bottom, right, top), shown = _corners(media), _corners(crop)
+    media = _corners(page, "mediabox") or LETTER
+    (left, bottom, right, top), shown = media, _corners(page, "cropbox") or media
     x0, y0, x1, y1 = max(left, shown[0]), max(bottom, shown[1]), min(right, shown[2]), min(top, shown[3])
     if x1 <= x0 or y1 <= y0:  # a crop box beside the page; viewers show the page then
-        x0, y0, x1, y1 = left, bottom, right, top
+        x0, y0, x1, y1 = media
     return frame(x0, y0, x1, y1, int(page.rotation))
 
 
-def _corners(box: Any) -> tuple[float, float, float, float]:
-    """Left, bottom, right, top; a file may name any two corners that face each other."""
-    (x0, x1), (y0, y1) = sorted((float(box.left), float(box.right))), sorted((float(box.bottom), float(box.top)))
-    return x0, y0, x1, y1
+def _corners(page: Any, name: str) -> tuple[float, float, float, float] | None:
+    """Left, bottom, right, top; a file may name any two corners that face each other. None of a box without an area, or
+    that is none."""
+    try:
+        box = getattr(page, name)
+        (x0, x1), (y0, y1) = sorted((float(box.left), float(box.right))), sorted((float(box.bottom), float(box.top)))
+    except (TypeError, ValueError):
+        return None
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def _plain(page: Any, base: Matrix) -> list[Run]:

@@ -133,6 +133,13 @@ def test_a_passage_reads_broken_words_whole() -> None:
     assert [unit.text for unit in passage.units] == ["A second para-", "graph."]
 
 
+@pytest.mark.parametrize(("size", "overlap", "name"), [(True, 0, "size"), (9, True, "overlap")])
+def test_a_chunk_is_of_whole_tokens(size: int, overlap: int, name: str) -> None:
+    """What the signature doesn't take is refused by pytest's own check before; yes and no pass for numbers there."""
+    with pytest.raises(TypeError, match=f"a chunk's {name} is a whole number of tokens, got True"):
+        Extractor.fixed(size, overlap)
+
+
 @given(size=st.integers(1, 30), overlap=st.integers(0, 29), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_the_fixed_chunker_covers_every_line_in_order(size: int, overlap: int, seed: int) -> None:

@@ -21,7 +21,7 @@ from pdf_fixtures import (
     written,
 )
 from pypdf import PdfWriter
-from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NumberObject
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NullObject, NumberObject
 from reportlab.pdfgen.canvas import Canvas
 
 from e2erag.extract import Box, Document, ReadError, read
@@ -217,6 +217,20 @@ def test_a_pages_box_may_name_any_two_corners(corners: tuple[int, ...], tmp_path
     [unit] = document
     assert 71 < unit.box.x0 < unit.box.x1 < 110
     assert 80 < unit.box.y0 < unit.box.y1 < 100
+
+
+@pytest.mark.parametrize("box", [None, [], [0, 0, 0, 0], [0, 0, 600, 0], [9, 9, 9], [NameObject("/a")] * 4])
+def test_a_page_without_a_box_is_a_letter(box: list[int] | None, tmp_path: Path) -> None:
+    """None, none of four numbers, or one without an area: in both engines 8.5 by 11 inches, with its words."""
+    writer = PdfWriter(written(tmp_path, b"BT /F 12 Tf 72 700 Td (word) Tj ET"))
+    [page] = writer.pages
+    page[NameObject("/MediaBox")] = (
+        NullObject() if box is None else ArrayObject(v if isinstance(v, NameObject) else NumberObject(v) for v in box)
+    )
+    writer.write(tmp_path / "boxless.pdf")
+    document = assert_same(tmp_path / "boxless.pdf")
+    assert [unit.text for unit in document] == ["word"]
+    assert (document.pages[0].width, document.pages[0].height) == (612, 792)
 
 
 def test_accents_belong_to_their_letters(tmp_path: Path) -> None:
