@@ -52,6 +52,7 @@ from e2erag.train import OBJECTIVES, Evidence, FitConfig, Options
 KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
 AHEAD = (1, 2, 3, 4)
 """How many times K passages are read, most of them without gradient."""
+MINED_TOO = "2K, the last of them mined"
 REACH, EXPLAINED = ("in_reach", "near", "far"), "explained"
 STOCHASTIC, READER_ALONE = ("gumbel", "rloo"), ("reader",)
 CLOSED_BOOK = ("marginal", "rloo", "rb")
@@ -174,7 +175,7 @@ def tails(table: Table, temperature: float, k: int) -> dict[str, Errors]:
     others = {f"{count} mined": (k, count) for count in (1, 2, 4)}
     others |= {f"{count} mined in place of the last": (k - count, count) for count in (1, 2)}
     others |= {f"K + {count}": (k + count, 0) for count in (1, 4)}
-    others |= {f"{times}K": (times * k, 0) for times in AHEAD[1:]}
+    others |= {f"{times}K": (times * k, 0) for times in AHEAD[1:]} | {MINED_TOO: (2 * k - 1, 1)}
     for name, (best, mined) in others.items():
         other = Step(table, temperature, best, mined)
         found[name] = compare(other.slope(OBJECTIVES["marginal"](other.evidence, Options()))[None], other.exact)
@@ -325,6 +326,7 @@ def costs_ahead(
             print(
                 f"K = {k:2}, {name} read, {n} with gradient: time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}"
             )
+        ratios[MINED_TOO] = ratios["2K"]
         every[k] = unknown | {name: ratio for name, ratio in ratios.items() if name in unknown}
     return every
 

@@ -291,7 +291,8 @@ def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str
             ids[:, : read.shape[1]] = read
             return ids, (ids != tokenizer.pad_token_id).long()
 
-    read = prompts(rag, asked, rag.terms(asked, k, "soft").ids)
+    with torch.no_grad():
+        read = prompts(rag, asked, rag.terms(asked, k, "soft").ids)
     found = SamePrompts(config, words, tokenizer, index=CustomHFIndex(DIM, data))
     found.set_ctx_encoder_tokenizer(lambda titles, texts, **how: words(texts, **how))
     config.generator.bos_token_id = None  # which T5's configuration lost in transformers 5, and `get_nll` asks for

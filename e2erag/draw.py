@@ -92,7 +92,7 @@ def _brackets(pen: ImageDraw.ImageDraw, view: PageView, scale: float) -> None:
     for start, stop, score, reading in view.spans:
         units = view.page.units[max(start, 0) : stop]
         lane = min(sizes.index(stop - start) * LANES // len(sizes), LANES - 1)
-        x = scale * (view.page.width + 6) + lane * step + (READINGS.index(reading) or start % 2) * step / 3
+        x = scale * (view.page.width + 6) + lane * step + (start % 2 + 2 * READINGS.index(reading)) * step / 6
         y0, y1 = scale * min(u.box.y0 for u in units) + 2, scale * max(u.box.y1 for u in units) - 2
         alpha = 90 + round(165 * float((score - low) / (high - low))) if high - low > 1e-6 else 170
         above, below = ([(x - 4, y0)] if start >= 0 else []), ([(x - 4, y1)] if stop <= len(view.page.units) else [])

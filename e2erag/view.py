@@ -43,7 +43,7 @@ class PageView(NamedTuple):
         cut: of the gap before each line.
         kept: whether hard mode keeps the line for finding or for reading it.
         taken: whether hard mode cuts before it.
-        spans: the candidates that have lines on the page.
+        spans: the candidates that have lines on the page; of a page without lines none.
     """
 
     document: Document
@@ -101,7 +101,7 @@ def look_at(rag: RAG, file: str, page: int, every: Gates | None = None) -> PageV
     cut, taken = torch.sigmoid(out.cut[here]).cpu().numpy(), extractor.taken(out.cut[here]).cpu().numpy()
     prior = rag.model.log_prior(corpus, every)
     table = corpus.spans.spans
-    on = (table[:, 1] < here.stop) & (table[:, 2] > here.start)
+    on = (table[:, 1] < here.stop) & (table[:, 2] > here.start) & bool(sheet.units)
     spans = [
         Span(start - first, stop - first, float(prior[i]), READINGS[reading])
         for i, (_, start, stop, reading) in zip(on.nonzero()[:, 0].tolist(), table[on].tolist(), strict=True)

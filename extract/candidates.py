@@ -7,6 +7,7 @@ table, is a latent choice, made by the same sum that chooses what to retrieve.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -171,7 +172,7 @@ def distinct(passages: Sequence[Passage], left: Sequence[Sequence[tuple[int, ...
 def check_chunk(size: int, overlap: int) -> None:
     """Raises TypeError or ValueError where no chunks can be made so."""
     for name, value in (("size", size), ("overlap", overlap)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"a chunk's {name} is a whole number of tokens, got {value!r}")
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"a chunk has at least one token and overlaps by less than itself, got {size} and {overlap}")

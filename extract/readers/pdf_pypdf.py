@@ -73,16 +73,21 @@ class PypdfFile:
             width, height, base = _frame(page)
             if self.plain:
                 return Shown(width, height, _plain(page, base))
-            walk = Walk(base, self.reader, self.fonts, Rules(width, height))
-            try:
-                if "/Contents" in page:
-                    walk.stream(page["/Contents"], page.get("/Resources"))
-            except MemoryError:
-                raise
-            except PageTooLarge as error:
-                return Shown(width, height, [], failed=f"{error}: {_FAST}")
-            except Exception as error:
-                return Shown(width, height, [], failed=f"can't be parsed ({short(error)}): {_FAST}, or export it again")
+            for thin in (False, True):  # of a page with too much on it the words
+                walk, failed = Walk(base, self.reader, self.fonts, Rules(width, height), thin), ""
+                try:
+                    if "/Contents" in page:
+                        walk.stream(page["/Contents"], page.get("/Resources"))
+                    break
+                except MemoryError:
+                    raise
+                except PageTooLarge as error:
+                    failed = f"{error}: {_FAST}"
+                except Exception as error:
+                    failed = f"can't be parsed ({short(error)}): {_FAST}, or export it again"
+                    break
+            if failed:
+                return Shown(width, height, [], failed=failed)
         pictures = walk.pictures / (width * height or 1.0)
         runs = from_the_left(walk.runs if walk.phrases else in_reading_order(walk.runs))
         return Shown(width, height, runs, walk.rules.merged(), pictures, walk.mute)

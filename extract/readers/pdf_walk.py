@@ -28,6 +28,7 @@ from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, PRIVATE, SPACE, Line, Run
 from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, Matrix, Point, Rules, face, times
 from e2erag.extract.readers.tex import symbols
+from e2erag.extract.readers.thinned import without_paths
 
 PypdfFont: Any = None
 # The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths. Without
@@ -39,6 +40,7 @@ for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 o
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
 # of text has 5-150 kB; a street map may have 10 MB, and hardly a word: beyond this its lines and curves are left out.
 PAGE_BYTES = 4_000_000
+THINNED = 10  # how many times as many of them are looked through then
 
 FRAME_BYTES = 20_000  # a form that shows nothing is followed up to this size, for its ruling lines
 
@@ -49,19 +51,12 @@ _PAINTS = {
     b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
     b"b*": (True, True, True),
 }  # fmt: skip
-# A string, which stays, or a path's lines and curves.
-_NUMBER = rb"[-+.\d]{1,20}\s{1,9}"
-_DRAWN = re.compile(
-    rb"(\((?:[^()\\]|\\.){0,9999}\))|(?<!\S)(?:(?:(?:%b){2}[ml]|(?:%b){4}[vy]|(?:%b){6}c|h)\s{1,9})+"
-    % ((_NUMBER,) * 3),
-    re.DOTALL,
-)
 _LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
 _BLANKS = re.compile(rb"( {4,})")
 
 
 class PageTooLarge(Exception):
-    """The page has more than `PAGE_BYTES` of instructions, its lines and curves left out."""
+    """The page has more than `PAGE_BYTES` of instructions."""
 
 
 class Font:
@@ -194,12 +189,16 @@ class Walk:
     `rules` gets the ruling lines, `pictures` the area of all images in points, `mute` the number of glyphs that stand
     for no character.
 
+    With `thin` lines and curves are left out, of which a map is mostly made, and count for a tenth.
+
     `base` leads from the page's user space to displayed coordinates. `fonts` is filled on the way and may be shared by
     the pages of a document.
     """
 
-    def __init__(self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None], rules: Rules) -> None:
-        self.reader, self.fonts, self.rules = reader, fonts, rules
+    def __init__(
+        self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None], rules: Rules, thin: bool = False
+    ) -> None:
+        self.reader, self.fonts, self.rules, self.thin = reader, fonts, rules, thin
         self.budget = PAGE_BYTES
         self.runs: list[Run] = []
         self.pictures, self.mute = 0.0, 0
@@ -230,8 +229,9 @@ class Walk:
         """Walks a content stream; without `resources` of its own it uses those of the stream that draws it."""
         stream = ContentStream(content, self.reader, "bytes")
         data = stream.get_data()
-        if len(data) > self.budget:
-            data = _DRAWN.sub(rb"\1 ", data)
+        if self.thin:
+            self.charge(len(data) // THINNED)
+            data = without_paths(data)
             stream.set_data(data)
         self.charge(len(data))
         if not _SHOWS.search(data) and (not self.forms or len(data) > FRAME_BYTES):

@@ -160,6 +160,18 @@ def test_what_goes_on_on_another_page_is_drawn_open_and_a_tables_readings_in_the
     lines, rows = drawn((0, 3)), drawn((0, 3), reading="rows")
     assert np.ptp(lines.astype(int), axis=2).max() < 20  # grey
     assert np.ptp(rows.astype(int), axis=2).max() > 100
+    both = view._replace(spans=[Span(1, 3, 0.0, reading) for reading in READINGS])
+    monkeypatch.setattr(draw, "look_at", lambda *_: both)
+    picture = np.asarray(Image.open(draw_page(told, "a.pdf", 2, tmp_path / "page.png")))[:, width:]
+    upright = (picture[round(SCALE * units[1].box.y1)].min(1) < 250).nonzero()[0]
+    assert len(upright) == 3 * 2  # none on top of another
+
+
+def test_a_page_without_lines_is_drawn_though_a_passage_runs_over_it(tmp_path: Path) -> None:
+    rag = tiny_rag(extractor=ExtractorConfig(text_dim=32, hidden=16, identity_lines=0, chunk=(99, 0)))
+    rag.index([tiny_document([["the pilot was 85"], [], ["seats 4"]], "a.pdf")])
+    assert [len(look_at(rag, "a.pdf", page).spans) for page in (1, 2, 3)] == [1, 0, 1]
+    assert draw_page(rag, "a.pdf", 2, tmp_path / "page.png").exists()
 
 
 def test_the_readings_of_a_table_are_among_a_pages_candidates() -> None:

@@ -1,6 +1,7 @@
 """What only the pypdf engine promises: its limits, its errors, its way round pypdf's private parts."""
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import pypdf
@@ -10,7 +11,7 @@ from pypdf import PdfReader
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
 from e2erag.extract import ReadError, read_many
-from e2erag.extract.readers import pdf, pdf_walk
+from e2erag.extract.readers import pdf, pdf_walk, thinned
 from e2erag.extract.readers.pdf import read_pdf
 
 ONE, THREE = b"BT /F 9 Tf 9 9 Td (one) Tj ET", b"BT /F 9 Tf 9 9 Td (three) Tj ET"
@@ -36,17 +37,43 @@ def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypat
     assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "three"]
 
 
-def test_lines_and_curves_over_the_budget_leave_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map's words are read without its streets; a string of a path's letters is no path."""
-    streets = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S Q " * 99
-    words = b"BT /F 9 Tf 9 99 Td (1 2 m 3 4 l ) Tj 0 -20 Td (a \\) 1 2 m 3 4 l ) Tj ET "
-    path = written(tmp_path, streets + words + streets + THREE)
+STREETS = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S Q " * 99
+WORDS = b"BT /F 9 Tf 9 99 Td (1 2 m 3 4 l ) Tj 0 -20 Td (a \\) (b) 1 2 m 3 4 l ( h ) 9 h ) Tj ET "
+
+
+@pytest.mark.parametrize("parts", [{"A": b""}, {"A": WORDS}])
+def test_lines_and_curves_over_the_budget_leave_the_words(
+    parts: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map's words are read without its streets, in a form behind them too; a string with a path's letters is none."""
+    words = b"" if parts["A"] else WORDS
+    path = written(tmp_path, STREETS + words + STREETS[: len(STREETS) // 2] + THREE + b" /A Do", **parts)
     plain = read_pdf(path, "pypdf")
-    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 3000)
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 3 * len(STREETS) // 2 + len(words) + len(parts["A"]))
     document = read_pdf(path, "pypdf")
     assert not document.unread
-    assert [unit.text for unit in document] == ["1 2 m 3 4 l", "a ) 1 2 m 3 4 l", "three"]
+    assert {unit.text for unit in document} == {"1 2 m 3 4 l", "a ) (b) 1 2 m 3 4 l ( h ) 9 h", "three"}
     assert [(u.text, u.box) for u in document] == [(u.text, u.box) for u in plain]
+
+
+@pytest.mark.parametrize("data", [b"\\(", b"(", b"h ", b"1 2 l ", b"1 2 ", b"1", b"1" * 20 + b" " * 9, b"(1 2 l "])
+def test_leaving_lines_out_takes_memory_and_time_in_proportion(data: bytes) -> None:
+    """What of a stream is looked at anew from every place in it wouldn't end here."""
+    tracemalloc.start()
+    thinned.without_paths(data * (1_000_000 // len(data)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000_000
+
+
+def test_lines_and_curves_count_for_a_tenth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a form of them that is drawn again and again ends."""
+    monkeypatch.setattr(pdf_walk, "PAGE_BYTES", 10 * len(STREETS))
+    document = read_pdf(written(tmp_path, b"/A Do " * 20 + THREE, A=STREETS), "pypdf")
+    assert [unit.text for unit in document] == ["three"]
+    path = written(tmp_path, b"/A Do " * 200 + THREE, A=STREETS)
+    with pytest.raises(ReadError, match="bytes of drawing instructions"):
+        read_pdf(path, "pypdf")
 
 
 def test_what_a_form_draws_counts_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
