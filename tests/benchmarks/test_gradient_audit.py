@@ -3,13 +3,16 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 import gradient_audit
 from gradient_audit import (
+    AHEAD,
     KS,
+    MINED_TOO,
     REACH,
     STOCHASTIC,
     Cost,
@@ -19,7 +22,9 @@ from gradient_audit import (
     audit,
     compare,
     costs,
+    costs_ahead,
     drawn,
+    learnt,
     reach,
     run,
     summary,
@@ -27,7 +32,7 @@ from gradient_audit import (
     tails,
     text,
 )
-from reading_table import Size
+from reading_table import Size, Table
 
 from e2erag.train import OBJECTIVES, Options
 
@@ -159,3 +164,31 @@ def test_the_closed_book_is_paid_by_those_who_read_it(monkeypatch: pytest.Monkey
         twice = name in ("marginal", "rb", "rloo")
         assert cost == pytest.approx((2.0, 1.2) if twice else (1.0, 1.0), abs=0.01)
     assert [drawn("gumbel", k) for k in KS] == [2, 4, 8]
+
+
+def test_what_is_read_ahead_is_paid_over_reading_k_with_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many once more with gradient as have 2 % of the likelihood; of other guesses nothing is known."""
+    table, given = synthetic(60, 4), []
+
+    def readings(*asked: object) -> list[Reading]:
+        given.append(asked)
+        return [Reading(10.0, 5.0), Reading(11.0, 5.0), *(Reading(10.0 * m, 5.0 / m) for m in AHEAD)]
+
+    monkeypatch.setattr(gradient_audit, "readings", readings)
+    found = costs_ahead(table, Size(), Path(), "", (4,))[4]
+    assert [found[f"{m}K"] for m in AHEAD[1:]] == [pytest.approx((m, 1 / m)) for m in AHEAD[1:]]
+    assert found[MINED_TOO] == found["2K"]
+    assert all(np.isnan(cost).all() for name, cost in found.items() if "K" not in name)
+    [(*_, kept)] = given
+    assert kept == [round(learnt(table, 4 * m)) for m in AHEAD]
+
+
+def test_those_learn_that_have_two_percent_of_the_likelihood() -> None:
+    """Of three passages as likely before they are read, one explains the answer, one does so e⁻³ as well, one doesn't;
+    the closed book has no mass here."""
+    passages = torch.eye(3)
+    tokens = torch.tensor([[[-1.0], [-4.0], [-9.0]]])
+    table = Table(
+        torch.ones(1, 3), passages, tokens, torch.tensor([[-9.0]]), torch.tensor([1]), torch.tensor([0]), passages
+    )
+    assert learnt(table, 3) == 2.0
