@@ -314,7 +314,7 @@ def run(arm: str, seed: int, size: Size, data: dict[str, Print], reader: Path) -
             mined=size.mined, negatives=size.negatives, refresh_every=size.refresh_every, keep_rate=size.keep_rate,
             gates="hard" if arm == "then-hard" else size.gates, gate_weight=size.gate_weight, seed=seed,
             token_price=size.token_price, gate_clip=size.gate_clip, gate_explore=size.gate_explore,
-            lr_extractor=size.lr_extractor, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
+            lr_extractor=size.lr_extractor, calibrate=0, freeze=FROZEN[arm], folder=reader.parent / f"{arm}-{seed}",
         )  # fmt: skip
         done = rag.fit(asked, config)
         save_file(rag.model.extractor.state_dict(), reader.parent / f"{arm}-{seed}" / "extractor.safetensors")

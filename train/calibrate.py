@@ -86,15 +86,16 @@ def tried(rag: RAG, questions: Sequence[Question], k: int) -> dict[float, float]
     return {now * 2 ** (step / 2): loss for step, loss in zip(STEPS, means, strict=True)}
 
 
-def fitted(rag: RAG, losses: Mapping[float, float]) -> Calibration:
-    """The best of these τ becomes the system's."""
+def fitted(rag: RAG, losses: Mapping[float, float], sharper: bool = False) -> Calibration:
+    """The best of these τ becomes the system's; with `sharper` one below the one that it has, or that one."""
     if not all(map(math.isfinite, losses.values())):
         raise RuntimeError(
             f"τ can't be fitted, for −log p(y|x) is no number at {dict(losses)}: does the reader diverge?"
         )
     with torch.no_grad():
-        now, least = float(rag.model.retriever.temperature), min(losses.values())
-    good = [temperature for temperature, loss in losses.items() if loss <= least + ALIKE]
+        now = float(rag.model.retriever.temperature)
+    tried = {temperature: loss for temperature, loss in losses.items() if not sharper or temperature <= now * 1.01}
+    good = [temperature for temperature, loss in tried.items() if loss <= min(tried.values()) + ALIKE]
     best = min(good, key=lambda temperature: abs(math.log(temperature / now)))
     if best in (min(losses), max(losses)):
         flat = "; what is found doesn't help the reader, or it can't tell which" if best == max(losses) else ""

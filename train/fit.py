@@ -36,6 +36,9 @@ from e2erag.train.refresh import Refresh, Schedule, check_device
 CHECKPOINT = "checkpoint"
 """Where a run's folder holds its state."""
 
+CALIBRATED, ENOUGH = 64, 16
+"""Questions to which τ is fitted where nothing is said of it, and how many there have to be for that."""
+
 _ANY_TIME = ("folder", "checkpoint_every", "resume", "progress", "collapse", "refresh_device")
 """Settings that may be others where a run goes on."""
 
@@ -98,7 +101,9 @@ class FitConfig:
             is judged by pages drawn and pages found; a step's cost grows with it by the scan and some numbers a line.
             0: all.
         calibrate: questions, drawn, to whose answers the retriever's temperature is fitted before the first step
-            (`RAG.calibrate`, but over the index that is trained on, with its gates); 0: it begins as it is.
+            (`RAG.calibrate`, but over the index that is trained on, with its gates); 0: it begins as it is. None: 64
+            where there are at least 16, the retriever learns and passages are read one at a time, else 0; and a sharper
+            one alone is taken: that a flatter one is likelier says that what is found is wrong, which training mends.
         gates: "soft", or "sample" for binary concrete noise on top; or "hard", for which the extractor is frozen: the
             others learn on the passages that an index with hard gates holds, without the lines that it drops.
         gate_temperature: of the gates through the first half of the steps, and towards the last; colder is harder.
@@ -151,7 +156,7 @@ class FitConfig:
     gate_clip: float = 1.0
     gate_explore: float = 0.0
     judged: int = 32_768
-    calibrate: int = 0
+    calibrate: int | None = None
     gates: GateMode = "soft"
     gate_temperature: tuple[float, float] = (1.0, 0.3)
     negligible: float = 0.02
@@ -220,9 +225,9 @@ class FitConfig:
             )
         none = ("mined", "negatives", "rerank", "judged", "calibrate", "memory_budget", "checkpoint_every")
         for name in ("epochs", "batch_size", "accumulate", "k", "samples", *none):
-            least = 0 if name in none else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            least, value = 0 if name in none else 1, getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def changed(self, **changes: Any) -> "FitConfig":
         """A copy with other values; a wrong name is answered with the nearest right one."""
@@ -392,13 +397,18 @@ def _checked(rag: RAG, config: FitConfig) -> str:
 @contextmanager
 def _calibrated(rag: RAG, config: FitConfig, rows: Sequence[Question], going_on: bool) -> Iterator[Calibration | None]:
     """The temperature that the run begins with, fitted where that is wanted and the run doesn't go on."""
-    if not config.calibrate or going_on:
+    count = config.calibrate
+    if count is None:
+        fits = len(rows) >= ENOUGH and "retriever" not in config.freeze and rag.model.reading == "marginal"
+        count = CALIBRATED if fits else 0
+    if not count or going_on:
         yield None
         return
-    some = Random(config.seed).sample(rows, min(config.calibrate, len(rows)))
+    some = Random(config.seed).sample(rows, min(count, len(rows)))
     losses = tried(rag, some, config.k)
     shared = average({str(temperature): loss for temperature, loss in losses.items()})  # ranks may round otherwise
-    yield fitted(rag, {float(temperature): loss for temperature, loss in shared.items()})
+    every = {float(temperature): loss for temperature, loss in shared.items()}
+    yield fitted(rag, every, sharper=config.calibrate is None)
 
 
 def _callbacks(

@@ -126,6 +126,34 @@ def test_a_run_begins_at_the_temperature_fitted_to_some_of_its_questions() -> No
     assert other.fit(rows, **settings).calibration is None
 
 
+def test_by_itself_a_run_fits_the_temperature_where_questions_say_enough() -> None:
+    """To 64 of them, or as many as there are from 16 on, where the retriever learns and passages are read alone."""
+    many, settings = ASKED * 6, {"epochs": 1, "batch_size": 9, "k": 2, "progress": False}
+    rag, other = system(temperature=2.0), system(temperature=2.0)
+    run = rag.fit(many, **settings)
+    assert run.calibration is not None
+    assert run.calibration == other.fit(many, calibrate=64, **settings).calibration
+    assert now(rag) == pytest.approx(now(other))
+    assert now(rag) < 1.0
+    assert system().fit(many[:15], **settings).calibration is None
+    assert system().fit(many, calibrate=0, **settings).calibration is None
+    assert system().fit(many, freeze=("retriever",), **settings).calibration is None
+    together = tiny_rag(config=RAGConfig(k=2, precision="float32", reading="concat"))
+    together.index(DOCUMENTS)
+    assert together.fit(many, objective="reader", **settings).calibration is None
+
+
+@pytest.mark.filterwarnings("ignore:τ = 6.4 is the last that was tried")
+def test_by_itself_a_run_takes_no_flatter_temperature() -> None:
+    """What makes one likelier is that the retriever is wrong, and to it a flat p(z|x) would leave little to learn."""
+    many = [Question("seats 2 ?", ("N5921D",))] * 16
+    settings = {"epochs": 1, "batch_size": 16, "k": 2, "progress": False}
+    assert system().fit(many, calibrate=64, **settings).calibration.temperature == pytest.approx(6.4)
+    run = system().fit(many, **settings)
+    assert min(run.calibration.losses, key=run.calibration.losses.get) == pytest.approx(6.4)
+    assert run.calibration.temperature == pytest.approx(0.2)
+
+
 def test_a_best_temperature_at_the_end_of_what_was_tried_is_told() -> None:
     """Here what is found misleads the reader, so the flatter p(z|x), the better."""
     rag = system()

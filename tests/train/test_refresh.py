@@ -33,7 +33,7 @@ def move(rag: RAG, by: float = 0.3) -> None:
 def many() -> RAG:
     """Two hundred passages: four runs of `PROBE`, the last of them short."""
     rag = tiny_rag(config=RAGConfig(mode="soft"))
-    rag.index([tiny_document([[f"the pilot was {i} engine {j}" for j in range(3)]], f"{i}.pdf") for i in range(70)])
+    rag.index([tiny_document([[f"the pilot was {i} engine {j}" for j in range(4)]], f"{i}.pdf") for i in range(52)])
     return rag
 
 
