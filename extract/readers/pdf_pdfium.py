@@ -301,11 +301,13 @@ class _Reading:
             or len(_characters(text, start, stop)) < 3
         ):
             return word
-        out, end = [" " * spaced], math.inf
-        for i in range(start, stop):
-            left, _, right, _ = self.loosely(i)
-            out += " " * (self.upright and left - end > space), self.marks.get(i, ""), text[i]
-            end = right
+        boxes = [self.loosely(i) for i in range(start, stop)]
+        gaps = [-math.inf, *(after[0] - box[2] for box, after in pairwise(boxes))]
+        even = min(gaps[1:], default=0.0)  # letters may be spaced, of which PDFium doesn't tell
+        space += even if even > space else 0.0
+        out = [" " * spaced]
+        for i, gap in enumerate(gaps, start):
+            out += " " * (self.upright and gap > space), self.marks.get(i, ""), text[i]
         return "".join(out)
 
     def accented(self, text: str) -> str:

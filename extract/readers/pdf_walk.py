@@ -38,7 +38,7 @@ for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 o
         PypdfFont = PypdfFont or importlib.import_module(module).Font
 
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
-# of text has 5-150 kB; a street map may have 10 MB, and hardly a word: beyond this its lines and curves are left out.
+# of text has 5-150 kB; a street map may have 10 MB, and hardly a word: beyond this its paths are left out.
 PAGE_BYTES = 4_000_000
 THINNED = 10  # how many times as many of them are looked through then
 
@@ -189,7 +189,7 @@ class Walk:
     `rules` gets the ruling lines, `pictures` the area of all images in points, `mute` the number of glyphs that stand
     for no character.
 
-    With `thin` lines and curves are left out, of which a map is mostly made, and count for a tenth.
+    With `thin` lines, curves and rectangles are left out, of which a map is mostly made, and count for a tenth.
 
     `base` leads from the page's user space to displayed coordinates. `fonts` is filled on the way and may be shared by
     the pages of a document.
@@ -448,7 +448,8 @@ class Walk:
                 parts.append(" ")
             parts.append(text)
             pen += gap + advance - after
-            low, high = min(low, left, pen), max(high, left, pen)  # of a negative size glyphs go left
+            end = pen if spread else pen - self.char  # what spaces letters stands behind the last one, too
+            low, high = min(low, left, end), max(high, left, end)  # of a negative size glyphs go left
             gap, blank = after, False
         if parts or blank:
             self.emit(trm, "".join(parts) + " " * blank, low, high, pen < start, font)

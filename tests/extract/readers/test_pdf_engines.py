@@ -206,6 +206,18 @@ def test_what_stands_on_one_baseline_is_a_line_in_whatever_order_it_is_drawn(
         assert [unit.text for unit in document] == lines
 
 
+@pytest.mark.parametrize("spacing", [-0.3, 0.5, 1.5, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize(("font", "size"), [("Helvetica", 12.0), ("Times-Bold", 24.0)])
+def test_spaced_letters_are_words(font: str, size: float, spacing: float, tmp_path: Path) -> None:
+    """A heading set wide, by Tc."""
+
+    def draw(page: Canvas) -> None:
+        page.setFont(font, size)
+        page.drawString(72, 700, "ANNUAL REPORT OF A LAW", charSpace=spacing)
+
+    assert [unit.text for unit in assert_same(canvas(tmp_path, draw))] == ["ANNUAL REPORT OF A LAW"]
+
+
 @pytest.mark.parametrize("corners", [(0, 0, 612, 792), (612, 792, 0, 0), (0, 792, 612, 0)])
 def test_a_pages_box_may_name_any_two_corners(corners: tuple[int, ...], tmp_path: Path) -> None:
     path = written(tmp_path, b"BT /F 12 Tf 72 700 Td (word) Tj ET")

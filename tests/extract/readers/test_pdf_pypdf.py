@@ -37,7 +37,7 @@ def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypat
     assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "three"]
 
 
-STREETS = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S Q " * 99
+STREETS = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S 9 9 9 9 re f Q " * 99
 WORDS = b"BT /F 9 Tf 9 99 Td (1 2 m 3 4 l ) Tj 0 -20 Td (a \\) (b) 1 2 m 3 4 l ( h ) 9 h ) Tj ET "
 
 
