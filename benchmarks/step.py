@@ -307,7 +307,7 @@ def hugging_face(rag: RAG, k: int, asked: list[Question]) -> tuple[Any, dict[str
 def prompts(rag: RAG, asked: list[Question], ids: Tensor) -> Tensor:
     """Our tokens of these passages, a row for each question and passage, padded to the longest."""
     asks, answers = [q.question for q in asked], [q.answers[0] for q in asked]
-    gates = rag.terms(asked, 1, "soft").gates
+    gates = rag.model.gates(rag.corpus, "soft")
     rows, _ = rag.model.rows(rag.corpus, asks, answers, ids, gates, "soft", closed_book=False)
     pad = rag.model.generator.tokenizer.pad_token_id
     return nn.utils.rnn.pad_sequence([torch.from_numpy(row.ids[: row.prompt]) for row in rows], True, pad)

@@ -94,8 +94,8 @@ def fitted(rag: RAG, losses: Mapping[float, float], sharper: bool = False) -> Ca
         )
     with torch.no_grad():
         now = float(rag.model.retriever.temperature)
-    tried = {temperature: loss for temperature, loss in losses.items() if not sharper or temperature <= now * 1.01}
-    good = [temperature for temperature, loss in tried.items() if loss <= min(tried.values()) + ALIKE]
+    open_to = {temperature: loss for temperature, loss in losses.items() if not sharper or temperature <= now * 1.01}
+    good = [temperature for temperature, loss in open_to.items() if loss <= min(open_to.values()) + ALIKE]
     best = min(good, key=lambda temperature: abs(math.log(temperature / now)))
     if best in (min(losses), max(losses)):
         flat = "; what is found doesn't help the reader, or it can't tell which" if best == max(losses) else ""
