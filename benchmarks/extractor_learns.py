@@ -341,10 +341,17 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
             data[f"{split} {'bare' if bare else 'full'}"] = printed(
                 chosen, others, questions, size.share, base, out / "pdf", bare
             )
-        if split == "train":
-            rest = [cut(article, size.paragraphs) for article in others[:FORM]]
-            data["form"] = printed(rest, others, size.form, size.share, FORM_LOOK + seed, out / "pdf", bare=True)
+    data["form"] = form(seed, size, folder, out)
     return data | reports(seed, size) if size.corpus == "reports" else data
+
+
+def form(seed: int, size: Size, folder: Path, out: Path) -> Print:
+    """Clean articles that teach the reader, none of those to learn from."""
+    pool = articles(folder, "train14")
+    others = Random(f"train {seed}").sample(pool, len(pool))[size.articles[0] :]
+    rest = [cut(article, size.paragraphs) for article in others[:FORM]]
+    (out / "pdf").mkdir(parents=True, exist_ok=True)
+    return printed(rest, others, size.form, size.share, FORM_LOOK + seed, out / "pdf", bare=True)
 
 
 def reports(seed: int, size: Size) -> dict[str, Print]:
