@@ -21,7 +21,7 @@ from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
-READER_VERSION = 11  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+READER_VERSION = 12  # of what this package makes of an engine's runs; goes up when the lines of a file may change
 FALLBACK = " · fallback"  # how `Document.reader` ends where pypdf's own text extraction was all there was
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it

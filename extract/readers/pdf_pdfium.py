@@ -286,6 +286,9 @@ class _Reading:
         if not (self.parts and level and self.now == self.begun):
             self.flush()
             self.begun, self.begin, gap = self.now, (x, y), 0.0
+        if self.upright and end_x < x:  # drawn leftwards, though read from the left
+            lefts, _, rights, _ = zip(*map(self.loosely, range(start, stop)), strict=True)
+            self.begin, end_x = (min(self.begin[0], *lefts), self.begin[1]), max(rights)
         self.end = end_x, end_y
         spaced, wide = bool(between) or gap > SPACE * self.em, end_x - x if self.upright else 0.0
         self.parts.append(self.written(text, start, stop, spaced, wide))

@@ -18,6 +18,10 @@ from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
+from e2erag.extract import Document
+from e2erag.extract.readers.pdf import read_pdf
+
+ENGINES = ("pypdf", "pypdfium2")
 NTSB = sorted((Path(__file__).parents[3] / "examples" / "ntsb").glob("*.pdf"))
 WIDTH, HEIGHT = 600.0, 800.0
 
@@ -38,6 +42,34 @@ def stream(content: bytes) -> DecodedStreamObject:
     stream = DecodedStreamObject()
     stream.set_data(content)
     return stream
+
+
+def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def assert_same(path: Path) -> Document:
+    """That both engines read a file alike; gives what pypdf read."""
+    one, other = (read_pdf(path, engine) for engine in ENGINES)
+    assert_alike(one, other)
+    return one
+
+
+def assert_alike(one: Document, other: Document) -> None:
+    """What the contract says, unit by unit."""
+    assert [unit.text for unit in one] == [unit.text for unit in other]
+    for a, b in zip(one, other, strict=True):
+        assert apart(a.box, b.box) < 1, a.text
+        assert abs(a.font_size - b.font_size) < 0.1
+        assert [cell[:2] for cell in a.cells] == [cell[:2] for cell in b.cells]
+        assert all(apart(x[2:], y[2:]) < 1 for x, y in zip(a.cells, b.cells, strict=True))
+        assert a.page == b.page
+    assert sum(a.bold != b.bold for a, b in zip(one, other, strict=True)) <= 0.03 * len(one)
+    for a, b in zip(one.pages, other.pages, strict=True):
+        assert apart((a.width, a.height), (b.width, b.height)) < 0.01
+        assert len(a.rules) == len(b.rules)
+        assert all(apart(x, y) < 1 for x, y in zip(a.rules, b.rules, strict=True))
+        assert a.unread == b.unread
 
 
 def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, **forms: bytes) -> Path:

@@ -160,6 +160,24 @@ def test_a_move_before_the_first_glyph_of_a_string_is_no_space(tmp_path: Path) -
     assert texts(tmp_path, content) == ["Perform"]
 
 
+@pytest.mark.parametrize(
+    ("content", "text", "left", "right"),
+    [
+        (b"[(A) 3000 (B)] TJ", "AB", 148.67, 178.67),
+        (b"[(A) 3000 (B) 3000 (C)] TJ", "ABC", 125.34, 178.67),
+        (b"[(Hello) 6000 (World)] TJ", "HelloWorld", 134.78, 194.78),
+        (b"(x ) Tj [(A) 1500 (B) 1500 (C)] TJ", "x ABC", 163.12, 186.45),
+    ],
+)
+def test_an_array_that_moves_leftwards_has_a_box_around_all_of_it(
+    tmp_path: Path, content: bytes, text: str, left: float, right: float
+) -> None:
+    """From 172 on; A and B of Helvetica are .667 em, C .722, Hello 2.278, World 2.722, x and a space .778."""
+    (unit,) = read_pdf(written(tmp_path, b"BT /F 10 Tf 172 700 Td " + content + b" ET"))
+    assert unit.text == text
+    assert (unit.box.x0, unit.box.x1) == pytest.approx((left, right), abs=0.02)
+
+
 def _span(text: str, shown: bytes) -> bytes:
     return (
         b"/Span <</ActualText <" + ("\ufeff" + text).encode("utf-16-be").hex().encode() + b">>> BDC " + shown + b" EMC "
@@ -169,8 +187,9 @@ def _span(text: str, shown: bytes) -> bytes:
 ACTUAL = {
     "a letter of small capitals": (b"(Hello w) Tj " + _span("o", b"(O) Tj") + b"(rld) Tj", ["Hello world"]),
     "a soft hyphen": (b"(trans) Tj " + _span("\xad", b"(-) Tj") + b"0 -14 Td (form) Tj", ["trans-", "form"]),
-    "a word of several strings": (
+    "a word of several strings": pytest.param(
         b"(See ) Tj " + _span("table", b"(f) Tj (i) Tj [(g) -20 (ure)] TJ") + b"( one) Tj", ["See table one"],
+        marks=pytest.mark.differs("PDFium tells no glyph of it but the first string's, so that a gap follows"),
     ),
     "a word over two lines": (
         b"(a ) Tj " + _span("transform", b"(trans-) Tj 0 -14 Td (form) Tj") + b"( b) Tj", ["a transform", "b"],
@@ -185,7 +204,10 @@ ACTUAL = {
     "in a language": (b"(a ) Tj " + _span("\x1ben\x1bhi", b"(xx) Tj") + b"( c) Tj", ["a hi c"]),
     "what is no text": (b"(a ) Tj /Span <</ActualText /Foo>> BDC (xx) Tj EMC ( c) Tj", ["a xx c"]),
     "by name": (b"(a ) Tj /Span /P BDC (xx) Tj EMC ( c) Tj", ["a named c"]),
-    "never closed": (b"(a ) Tj /Span /P BDC (xx) Tj ( c) Tj", ["a named"]),
+    "never closed": pytest.param(
+        b"(a ) Tj /Span /P BDC (xx) Tj ( c) Tj", ["a named"],
+        marks=pytest.mark.differs("PDFium tells no glyph of it but the first string's"),
+    ),
     "of other content": (b"/P <</MCID 1>> BDC (a) Tj /A BMC (b) Tj EMC EMC EMC /Q /None BDC (c) Tj EMC", ["abc"]),
 }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""The contract of the two PDF engines: the same words, lines and cells, boxes and ruling lines within a point."""
+"""The contract of the two PDF engines: the same words, lines and cells, boxes and ruling lines within a point.
+
+`conftest.py` holds every PDF that tests of this folder draw to it as well."""
 
 import importlib.util
 from collections.abc import Callable
@@ -7,12 +9,15 @@ from pathlib import Path
 import pytest
 from pdf_fixtures import (
     DRAWN,
+    ENGINES,
     HEBREW,
     HEIGHT,
     LEFTWARDS,
     NTSB,
     PROSE,
     accents,
+    apart,
+    assert_same,
     canvas,
     of_tex,
     set_in_hebrew,
@@ -24,35 +29,11 @@ from pypdf import PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NullObject, NumberObject
 from reportlab.pdfgen.canvas import Canvas
 
-from e2erag.extract import Document, ReadError, read
+from e2erag.extract import ReadError, read
 from e2erag.extract.readers.lines import clean
 from e2erag.extract.readers.pdf import READER_VERSION, read_pdf
 
-ENGINES = ("pypdf", "pypdfium2")
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.pdf"))
-
-
-def apart(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
-
-
-def assert_same(path: Path) -> Document:
-    """What the contract says, unit by unit; gives what pypdf read."""
-    one, other = (read_pdf(path, engine) for engine in ENGINES)
-    assert [unit.text for unit in one] == [unit.text for unit in other]
-    for a, b in zip(one, other, strict=True):
-        assert apart(a.box, b.box) < 1, a.text
-        assert abs(a.font_size - b.font_size) < 0.1
-        assert [cell[:2] for cell in a.cells] == [cell[:2] for cell in b.cells]
-        assert all(apart(x[2:], y[2:]) < 1 for x, y in zip(a.cells, b.cells, strict=True))
-        assert a.page == b.page
-    assert sum(a.bold != b.bold for a, b in zip(one, other, strict=True)) <= 0.03 * len(one)
-    for a, b in zip(one.pages, other.pages, strict=True):
-        assert apart((a.width, a.height), (b.width, b.height)) < 0.01
-        assert len(a.rules) == len(b.rules)
-        assert all(apart(x, y) < 1 for x, y in zip(a.rules, b.rules, strict=True))
-        assert a.unread == b.unread == ""
-    return one
 
 
 @pytest.mark.parametrize("path", [*NTSB, *GOLDEN], ids=lambda path: path.stem)
