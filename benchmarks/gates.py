@@ -94,7 +94,7 @@ def compare(data: Mixed) -> dict[str, float]:
         figures |= {f"attend w={w} recall@1": recall(attended), f"pool w={w} recall@1": recall(pooled)}
     figures |= {f"{name} refresh_seconds": min(values) for name, values in seconds.items()}
     figures["refresh_ratio"] = figures["attend refresh_seconds"] / figures["pool refresh_seconds"]
-    figures["sums_over_vectors_bytes"] = len(sums.sums) / len(sums)
+    figures["sums_over_vectors_bytes"] = sums.rows.nbytes / attended.nbytes
     return figures
 
 

@@ -13,7 +13,8 @@ closed book, and other passages to read, on the real corpus: `2K` are twice as m
 of the likelihood are read without gradient, as `FitConfig.negligible` does. Three corpora:
 
 real       SmolLM2-135M-Instruct reads every SQuAD paragraph of a few articles for every question (`reading_table.py`);
-           scores are all-MiniLM-L6-v2's; τ = .05 and .1.
+           scores are all-MiniLM-L6-v2's; τ = .05, which is the library's and the one that `RAG.calibrate` would take
+           here (printed), and .1, twice as flat. Figures are of both together, and under `temperatures` of each.
 tiny       a random tiny reader reads 10,000 made-up passages for 24 questions; scores are a random tiny encoder's. Gold
            is the passage with the most of p(z|x)·p(y|x,z) at τ = .05.
 synthetic  10,000 random unit vectors in 64 dimensions; a question is its gold vector with noise of a random strength.
@@ -48,6 +49,7 @@ from e2erag.precision import autocast
 from e2erag.rag import GENERATOR
 from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, FitConfig, Options
+from e2erag.train.calibrate import STEPS
 
 KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
 AHEAD = (1, 2, 3, 4)
@@ -198,6 +200,17 @@ def drawn(name: str, k: int) -> int:
     return k // 2 if name == "gumbel" else 4
 
 
+def likeliest_answers(table: Table, k: int) -> tuple[float, dict[float, float]]:
+    """The τ at which `marginal` has answers likeliest, out of those that `RAG.calibrate` tries around .05; and by τ
+    −log p(y|x), mean over the questions."""
+    losses = {}
+    for step in STEPS:
+        temperature = TEMPERATURES[0] * 2 ** (step / 2)
+        evidence = Step(table, temperature, k).evidence
+        losses[temperature] = float(OBJECTIVES["marginal"](evidence, Options()).detach().mean())
+    return min(losses, key=losses.__getitem__), losses
+
+
 def reach(table: Table, temperature: float, k: int) -> dict[str, Tensor]:
     """Which questions' gold passage is in reach, near or far; and explained: in reach, and p(z|x,y) is most for it."""
     rank = table.rank()
@@ -346,8 +359,14 @@ def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: E
     ]
     figures: dict[str, dict] = {}
     for name in next(iter(costs.values())):
-        real = [(errors[name], where) for corpus, _, _, where, errors in cells if corpus == "real"]
-        figures[name] = summary([e for e, _ in real], [w for _, w in real], over_k(costs, name))
+        figures[name] = {}
+        for among in (TEMPERATURES, *((each,) for each in TEMPERATURES)):
+            real = [(errors[name], where) for corpus, of, _, where, errors in cells if corpus == "real" and of in among]
+            found = summary([e for e, _ in real], [w for _, w in real], over_k(costs, name))
+            if among == TEMPERATURES:
+                figures[name] |= found
+            else:
+                figures[name].setdefault("temperatures", {})[str(*among)] = found
         figures[name]["settings"] = [
             {
                 "corpus": corpus,
@@ -361,7 +380,26 @@ def run(tables: dict[str, Table], costs: dict[int, dict[str, Cost]], estimate: E
 
 
 def text(figures: dict[str, dict]) -> str:
-    """Markdown: the pooled table, then by reach every setting with its questions."""
+    """Markdown: the pooled table, the same by τ, then by reach every setting with its questions."""
+    lines = pooled(figures)
+    for temperature in next(iter(figures.values()))["temperatures"]:
+        lines += ["", f"τ = {temperature} alone:", ""]
+        lines += pooled({name: rows["temperatures"][temperature] for name, rows in figures.items()})
+    settings = next(iter(figures.values()))["settings"]
+    heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]
+    for place in REACH:
+        title = f"{place.replace('_', ' ')}: cosine / relative error"
+        counts = [f"{head} ({s.get(place, {}).get('questions', 0)})" for head, s in zip(heads, settings, strict=True)]
+        lines += ["", f"| {title} | " + " | ".join(counts) + " |", "|---" * (len(heads) + 1) + "|"]
+        for name, rows in figures.items():
+            shown = [s.get(place) for s in rows["settings"]]
+            cells = [f"{s['cosine']:.3f} / {s['relative_error']:.3f}" if s else "–" for s in shown]
+            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pooled(figures: dict[str, dict]) -> list[str]:
+    """Medians, and in brackets means, over the questions of several settings."""
     lines = [
         "| | " + " | ".join(f"{place}: cosine | relative error" for place in REACH) + " | variance | time | memory |"
     ]
@@ -384,17 +422,7 @@ def text(figures: dict[str, dict]) -> str:
     for name, row in explained.items():
         cosine, error = (f"{row[key]:.3f} ({row[f'{key}_mean']:.3f})" for key in ("cosine", "relative_error"))
         lines.append(f"| `{name}` | {cosine} | {error} | {row['questions']} |")
-    settings = next(iter(figures.values()))["settings"]
-    heads = [f"{s['corpus']}, τ = {s['temperature']}, K = {s['k']}" for s in settings]
-    for place in REACH:
-        title = f"{place.replace('_', ' ')}: cosine / relative error"
-        counts = [f"{head} ({s.get(place, {}).get('questions', 0)})" for head, s in zip(heads, settings, strict=True)]
-        lines += ["", f"| {title} | " + " | ".join(counts) + " |", "|---" * (len(heads) + 1) + "|"]
-        for name, rows in figures.items():
-            shown = [s.get(place) for s in rows["settings"]]
-            cells = [f"{s['cosine']:.3f} / {s['relative_error']:.3f}" if s else "–" for s in shown]
-            lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return lines
 
 
 def plot(figures: dict[str, dict], path: Path) -> None:
@@ -441,6 +469,11 @@ def main() -> None:
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
         return
     real = read(size, options.out, options.folder, options.reader)
+    for k in some[0]:
+        best, losses = likeliest_answers(real, k)
+        tried = (TEMPERATURES[0] * 2**step for step in (-2, -1, 0, 1))
+        others = ", ".join(f"{losses[temperature]:.2f} at {temperature:.3g}" for temperature in tried)
+        print(f"K = {k:2}: answers are likeliest at τ = {best:.3g} (−log p(y|x) {losses[best]:.2f}; {others})")
     if options.tails:
         print(text(run({"real": real}, costs_ahead(real, size, options.folder, options.reader, *some), tails)))
         return

@@ -57,6 +57,10 @@ def test_the_summary_has_what_the_benchmark_is_for() -> None:
     assert soft["less"]["fixed-128"]["recall@1"][0] == pytest.approx(0.36)
     assert soft["tokens_read_ratio"][0] == pytest.approx(1.22)
     assert {"gate_boilerplate", "gate_text", "tokens_stored_ratio"} <= soft.keys()
+    for name in ("gate_boilerplate", "gate_text", "distance_closed", "tokens_read_ratio"):  # of the extractor alone
+        assert found[name] == {mode: found[f"extractor {mode}"][name] for mode in ("soft", "hard")}
+    assert found["distance_closed"]["soft"] != found["distance_closed"]["hard"]
+    assert "distance_closed" not in summary({0: {"printed": cell(0.5)}})
 
 
 def test_the_area_is_how_often_text_has_the_larger_logit() -> None:

@@ -25,6 +25,7 @@ from gradient_audit import (
     costs_ahead,
     drawn,
     learnt,
+    likeliest_answers,
     reach,
     run,
     summary,
@@ -105,7 +106,14 @@ def test_a_run_has_what_is_named_for_it_and_is_put_into_words() -> None:
         assert [s["k"] for s in rows["settings"]] == [4, 8, 16] * 4
         assert all("in_reach" not in s for s in rows["settings"] if s["corpus"] == "synthetic")
     said = text(figures)
-    assert all(said.count(f"| `{name}` |") == 5 for name in names)
+    assert all(said.count(f"| `{name}` |") == 2 * 3 + 3 for name in names)  # pooled and of each τ; and by reach
+    assert all(f"τ = {temperature} alone" in said for temperature in ("0.05", "0.1"))
+    marginal = figures["marginal"]
+    each = [marginal["temperatures"][temperature]["in_reach"] for temperature in ("0.05", "0.1")]
+    counts = [part["questions"] for part in each]
+    assert sum(counts) == marginal["in_reach"]["questions"]
+    mean = sum(part["cosine_mean"] * n for part, n in zip(each, counts, strict=True)) / sum(counts)
+    assert mean == pytest.approx(marginal["in_reach"]["cosine_mean"])
     assert "real, τ = 0.05, K = 4 (" in said
 
 
@@ -131,6 +139,17 @@ def test_errors_are_means_over_draws_and_their_variance_a_square() -> None:
     assert found.cosine.tolist() == pytest.approx([0.5])
     assert found.relative.tolist() == pytest.approx([(13**0.5 / 2 + 1) / 2])
     assert found.variance.tolist() == pytest.approx([6.25 / 4])
+
+
+def test_the_temperature_of_the_likeliest_answers_is_that_of_marginal() -> None:
+    """Out of those tried, here neither the flattest nor the sharpest."""
+    table = synthetic(400, 48)
+    best, losses = likeliest_answers(table, 8)
+    assert min(losses) < best < max(losses)
+    assert losses[best] == min(losses.values())
+    for temperature in (best, 0.1):
+        loss = OBJECTIVES["marginal"](Step(table, temperature, 8).evidence, Options()).mean().item()
+        assert losses[min(losses, key=lambda tried: abs(tried - temperature))] == pytest.approx(loss)
 
 
 def test_reach_goes_by_the_gold_passages_rank() -> None:
