@@ -18,6 +18,7 @@ LARGER = 1.15  # than the body's type and bold: a heading
 MUCH_LARGER = 1.35  # and without being bold
 LONG = 200  # characters: what is longer is no heading, however large
 WORDS = 40  # letters that a line has which goes on on the next page
+STAMP = 3  # pages that show the same line, but for numbers: it is their head or stamp, however large
 CLOSE = 0.65  # ems of white between two lines of a paragraph, at most
 LEFTS = 40.0  # points within which lines begin at the same place
 IN = 0.8  # ems that an item stands further right than the one it belongs to
@@ -25,6 +26,8 @@ IN = 0.8  # ems that an item stands further right than the one it belongs to
 _BULLET = re.compile(r"([•●▪■◦○‣⁃∙·*–-])\s+(?=\S)")
 _DASHES = "*·–-"  # which stand in sentences too
 _NUMBER = re.compile(r"(\d{1,3})[.)]\s+(?=\S)")
+_DIGITS = re.compile(r"\d+")
+_BROKEN = re.compile(r"\w[-–/]$")  # what a line end breaks there has no space
 _END = re.compile(r"[.!?:;…][)\"'”’»]?$")
 _ENTITY = re.compile(r"&#?\w+;$")  # written out: no end of a sentence
 _INLINE = re.compile(r"[\\`*\[\]<]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)")
@@ -101,6 +104,7 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             continue
         joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], begun, pages)
         if block and joins:
+            joins = "" if joins == " " and not begun and _BROKEN.search(units[i - 2].text) else joins
             block.lines.append(joins + _INLINE.sub(r"\\\g<0>", text))
         else:
             if block:
@@ -244,6 +248,10 @@ def _levels(document: Document) -> list[int]:
         for i, unit in enumerate(units)
         if unit.font_size > (LARGER if unit.bold else MUCH_LARGER) * body and any(map(str.isalpha, unit.text))
     }
+    pages: dict[str, set[int]] = {}  # which say the same
+    for i in large:
+        pages.setdefault(_DIGITS.sub("0", units[i].text), set()).add(units[i].page)
+    large = {i: size for i, size in large.items() if len(pages[_DIGITS.sub("0", units[i].text)]) < STAMP}
     for first in [i for i in large if i - 1 not in large]:  # a paragraph in large type is none
         stop = first
         while stop in large and large[stop] == large[first]:

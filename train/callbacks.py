@@ -22,9 +22,16 @@ from e2erag.train.checkpoint import Batches, read_state, write_state
 from e2erag.train.module import TrainModule
 from e2erag.train.objectives import untaught
 
+SAME = (
+    "every question of a step found the same passages (`distinct`): the retriever is collapsing. Lower "
+    "lr_retriever and lr_extractor, or refresh the index more often (refresh_every)"
+)
+
 
 class CollapseGuard(L.Callback):
-    """Warns, once a kind, when training has looked collapsed for `PATIENCE` steps on end; "stop" also ends the run."""
+    """Warns when training has looked collapsed for `PATIENCE` steps on end; "stop" also ends the run.
+
+    Of one question can't be seen whether all find the same: a step of one leaves that count as it is."""
 
     PATIENCE = 10
 
@@ -48,9 +55,10 @@ class CollapseGuard(L.Callback):
         choice = passages > OVERFETCH * module.config.k  # of fewer, which overlap, every question must find the same
         together, read = module.model.reading != "marginal", module.config.k + module.config.mined
         seen = symptoms(module.history[-1], questions, choice, untaught(module.weights, read, together))
-        self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen})
-        for symptom, steps in self.streak.items():
-            if steps == self.PATIENCE:
+        unseen = {SAME: self.streak[SAME]} if questions == 1 and self.streak[SAME] else {}
+        self.streak = Counter({symptom: self.streak[symptom] + 1 for symptom in seen} | unseen)
+        for symptom in seen:
+            if (steps := self.streak[symptom]) == self.PATIENCE:
                 # In this module's name: Lightning, which calls, is kept quiet.
                 warnings.warn(f"step {trainer.global_step}: for {steps} steps, {symptom}", stacklevel=1)
                 trainer.should_stop = trainer.should_stop or self.stop
@@ -65,10 +73,7 @@ def symptoms(row: dict[str, float], questions: int, choice: bool = True, unmoved
         unmoved: stages that no gradient is meant to reach."""
     found = []
     if choice and questions > 1 and row["distinct"] <= 1.1 / questions:
-        found.append(
-            "every question of a step found the same passages (`distinct`): the retriever is collapsing. Lower "
-            "lr_retriever and lr_extractor, or refresh the index more often (refresh_every)"
-        )
+        found.append(SAME)
     if row["entropy"] < 1e-3 and row["utility"] <= 0:
         found.append(
             "p(z|x) is all on one passage that doesn't help (`entropy`, `utility`): raise the retriever's temperature, "

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
-from e2erag.train.objectives import TOGETHER, untaught, weights_of
+from e2erag.train.objectives import TOGETHER, negligible, untaught, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule, check_device
 
@@ -50,7 +51,8 @@ class FitConfig:
     Attributes:
         objective: a name in `OBJECTIVES`, or several with weights: {"marginal": 1, "pdist": 0.5}.
         target_temperature: of the targets that some objectives have; see `Options`.
-        samples: draws per question of `rloo` and `gumbel`; for the latter fewer than k.
+        samples: draws per question of `rloo` and `gumbel`; for the latter fewer than k. None: 4, of `gumbel` at most
+            half of k.
         per_token: divide an answer's log p by its length.
         epochs: passes over the questions.
         batch_size: questions read at a time (by each process).
@@ -113,7 +115,7 @@ class FitConfig:
             rows measure (`chunks`): `token_budget` is lowered to it, and `held_tokens` set to hold what fits; the rest
             is computed a second time. 0: both as configured. Beside it stand weights, their gradients, the optimiser's
             two numbers a weight, and `judged` lines.
-        clip: largest gradient norm per stage.
+        clip: largest gradient norm per stage; 0 clips nothing.
         collapse: "warn" when training looks collapsed, "stop" it then, or "ignore" that (`CollapseGuard`).
         seed: of shuffling, gate noise and what is drawn.
         folder: where `metrics.csv`, `config.json` and the dashboard `report.png` go; None writes nothing.
@@ -126,7 +128,7 @@ class FitConfig:
 
     objective: dict[str, float | int] | str = "marginal"
     target_temperature: float = 0.1
-    samples: int = 4
+    samples: int | None = None
     per_token: bool = False
     epochs: int = 3
     batch_size: int = 4
@@ -171,7 +173,9 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         weights_of(self.objective)
-        if not self.target_temperature > 0:
+        if isinstance(self.freeze, str):
+            object.__setattr__(self, "freeze", (self.freeze,))
+        if not 0 < self.target_temperature < math.inf:
             raise ValueError(
                 f"target_temperature must be positive, got {self.target_temperature}: 1 leaves targets as is"
             )
@@ -206,13 +210,27 @@ class FitConfig:
                 f"refresh_device={self.refresh_device!r} is where a refresh in the background computes: set "
                 "refresh_background too, or leave it out"
             )
-        if "gumbel" in weights_of(self.objective) and self.samples >= self.k:
+        if "gumbel" in weights_of(self.objective) and not 0 < self.drawn < self.k:
             raise ValueError(
                 f"gumbel draws `samples` of the k passages read, fewer than all, and got samples={self.samples} of "
                 f"k={self.k}: lower samples, or read more"
             )
         if 0 < self.rerank < self.k:
             raise ValueError(f"rerank must be 0 or at least k = {self.k}, got {self.rerank}: K are taken out of them")
+        if not all(0 < temperature < math.inf for temperature in self.gate_temperature):
+            raise ValueError(
+                f"gate_temperature is two numbers above 0, got {self.gate_temperature}: 1 is a plain sigmoid"
+            )
+        rates = [name for name in (field.name for field in fields(self)) if name.startswith("lr_")]
+        for name in (*rates, "weight_decay", "gate_weight", "token_price", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number, at least 0 (which is none of it), got {getattr(self, name)}")
+        for name in ("keep_rate", "cut_rate"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is a share between 0 and 1 and neither of them, got {getattr(self, name)}: gate_weight=0 "
+                    'asks for no share, freeze=("extractor.gates",) keeps every line'
+                )
         if not 0 <= self.negligible < 1:
             raise ValueError(f"negligible is a share of the likelihood in [0, 1), got {self.negligible}: 0 reads all")
         if not self.gate_clip >= 0:
@@ -228,6 +246,13 @@ class FitConfig:
             least, value = 0 if name in none else 1, getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    @property
+    def drawn(self) -> int:
+        """Passages that `rloo` and `gumbel` draw."""
+        if self.samples is not None:
+            return self.samples
+        return min(4, self.k // 2) if "gumbel" in weights_of(self.objective) else 4
 
     def changed(self, **changes: Any) -> "FitConfig":
         """A copy with other values; a wrong name is answered with the nearest right one."""
@@ -292,13 +317,14 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     going_on = config.resume and saved is not None and is_saved(saved)
     batches = loader(rows, config.batch_size, config.seed)
     read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
+    reader_learns = negligible(weights_of(config.objective), config.negligible)[0] < 1
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
         rag.in_mode("hard" if config.gates == "hard" else "soft", kind),
-        _calibrated(rag, config, rows, going_on) as calibration,
         _frozen(rag.model, config.freeze),
-        within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives),
+        within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives, not reader_learns),
+        _calibrated(rag, config, rows, going_on) as calibration,  # after what may refuse: it leaves τ changed
         learning,
         _quiet(),
     ):
@@ -429,6 +455,7 @@ def _callbacks(
 
 def _beginning(config: FitConfig, rows: Sequence[Question]) -> str:
     """A hash of what a run begins with beside its system."""
+    config = replace(config, objective=weights_of(config.objective))
     settings = {name: value for name, value in asdict(config).items() if name not in _ANY_TIME}
     return sha256(json.dumps([settings, [asdict(row) for row in rows]]).encode()).hexdigest()
 

@@ -74,19 +74,25 @@ def _size(number: int | float) -> str:
 
 @contextmanager
 def within(
-    rag: RAG, memory: int, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0
+    rag: RAG,
+    memory: int,
+    questions: Sequence[Question],
+    batch_size: int,
+    k: int,
+    negatives: int = 0,
+    read_alone: bool = False,
 ) -> Iterator[None]:
     """While a system learns, chunks by `chunks`, as its longest rows measure; afterwards those that were configured.
 
     The budget is of activations: weights, their gradients, the optimiser's, the index and the lines judged (`judged`)
-    take theirs beside it. 0: as configured."""
+    take theirs beside it. 0: as configured. `read_alone`: passages are read without gradient."""
     if not memory:
         yield
         return
     retriever, generator = rag.model.retriever, rag.model.generator
     towers = {id(tower): tower for tower in (retriever.passage, retriever.query)}.values()
     before, config = [(tower.token_budget, tower.held_tokens) for tower in towers], generator.config
-    encoder, reader, beside = measured(rag, questions, batch_size, k, negatives)
+    encoder, reader, beside = measured(rag, questions, batch_size, k, negatives, read_alone)
     encoding, reading = chunks(memory, (encoder, reader), beside)
     for tower in towers:
         tower.token_budget, tower.held_tokens = encoding
@@ -101,7 +107,7 @@ def within(
 
 @torch.enable_grad()
 def measured(
-    rag: RAG, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0
+    rag: RAG, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0, read_alone: bool = False
 ) -> tuple[Stage, Stage, float]:
     """The passage tower and the reader on the k longest passages and the longest question and answer, and bytes of the
     graph of a batch of questions."""
@@ -129,7 +135,7 @@ def measured(
         rows_each = 2  # all in one, and the closed book
 
     def read() -> Tensor:
-        with model.autocast():
+        with model.autocast(), torch.set_grad_enabled(not read_alone):
             return generator.token_log_likelihood(rows, bias, slots, -(2**62))  # all of it held
 
     held, encoder.held_tokens = encoder.held_tokens, 2**62

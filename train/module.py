@@ -56,11 +56,13 @@ class TrainModule(L.LightningModule):
         # Gates, and where in the rest negatives stand, are drawn alike on every rank, since all share the corpus;
         # passages read, for a rank's own questions.
         drawn = torch.Generator().manual_seed(config.seed + 1 + rank())
-        self.options = Options(config.target_temperature, config.samples, config.per_token, drawn)
+        self.options = Options(config.target_temperature, config.drawn, config.per_token, drawn)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Weights that don't learn are left out: they are there already where a run goes on."""
-        learns = {name for name, p in self.named_parameters() if p.requires_grad}
+        """Weights that don't learn are left out: they are there already where a run goes on. Not so τ and β, which may
+        have been fitted."""
+        fitted = {id(p) for p in self.rag.model.retriever.parameters(recurse=False)}
+        learns = {name for name, p in self.named_parameters() if p.requires_grad or id(p) in fitted}
         learns |= {name for name, _ in self.named_buffers()}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in learns}
 
@@ -171,7 +173,7 @@ class TrainModule(L.LightningModule):
         for name, parameters in self.parameters_by_stage().items():
             average_gradients(parameters)
             if parameters:
-                norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+                norms[f"gradient_{name}"] = nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
         row = average(_numbers(norms))
         self.history[-1].update(row)
         self.log_dict(row, batch_size=self.config.batch_size)

@@ -183,7 +183,7 @@ def loop(e: Evidence, o: Options = PLAIN) -> Float[Tensor, " questions"]:
 
 def pdist_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
     """Log target of `pdist` and `lsr`, without gradient."""
-    return _over(_found(e), _alone(e).detach() / (_length(e)[:, None] * o.temperature))
+    return _over(_found(e), _alone(e).detach() / _length(e)[:, None] / o.temperature)
 
 
 def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]:
@@ -193,7 +193,7 @@ def loop_target(e: Evidence, o: Options = PLAIN) -> Float[Tensor, "questions k"]
     count = others.sum(2)
     rest = _alone(e).detach()[:, None, :].expand(-1, k, -1).masked_fill(~others, -torch.inf).logsumexp(2)
     rest = torch.where(count > 0, rest - count.clamp_min(1).log(), 0.0)
-    return _over(found, -rest / (_length(e)[:, None] * o.temperature))
+    return _over(found, -rest / _length(e)[:, None] / o.temperature)
 
 
 TARGETS: dict[str, Objective] = {"pdist": pdist_target, "lsr": pdist_target, "loop": loop_target}

@@ -15,8 +15,9 @@ from e2erag.extract.readers.docx_styles import Numbers, Style, Styles, W, attrib
 from e2erag.extract.readers.flow import Block, Break, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import package, read_bytes, starved, version
+from e2erag.extract.readers.symbols import compound, inserted
 
-READER_VERSION = 1  # goes up when the lines of a file may change
+READER_VERSION = 2  # goes up when the lines of a file may change
 
 MOST_XML = 128 << 20  # bytes of a package's XML once unpacked; its tree takes several times that
 MOST_BYTES = 1 << 30  # with pictures
@@ -27,7 +28,8 @@ _AS_DOCX = "open it in Word or LibreOffice and save it as .docx"
 _NOT_SHOWN = {W + tag for tag in "del moveFrom delText instrText delInstrText pPr rPr sdtPr sectPr rt".split()}
 _NOT_SHOWN |= {"{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"}
 _DOC_PR = "{http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing}docPr"
-_MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
+_MATH_OF = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
+_MATH = _MATH_OF + "t"
 _WRAPPERS = {W + tag for tag in "sdt sdtContent ins moveTo customXml smartTag".split()}
 _TEXT = {W + "tab": "\t", W + "br": "\n", W + "cr": "\n", W + "noBreakHyphen": "-", W + "ptab": "\t"}
 _NOTES = re.compile(r"/word/(footnotes|endnotes)\d*\.xml")
@@ -193,6 +195,13 @@ class _Line:
                 self.pieces.append(("\f" if page else _TEXT[tag], style.bold))
             elif tag == W + "txbxContent":
                 self.boxes += self.body.blocks(child)
+            elif tag == W + "sym":
+                self.pieces.append((inserted(attribute(child, "font"), attribute(child, "char")), style.bold))
+            elif tag in (_MATH_OF + "num", _MATH_OF + "den"):
+                bracketed = compound("".join(each.text or "" for each in child.iter(_MATH)))
+                self.pieces.append(("/" * tag.endswith("den") + "(" * bracketed, style.bold))
+                self.walk(child, style)
+                self.pieces.append((")" * bracketed, style.bold))
             elif tag == _DOC_PR:
                 self.pieces.append((f" {child.get('descr') or ''} ", style.bold))
             else:

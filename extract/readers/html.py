@@ -13,8 +13,9 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.flow import Block, Pre, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import decoded, package, read_bytes, starved, version
+from e2erag.extract.readers.symbols import compound
 
-READER_VERSION = 2  # goes up when the lines of a file may change
+READER_VERSION = 3  # goes up when the lines of a file may change
 
 HEAD = 4096  # bytes among which the encoding is declared
 NOTHING = (
@@ -166,6 +167,8 @@ class _Page:
         style = get("style", "")
         if get("hidden") is not None or (style and _HIDDEN_STYLE.search(style)):
             return False
+        if node.getparent() is not None and node.getparent().tag == "mfrac":
+            self.text("/" * (node.getprevious() is not None) + "(" * compound("".join(node.itertext())))
         if tag in _BLOCKS:
             self.block(node, tag, frame)
         elif tag == "br":
@@ -227,6 +230,8 @@ class _Page:
         frame.bold -= _is_bold(tag, node.get("style", ""))
         if tag in _APART:
             self.text(" ")
+        if node.getparent() is not None and node.getparent().tag == "mfrac":
+            self.text(")" * compound("".join(node.itertext())))
         if tag not in _BLOCKS:
             return
         frame.flush()

@@ -74,10 +74,18 @@ class PdfiumFile:
             except UnicodeDecodeError:  # half a character; a title is not worth a document
                 return ""
 
+    def page(self, number: int) -> Any:
+        """Page `number`, with what its forms' fields, notes and stamps show as part of it."""
+        page = self.file[number - 1]
+        if not calls.flattened(page.raw):
+            return page
+        page.close()
+        return self.file[number - 1]
+
     def shown(self, number: int) -> Shown:
         """What page `number` (from 1) shows."""
         with LOCK:
-            page = self.file[number - 1]
+            page = self.page(number)
             turn = page.get_rotation()
             try:
                 shown = _Reading(page, turn).shown()
@@ -95,7 +103,7 @@ class PdfiumFile:
     def picture(self, number: int, dpi: float) -> Any:
         """Page `number` as a PIL image."""
         with LOCK:
-            page = self.file[number - 1]
+            page = self.page(number)
             try:
                 return page.render(scale=dpi / 72).to_pil()
             finally:

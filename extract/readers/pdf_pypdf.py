@@ -15,7 +15,8 @@ from e2erag.extract.document import ReadError
 from e2erag.extract.readers.leftwards import in_reading_order
 from e2erag.extract.readers.lines import Face, Run
 from e2erag.extract.readers.order import from_the_left
-from e2erag.extract.readers.pdf_walk import Font, PageTooLarge, Walk, usable
+from e2erag.extract.readers.pdf_objects import Font, usable
+from e2erag.extract.readers.pdf_walk import PageTooLarge, Walk
 from e2erag.extract.readers.shown import Matrix, Rules, Shown, frame, short, times
 
 VERSION = f"pypdf {pypdf.__version__}"
@@ -78,6 +79,7 @@ class PypdfFile:
                 try:
                     if "/Contents" in page:
                         walk.stream(page["/Contents"], page.get("/Resources"))
+                    walk.annotations(page.get("/Annots"), base)
                     break
                 except MemoryError:
                     raise

@@ -4,8 +4,6 @@ An own walk because `extract_text` gives no boxes, and because where text is pla
 its `visitor_text` breaks lines in mid-word. Most of the time goes into pypdf's parser, so it costs about the same.
 """
 
-import codecs
-import importlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,33 +12,18 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pypdf import PdfReader
-from pypdf.generic import (
-    ContentStream,
-    DictionaryObject,
-    IndirectObject,
-    NameObject,
-    TextStringObject,
-    create_string_object,
-)
-
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
-from e2erag.extract.readers.lines import CELL, PRIVATE, SPACE, Line, Run
-from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, Matrix, Point, Rules, face, times
-from e2erag.extract.readers.tex import symbols
+from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
+from e2erag.extract.readers.pdf_objects import Font, entries, font_of, get, instructions, key_of, text_of
+from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, UNSEEN, Matrix, Point, Rules, times
 from e2erag.extract.readers.thinned import without_paths
-
-PypdfFont: Any = None
-# The only private name of pypdf in this package: its fonts know encodings, ToUnicode maps and glyph widths. Without
-# it `usable` is false, and `pdf_pypdf` takes what pypdf's own text extraction says.
-for module in ("pypdf.generic._font", "pypdf._font"):  # from 7.0 on, from 6.6 on
-    with suppress(ImportError, AttributeError):
-        PypdfFont = PypdfFont or importlib.import_module(module).Font
 
 # Decoded bytes of instructions that one page may have, its form XObjects included. pypdf parses about 2 MB/s. A page
 # of text has 5-150 kB; a street map may have 10 MB, and hardly a word: beyond this its paths are left out.
 PAGE_BYTES = 4_000_000
 THINNED = 10  # how many times as many of them are looked through then
+
+ANNOTATIONS = ("/Widget", "/FreeText", "/Stamp")  # those that show words of their own
 
 FRAME_BYTES = 20_000  # a form that shows nothing is followed up to this size, for its ruling lines
 
@@ -51,136 +34,11 @@ _PAINTS = {
     b"f*": (True, False, False), b"B": (True, True, False), b"B*": (True, True, False), b"b": (True, True, True),
     b"b*": (True, True, True),
 }  # fmt: skip
-_LANGUAGE = re.compile("\x1b[a-zA-Z]*\x1b")  # which a text may name within itself
 _BLANKS = re.compile(rb"( {4,})")
 
 
 class PageTooLarge(Exception):
     """The page has more than `PAGE_BYTES` of instructions."""
-
-
-class Font:
-    """What the walk needs of a font: characters and widths per code, and how it looks."""
-
-    def __init__(self, resource: Any) -> None:
-        font = PypdfFont.from_font_resource(resource)
-        encoding, mapped, descriptor = font.encoding, font.character_map, font.font_descriptor
-        self.resource = resource  # keeps its id(), by which `Walk` knows a font without an object number
-        self.scale, self.height = (0.001, 1.0) if font.sub_type != "Type3" else _type3_scale(resource)
-        self.face = face(font.name, descriptor.ascent, descriptor.descent, descriptor.flags, descriptor.weight)
-        self.codec = encoding if isinstance(encoding, str) else None  # a string: codes of two bytes (mostly)
-        self.step = 1 if self.codec is None else 2
-        self.decoder = codecs.getdecoder(self.codec or "latin-1")  # twice as fast as bytes.decode for utf-16-be
-        utf16 = self.codec is not None and self.codec.lower().startswith("utf")
-        self.unit, self.errors = (2, "surrogatepass") if utf16 else (1, "replace")
-        self.texts: dict[int, str] = {}
-        if isinstance(encoding, dict):
-            for code in range(256):
-                self.texts[code] = mapped.get(chr(code)) or _glyph(encoding.get(code, chr(code)), code)
-        self.texts.update({ord(c): text for c, text in mapped.items() if isinstance(c, str) and len(c) == 1})
-        self.texts.update(_encoded(resource))
-        # A glyph for several letters (lam and alif).
-        leftwards = {code: text for code, text in self.texts.items() if len(text) > 1 and RIGHT_TO_LEFT.search(text)}
-        self.phrases = any(" " in text for text in leftwards.values())  # of whole words, which say their own order
-        self.texts.update({code: one_glyph(text) for code, text in leftwards.items()})
-        own = "/ToUnicode" not in resource and "/Encoding" not in resource  # then TeX's layouts hold
-        for code, char in enumerate(symbols(font.name)):
-            now = self.texts.get(code, "")
-            # A file's code 0 is never read by pypdf; parts of brackets stay Adobe's, as which PDFium shows them.
-            if now == "\0" or (own and not PRIVATE.match(now)):
-                self.texts[code] = char
-        self.widths = _Widths(font.character_widths, self.scale)
-        spaces = [code for code, text in self.texts.items() if text == " "]
-        known = [code for code in spaces if code in self.widths]
-        self.space = self.widths[(known or spaces)[0]] if spaces else 0.25
-
-    def decode(self, raw: bytes) -> tuple[str, float, int]:
-        """Text, width in ems, and number of glyphs of a shown string."""
-        codes, _ = self.decoder(raw[: len(raw) // self.unit * self.unit], self.errors)
-        widths = self.widths
-        return codes.translate(self.texts), sum([widths[ord(c)] for c in codes]), len(codes)
-
-
-class _Widths(dict[int, float]):
-    """Ems per code."""
-
-    def __init__(self, widths: dict[str, Any], scale: float) -> None:
-        super().__init__({ord(c): float(w) * scale for c, w in widths.items() if len(c) == 1})
-        self.default = float(widths["default"]) * scale
-
-    def __missing__(self, code: int) -> float:
-        return self.default
-
-
-def _encoded(resource: Any) -> dict[int, str]:
-    """Of a Type 1 font with a file and no map to Unicode, the characters of codes that its own /Encoding names.
-
-    The file has no say in them (ISO 32000-1, 9.6.6.2), and pypdf lets it overrule them."""
-    named, descriptor = _get(resource, "/Encoding"), _get(resource, "/FontDescriptor", {})
-    plain = {key: value for key, value in descriptor.items() if not key.startswith("/FontFile")}
-    own = named is not None and len(plain) < len(descriptor)
-    if not own or "/ToUnicode" in resource or _get(resource, "/Subtype") != "/Type1":
-        return {}
-    bare = DictionaryObject(resource)
-    bare[NameObject("/FontDescriptor")] = DictionaryObject(plain)
-    encoding = PypdfFont.from_font_resource(bare).encoding
-    if not isinstance(encoding, dict):
-        return {}
-    codes: Iterable[int] = range(256)
-    if isinstance(named, DictionaryObject) and "/BaseEncoding" not in named:
-        codes, code, changes = [], 0, _get(named, "/Differences")
-        for entry in changes if isinstance(changes, list) else ():
-            if isinstance(entry, int):
-                code = entry
-            else:
-                codes.append(code)
-                code += 1
-    return {code: text for code in codes if len(text := encoding.get(code, "")) == 1}
-
-
-def _glyph(text: str, code: int) -> str:
-    """A glyph name that means nothing ("/g23") would come out as a word; the code is what other readers show."""
-    return chr(code) if len(text) > 1 and text.startswith("/") else text
-
-
-def _type3_scale(resource: Any) -> tuple[float, float]:
-    """Ems per glyph unit, and how high the glyphs of a Type 3 font are in "ems": it may call 1 pt a size of 0.01."""
-    matrix = [abs(float(v)) for v in _get(resource, "/FontMatrix", (0.001, 0, 0, 0.001, 0, 0))]
-    box = [float(v) for v in _get(resource, "/FontBBox", (0, 0, 0, 0))]
-    height = abs(box[3] - box[1]) * matrix[3]
-    return matrix[0], height if height and not 0.5 < height < 2 else 1.0
-
-
-_HELVETICA = DictionaryObject(
-    {NameObject(f"/{key}"): NameObject(f"/{name}") for key, name in (
-        ("Type", "Font"), ("Subtype", "Type1"), ("BaseFont", "Helvetica"), ("Encoding", "WinAnsiEncoding"),
-    )}
-)  # fmt: skip
-
-
-def _font(resource: Any) -> Font | None:
-    """A font that is missing or broken shows Latin text, as in viewers; one with two-byte codes shows nothing."""
-    try:
-        return Font(resource)
-    except MemoryError:
-        raise
-    except Exception:
-        if isinstance(resource, dict) and _get(resource, "/Subtype") == "/Type0":
-            return None
-        return Font(_HELVETICA)
-
-
-def _get(table: Any, key: str, default: Any = None) -> Any:
-    value = table.get(key)
-    return default if value is None else value.get_object()
-
-
-def usable() -> bool:
-    """Whether pypdf's fonts are where they are looked for and have what is looked for in them."""
-    try:
-        return Font(_HELVETICA).decode(b"A ")[0] == "A "
-    except (AttributeError, TypeError, KeyError, ValueError):
-        return False
 
 
 class Walk:
@@ -196,7 +54,7 @@ class Walk:
     """
 
     def __init__(
-        self, base: Matrix, reader: PdfReader, fonts: dict[Any, Font | None], rules: Rules, thin: bool = False
+        self, base: Matrix, reader: Any, fonts: dict[Any, Font | None], rules: Rules, thin: bool = False
     ) -> None:
         self.reader, self.fonts, self.rules, self.thin = reader, fonts, rules, thin
         self.budget = PAGE_BYTES
@@ -227,7 +85,7 @@ class Walk:
 
     def stream(self, content: Any, resources: Any) -> None:
         """Walks a content stream; without `resources` of its own it uses those of the stream that draws it."""
-        stream = ContentStream(content, self.reader, "bytes")
+        stream = instructions(content, self.reader)
         data = stream.get_data()
         if self.thin:
             self.charge(len(data) // THINNED)
@@ -270,22 +128,59 @@ class Walk:
 
     def do(self, name: Any) -> None:
         form = self.resources["/XObject"][name]
-        kind = _get(form, "/Subtype")
+        kind = get(form, "/Subtype")
         if kind == "/Image":
             self.picture()
-        if kind != "/Form" or len(self.forms) >= FORM_DEPTH or id(form) in self.forms:
+        if kind == "/Form":
+            self.form(form)
+
+    def form(self, form: Any) -> None:
+        if len(self.forms) >= FORM_DEPTH or id(form) in self.forms:
             return
         depth, outer = len(self.stack), (self.tm, self.tlm, self.resources)
         self.push()
         self.forms.append(id(form))
         try:
-            self.ctm = times(_matrix(_get(form, "/Matrix", IDENTITY)), self.ctm)
-            self.stream(form, _get(form, "/Resources"))
+            self.ctm = times(_matrix(get(form, "/Matrix", IDENTITY)), self.ctm)
+            self.stream(form, get(form, "/Resources"))
         finally:
             self.forms.pop()
             del self.stack[depth + 1 :]
             self.pop()
             self.tm, self.tlm, self.resources = outer
+
+    def annotations(self, annotations: Any, base: Matrix) -> None:
+        """What stands on the page besides its own content; one that is broken costs only itself."""
+        if annotations is None or not isinstance(annotations := annotations.get_object(), list):
+            return
+        for each in annotations:
+            self.stack, self.ctm, self.resources = [], base, {}
+            with suppress(AttributeError, TypeError, ValueError, LookupError):
+                self.annotation(each.get_object())
+
+    def annotation(self, annotation: Any) -> None:
+        """What a form's field, a note on the page or a stamp shows (PDF 32000-1, 12.5.5)."""
+        if get(annotation, "/Subtype") not in ANNOTATIONS or int(get(annotation, "/F", 0)) & UNSEEN:
+            return
+        shown = get(get(annotation, "/AP", {}), "/N")
+        if isinstance(shown, dict) and not hasattr(shown, "get_data"):
+            shown = get(shown, get(annotation, "/AS", "/Off"))
+        if shown is None:
+            return
+        a, b, c, d, e, f = _matrix(get(shown, "/Matrix", IDENTITY))
+        x0, y0, x1, y1 = map(float, get(shown, "/BBox"))
+        corners = [(x * a + y * c + e, x * b + y * d + f) for x in (x0, x1) for y in (y0, y1)]
+        left, low = map(min, zip(*corners, strict=True))
+        right, high = map(max, zip(*corners, strict=True))
+        rect = [float(value) for value in get(annotation, "/Rect")]
+        (to_left, to_right), (to_low, to_high) = map(sorted, (rect[::2], rect[1::2]))
+        wide, tall = (to_right - to_left) / ((right - left) or 1.0), (to_high - to_low) / ((high - low) or 1.0)
+        self.push()
+        try:
+            self.ctm = times((wide, 0.0, 0.0, tall, to_left - wide * left, to_low - tall * low), self.ctm)
+            self.form(shown)
+        finally:
+            self.pop()
 
     def picture(self, *_: Any) -> None:
         """An image fills the unit square (PDF 32000-1, 8.9.5)."""
@@ -296,11 +191,8 @@ class Walk:
 
     def mark(self, *operands: Any) -> None:
         self.marked.append(("", len(self.runs)))
-        properties = operands[1] if len(operands) > 1 else None
-        if isinstance(properties, NameObject):
-            named = _get(self.resources, "/Properties")
-            properties = _get(named, properties) if isinstance(named, DictionaryObject) else None
-        if isinstance(properties, DictionaryObject) and (text := _text(_get(properties, "/ActualText"))):
+        properties = entries(operands[1] if len(operands) > 1 else None, get(self.resources, "/Properties"))
+        if properties is not None and (text := text_of(get(properties, "/ActualText"))):
             self.charge(len(text))
             self.marked[-1] = text, len(self.runs)
 
@@ -363,11 +255,11 @@ class Walk:
 
     def tf(self, name: Any, size: Any) -> None:
         self.size = float(size)
-        table = _get(self.resources, "/Font", {})
+        table = get(self.resources, "/Font", {})
         resource = table.raw_get(name) if name in table else None
-        key = resource if isinstance(resource, IndirectObject) else id(resource)
+        key = key_of(resource)
         if key not in self.fonts:
-            self.fonts[key] = _font(resource.get_object() if resource is not None else None)
+            self.fonts[key] = font_of(resource.get_object() if resource is not None else None)
         self.font = self.fonts[key]
 
     def tc(self, value: Any) -> None:
@@ -486,12 +378,6 @@ class Walk:
 def _matrix(m: Iterable[Any]) -> Matrix:
     a, b, c, d, e, f = (float(v) for v in m)
     return a, b, c, d, e, f
-
-
-def _text(string: Any) -> str:
-    """A text string (PDF 32000-1, 7.9.2.2), as which pypdf gives bytes where it was asked for bytes."""
-    text = create_string_object(string) if isinstance(string, bytes) else string
-    return _LANGUAGE.sub("", text) if isinstance(text, TextStringObject) else ""
 
 
 def _pieces(items: Iterable[Any], step: int) -> Iterator[Any]:

@@ -7,7 +7,7 @@ import pypdfium2
 import pypdfium2.raw as pdfium
 
 from e2erag.extract.readers.lines import Face
-from e2erag.extract.readers.shown import face
+from e2erag.extract.readers.shown import UNSEEN, face
 from e2erag.extract.readers.tex import symbols
 
 PdfDocument, PdfiumError = pypdfium2.PdfDocument, pypdfium2.PdfiumError
@@ -48,6 +48,25 @@ segment_kind = _function("FPDFPathSegment_GetType", _INT, _HANDLE)
 segment_point = _function("FPDFPathSegment_GetPoint", _INT, _HANDLE, _HANDLE, _HANDLE)
 segment_closes = _function("FPDFPathSegment_GetClose", _INT, _HANDLE)
 stroke_width = _function("FPDFPageObj_GetStrokeWidth", _INT, _HANDLE, _HANDLE)
+
+
+ANNOTATIONS = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF_ANNOT_STAMP)
+
+
+def flattened(page: Any) -> bool:
+    """Makes what annotations with words of their own show a part of the page, and takes the others away; whether there
+    were such. The page has to be opened again then."""
+    kept = 0
+    for i in reversed(range(pdfium.FPDFPage_GetAnnotCount(page))):
+        annotation = pdfium.FPDFPage_GetAnnot(page, i)
+        shown = annotation and not pdfium.FPDFAnnot_GetFlags(annotation) & UNSEEN
+        keeps = shown and pdfium.FPDFAnnot_GetSubtype(annotation) in ANNOTATIONS
+        pdfium.FPDFPage_CloseAnnot(annotation)
+        if keeps:
+            kept += 1
+        else:
+            pdfium.FPDFPage_RemoveAnnot(page, i)
+    return kept > 0 and pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS
 
 
 class Font:

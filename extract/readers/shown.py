@@ -21,6 +21,8 @@ THICK = 2.0  # points: what is thicker is an area
 SHORT = 6.0  # points: what is shorter is a dash, a tick or a part of a letter
 STRAIGHT = 0.5  # points that a line may be off the horizontal or vertical
 
+UNSEEN = 1 | 2 | 32  # of an annotation's flags: invisible, hidden, no view
+
 CURVED: Point = (math.nan, math.nan)  # between two points that no straight line joins
 
 _BOLD = re.compile(r"bold|black|heavy|demi(?!light)|[-,]bd\b|CMBX|SFBX|NimbusRomNo9L-Medi", re.IGNORECASE)

@@ -29,6 +29,8 @@ _KINDS = {
     b"\x1f\x8b": "compressed (gzip): unpack it",
 }
 WRONG = 0.1  # of the bytes that aren't ASCII, the share that may be broken in UTF-8
+FOREIGN = 0.5  # of what is shown, the share that isn't ASCII: more is no language that Windows-1252 is for
+_TAG = re.compile("<[^<>]*>")
 
 _BLOCK = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -68,40 +70,45 @@ def decoded(path: str | Path, data: bytes, declared: str = "") -> str:
 
     In this order: a byte order mark; UTF-16 without one, where every second byte is zero; the encoding that the file
     declares, if its bytes agree; UTF-8, even if a few of its characters are broken; Windows-1252, which is what files
-    that say Latin-1 are written in.
+    that say Latin-1 are written in, unless accents and signs would be many so.
 
     Raises:
-        ReadError: the file is not text.
+        ReadError: the file is not text, or in an encoding that can't be told.
     """
-    text = _characters(data, declared)
+    text, told = _characters(data, declared)
     pdf = data.startswith(b"%PDF-")  # which may be all letters
     if pdf or len(_CONTROL.findall(text[:65536])) > 0.01 * min(len(text), 65536):
         kind = next(
             (kind for magic, kind in _KINDS.items() if data.startswith(magic)), "binary data: convert it to text"
         )
         raise ReadError(path, f"is not text but {kind}")
+    if not told:
+        raise ReadError(path, "is text in an encoding that it doesn't tell: save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
-def _characters(data: bytes, declared: str) -> str:
+def _characters(data: bytes, declared: str) -> tuple[str, bool]:
+    """The characters, and whether their encoding is more than a guess that gives signs and accents."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
+            return data[len(mark) :].decode(encoding, "replace"), True
     head = data[:4096]
     if head.count(0) > 0.3 * len(head):
         for encoding, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
             if zeros.count(0) > 0.7 * len(zeros):
-                return data.decode(encoding, "replace")
+                return data.decode(encoding, "replace"), True
     name = _known(declared)
     for encoding in [name, "utf-8"] if name else ["utf-8"]:
         try:
-            return data.decode(encoding)
+            return data.decode(encoding), True
         except UnicodeDecodeError:
             continue
     text = data.decode("utf-8", "replace")
     if text.count("\ufffd") <= WRONG * sum(byte >= 0x80 for byte in data):
-        return text
-    return data.decode("cp1252", "replace")
+        return text, True
+    text = data.decode("cp1252", "replace")
+    shown = "".join(_TAG.sub("", text[:65536]).split())
+    return text, sum(not char.isascii() for char in shown) <= FOREIGN * len(shown)
 
 
 def _known(declared: str) -> str:

@@ -250,3 +250,27 @@ def test_a_hyphen_at_the_end_of_a_line_of_code_stays(tmp_path: Path) -> None:
     assert "total = gross-\n    net" in document.to_markdown()
     path.write_text("so the exam-\n\n```\nple = 1\n```\n")
     assert read(path).texts == ("so the exam-", "ple = 1")
+
+
+def test_what_breaks_at_a_dash_or_slash_has_no_space() -> None:
+    """Unless a word was mended there, or the sign stands apart."""
+    wide = "The line that is the widest one here."
+    for begun, rest, said in (
+        ("call the number 206–231–", "3500 for it, and then", "206–231–3500"),
+        ("https://www.regulations.gov/", "comment is where it is", "gov/comment"),
+        ("between one end of it –", "and the other one here", "it – and"),
+    ):
+        text = printed([line(wide, 1, 20), line(begun.rjust(37), 2, 32), line(rest, 3, 44)]).to_markdown()
+        assert said in " ".join(text.split()), text
+
+
+def test_a_stamp_on_every_page_is_no_heading() -> None:
+    """Nor does it push true ones down; numbers in it may differ."""
+    pages = [
+        [line(f"Proof {n} of 4", 1, 20, 30, page=n), line(f"Part {'ABCD'[n - 1]}", 2, 60, 20, page=n)]
+        + [line("Text that is in the size of most of it.", 3 + i, 100 + 12 * i, page=n) for i in range(5)]
+        for n in range(1, 5)
+    ]
+    headings = [row for row in printed(*pages).to_markdown().splitlines() if row.startswith("#")]
+    assert headings == ["# Part A", "# Part B", "# Part C", "# Part D"]
+    assert "## Part B" in printed(*pages[:2]).to_markdown()  # twice it may be a title

@@ -126,6 +126,14 @@ def test_a_run_begins_at_the_temperature_fitted_to_some_of_its_questions() -> No
     assert other.fit(rows, **settings).calibration is None
 
 
+def test_a_run_that_is_refused_leaves_the_temperature() -> None:
+    """A budget without room for a row is told before anything is fitted."""
+    rag = system(temperature=2.0)
+    with pytest.raises(ValueError, match="memory_budget holds at least"):
+        rag.fit(ASKED * 6, epochs=1, k=2, memory_budget=1000, progress=False)
+    assert now(rag) == pytest.approx(2.0)
+
+
 def test_by_itself_a_run_fits_the_temperature_where_questions_say_enough() -> None:
     """To 64 of them, or as many as there are from 16 on, where the retriever learns and passages are read alone."""
     many, settings = ASKED * 6, {"epochs": 1, "batch_size": 9, "k": 2, "progress": False}

@@ -78,13 +78,16 @@ def alike(one: RAG, other: RAG) -> bool:
         (5, 4, {"freeze": ("extractor",), "gates": "hard"}),
         (5, 4, {"freeze": ("extractor",)}),
         (5, 4, {"freeze": ("retriever",), "calibrate": 3}),
+        (5, 4, {"freeze": ("retriever",), "calibrate": 3, "retriever": {"bm25": 0.1, "learn_temperature": True}}),
     ],
 )
 def test_it_goes_on_to_the_bit(
     after: int, left: int, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps, history, `metrics.csv`, weights and index are those of a run that was never stopped."""
-    whole, halted, rag = system(), system(), system()
+    changes = dict(changes)
+    kind = changes.pop("retriever", {})
+    whole, halted, rag = system(**kind), system(**kind), system(**kind)
     expected = run(whole, tmp_path / "whole", **changes)
     stopped(halted, tmp_path / "run", after, monkeypatch, **changes)
     steps: list[int] = []

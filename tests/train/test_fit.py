@@ -5,6 +5,7 @@ import json
 import math
 import signal
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,12 @@ def test_objectives_are_chosen_by_name(rag: RAG, objective: str) -> None:
 def test_gumbel_draws_fewer_passages_than_are_read() -> None:
     """With all of them drawn p(z|x) would never reach the reader."""
     with pytest.raises(ValueError, match="fewer than all, and got samples=4 of k=4: lower samples, or read more"):
-        FitConfig(objective={"marginal": 1, "gumbel": 0.5})
-    assert FitConfig(objective="gumbel", k=8).samples == 4
-    assert FitConfig(objective="rloo").samples == 4
+        FitConfig(objective={"marginal": 1, "gumbel": 0.5}, samples=4)
+    with pytest.raises(ValueError, match="of k=1: lower samples, or read more"):
+        FitConfig(objective="gumbel", k=1)
+    assert [FitConfig(objective="gumbel", k=k).drawn for k in (2, 4, 8, 16)] == [1, 2, 4, 4]
+    assert FitConfig(objective="rloo").drawn == 4
+    assert FitConfig(objective="gumbel", k=8, samples=7).drawn == 7
 
 
 def test_objectives_compose_by_weight(rag: RAG) -> None:
@@ -404,3 +408,67 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
     """With all of the likelihood negligible nothing would teach the reader."""
     with pytest.raises(ValueError, match=r"negligible is a share of the likelihood in \[0, 1\), got"):
         FitConfig(negligible=share)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"clip": -1.0}, "clip is a number, at least 0"),
+        ({"lr_retriever": -1e-5}, "lr_retriever is a number, at least 0"),
+        ({"gate_weight": math.nan}, "gate_weight is a number, at least 0"),
+        (
+            {"keep_rate": 1.0},
+            'keep_rate is a share between 0 and 1 .* freeze=\\("extractor.gates",\\) keeps every line',
+        ),
+        ({"cut_rate": 0.0}, "cut_rate is a share between 0 and 1"),
+        ({"gate_temperature": (1.0, 0.0)}, "gate_temperature is two numbers above 0"),
+        ({"target_temperature": math.inf}, "target_temperature must be positive"),
+    ],
+)
+def test_a_setting_that_no_run_could_follow_is_refused(changes: dict[str, Any], said: str) -> None:
+    """Before anything is indexed or read."""
+    with pytest.raises(ValueError, match=said):
+        FitConfig(**changes)
+
+
+def again() -> RAG:
+    """The same system every time."""
+    rag = tiny_rag(config=RAGConfig(k=2, mode="soft", precision="float32"))
+    rag.index([tiny_document([[f"pilot {i} was {20 + i}", f"engine {i} seats 4"] for i in range(4)])])
+    return rag
+
+
+def test_no_clip_is_no_bound() -> None:
+    """The step that a bound far above its norm leaves alone."""
+    rag, other = again(), again()
+    quick(rag, clip=0.0)
+    quick(other, clip=1e6)
+    assert all(map(torch.equal, rag.model.state_dict().values(), other.model.state_dict().values()))
+
+
+def test_what_lines_should_be_kept_and_how_much_that_weighs_is_a_setting() -> None:
+    """Gates move towards the share to keep where that weighs all, and stay where it weighs nothing and nothing pays."""
+    rag = again()
+    start, kept = rag.model.gates(rag.corpus, "soft").extraction.read.mean().item(), {}
+    for rate, weight in ((0.9, 100.0), (0.1, 100.0), (0.1, 0.0)):
+        other = again()
+        quick(other, epochs=8, keep_rate=rate, gate_weight=weight, token_price=0.0, lr_extractor=0.05, gate_clip=1e-9)
+        kept[rate, weight] = other.model.gates(other.corpus, "soft").extraction.read.mean().item()
+    assert kept[0.1, 100.0] < kept[0.9, 100.0] - 1
+    assert kept[0.1, 100.0] < kept[0.1, 0.0] - 1
+    assert kept[0.1, 0.0] == pytest.approx(start, abs=0.5)
+
+
+def test_a_weight_of_one_is_no_other_run() -> None:
+    """A run that began in Python goes on from the command line, whose weights are numbers with a point."""
+    begun = import_module("e2erag.train.fit")._beginning
+    names = {begun(FitConfig(objective=named), []) for named in ("marginal", {"marginal": 1}, {"marginal": 1.0})}
+    assert len(names) == 1
+
+
+def test_one_stage_to_freeze_needs_no_list() -> None:
+    """Its letters are no stages."""
+    config = FitConfig()
+    object.__setattr__(config, "freeze", "extractor")  # as a caller may whom no type checker stops
+    config.__post_init__()
+    assert config == FitConfig(freeze=("extractor",))

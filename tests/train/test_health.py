@@ -203,6 +203,22 @@ def test_questions_that_find_the_same_are_told_from_a_short_last_batch(found: in
     assert [("found the same passages" in str(each.message)) for each in told] == [True] * warned
 
 
+def test_a_step_of_one_question_does_not_hide_a_collapse() -> None:
+    """Nine questions, four at a time: the third step of every epoch has one, of which nothing can be seen."""
+    rag = tiny_rag()
+    rag.index([tiny_document([[f"pilot {i} was {n}" for i in range(8)]], f"{n}.pdf") for n in range(6)])
+    for tower in {rag.model.retriever.query, rag.model.retriever.passage}:
+        for parameter in tower.parameters():
+            parameter.data.zero_()
+    rows = [{"question": f"how old was pilot {i} ?", "answers": [str(i)]} for i in range(9)]
+    with pytest.warns(UserWarning, match="step 14: for 10 steps, every question of a step found the same passages"):
+        run = rag.fit(
+            rows, epochs=12, batch_size=4, k=2, freeze=("extractor", "retriever"), progress=False, collapse="stop"
+        )
+    assert run.steps == 14
+    assert [row["distinct"] for row in run.history[:3]] == [0.25, 0.25, 1.0]
+
+
 def test_a_retriever_that_finds_the_same_for_all_is_told_where_batches_have_one_question() -> None:
     """Each batch of one finds K different passages; the step of four, the same K four times."""
     rag = tiny_rag()

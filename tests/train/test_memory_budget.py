@@ -117,3 +117,21 @@ def test_the_longest_row_is_the_longest_that_training_reads() -> None:
     _, reader, beside = measured(rag, [*few, Question("and ?", ("1", "the pilot was 85 years " * 20))], 4, K)
     assert reader == expected
     assert beside == asked > measured(rag, few[:1], 4, K)[2]
+
+
+@pytest.mark.parametrize("reading", ["marginal", "fid"])
+def test_what_is_read_without_gradient_takes_nothing_of_a_budget(reading: str) -> None:
+    """As `pdist` has it read: a budget that a row with its graph wouldn't fit into is enough, and the reader keeps its
+    batches."""
+    rag = system(reading)
+    encoder, reader, beside = measured(rag, ASKED, 4, K)
+    same, unheld, as_much = measured(rag, ASKED, 4, K, read_alone=True)
+    assert same == encoder
+    assert as_much == beside
+    assert unheld.bytes < reader.bytes / 1000
+    least = int(2 * encoder.bytes * encoder.longest + beside) + 10_000
+    with pytest.raises(ValueError, match="memory_budget holds at least"):
+        rag.fit(ASKED, k=K, memory_budget=least, progress=False, calibrate=0)
+    settings = {"k": K, "epochs": 1, "freeze": ("extractor",), "progress": False, "calibrate": 0}
+    run = rag.fit(ASKED, objective="pdist", memory_budget=least, **settings)
+    assert run.history[0]["gradient_retriever"] > 0

@@ -88,6 +88,14 @@ def test_the_loss_is_the_formula_written_out(name: str, k: int, per_token: bool)
     assert loss.tolist() == pytest.approx([by_hand(name, system, i, k, how) for i in range(3)], abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["pdist", "lsr", "loop"])
+def test_targets_keep_their_precision(name: str) -> None:
+    """With a temperature that isn't a power of two, which float32 would round."""
+    system, how = tiny(), replace(options(), temperature=0.3)
+    loss = OBJECTIVES[name](system.evidence(4), how)
+    assert loss.tolist() == pytest.approx([by_hand(name, system, i, 4, how) for i in range(3)], abs=1e-12)
+
+
 def test_marginal_equals_a_sum_of_three_terms() -> None:
     """Two passages of probability .5 and .3 explain the answer with .8 and .1; the other .2 explain it with .05."""
     e = Evidence(

@@ -133,3 +133,33 @@ def test_damaged_word_documents_give_a_document_or_a_reason(cut: float, flip: in
     for broken in (bytes(data), bytes(data[: int(cut * len(data))])):
         with suppress(ReadError):
             assert read_as(tmp_path, "a.docx", broken).units
+
+
+def test_symbols_and_fractions_are_read(tmp_path: Path) -> None:
+    """Word's own way for what isn't in a font's text: Symbol's codes with F000 added or not, boxes of Wingdings."""
+    made = docx.Document()
+    paragraph = made.add_paragraph("dose ")
+    for font, code in (
+        ("Symbol", "F0A3"),
+        ("symbol", "B0"),
+        ("Wingdings", "F0FE"),
+        ("Arial", "2264"),
+        ("Webdings", "F063"),
+    ):
+        run, symbol = OxmlElement("w:r"), OxmlElement("w:sym")
+        symbol.set(qn("w:font"), font)
+        symbol.set(qn("w:char"), code)
+        run.append(symbol)
+        paragraph._p.append(run)
+    paragraph.add_run(" rate ")
+    maths = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    fraction = paragraph._p.makeelement(f"{{{maths}}}f", nsmap={"m": maths})
+    for part, said in (("num", "1"), ("den", "a+b")):
+        of = fraction.makeelement(f"{{{maths}}}{part}")
+        run, text = of.makeelement(f"{{{maths}}}r"), of.makeelement(f"{{{maths}}}t")
+        text.text = said
+        run.append(text)
+        of.append(run)
+        fraction.append(of)
+    paragraph._p.append(fraction)
+    assert [unit.text for unit in saved(tmp_path, made)] == ["dose ≤°☑≤ rate 1/(a+b)"]

@@ -159,6 +159,29 @@ def test_encodings_are_found(data: bytes, shown: str, tmp_path: Path) -> None:
     assert read_as(tmp_path, "a.txt", data).units[0].text == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [("Привет, это обычный текст", "cp1251"), ("你好世界，这是测试", "gbk"), ("こんにちは、テストです", "shift_jis")],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.html", "a.md"])
+def test_an_encoding_that_is_not_told_is_no_garbage(text: str, encoding: str, name: str, tmp_path: Path) -> None:
+    """As Windows-1252 it would be signs and accents."""
+    page = f"<p class='long enough to be most of it'>{text}</p>" if name == "a.html" else text
+    with pytest.raises(ReadError, match="is text in an encoding that it doesn't tell: save it as UTF-8"):
+        read_as(tmp_path, name, page.encode(encoding))
+    french = "Déjà vu, c’est très « joli » à l’été"
+    assert read_as(tmp_path, name, french.encode("cp1252")).units[0].text == french
+
+
+def test_a_fraction_stands_on_one_line(tmp_path: Path) -> None:
+    """1/2 isn't 12; what is more than a number or a name is in brackets."""
+    page = (
+        "<p>a <math><mfrac><mn>1</mn><mn>2</mn></mfrac></math> b <math><mfrac>"
+        "<mrow><mi>x</mi><mo>+</mo><mi>y</mi></mrow><mi>z</mi></mfrac></math></p>"
+    )
+    assert read_as(tmp_path, "a.html", page.encode()).units[0].text == "a 1/2 b (x+y)/z"
+
+
 @pytest.mark.parametrize("charset", ["koi8-r", "windows-1251", "utf-8"])
 def test_the_encoding_that_a_page_declares_counts(charset: str, tmp_path: Path) -> None:
     """`<meta charset>`, where the bytes agree with it."""

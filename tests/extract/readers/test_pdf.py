@@ -12,9 +12,9 @@ import pypdfium2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pdf_fixtures import HEIGHT, NTSB, WIDTH, canvas, with_ligatures, written
+from pdf_fixtures import HEIGHT, NTSB, WIDTH, canvas, dictionary, stream, with_ligatures, written
 from pypdf import PdfWriter
-from pypdf.generic import ArrayObject, NameObject, NullObject, NumberObject, PdfObject
+from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NullObject, NumberObject, PdfObject
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
@@ -234,6 +234,68 @@ def test_a_forms_marks_are_its_own(tmp_path: Path) -> None:
 def test_what_a_file_says_stands_there_is_read(tmp_path: Path, content: bytes, expected: list[str]) -> None:
     """Its /ActualText, in the place of the glyphs shown; the words around it stay whole."""
     assert texts(tmp_path, b"BT /F 12 Tf 72 700 Td " + content + b" ET") == expected
+
+
+def test_what_is_typed_into_a_form_is_read(tmp_path: Path) -> None:
+    """A field's value, beside what is printed; a hidden one isn't shown."""
+
+    def draw(c: Canvas) -> None:
+        c.setFont("Helvetica", 12)
+        c.drawString(72, 700, "Applicant:")
+        c.acroForm.textfield(name="a", value="Jane Doe", x=150, y=694, width=200, height=20)
+        c.acroForm.textfield(name="b", value="nobody", x=150, y=600, width=200, height=20, annotationFlags="hidden")
+
+    [line] = drawn(tmp_path, draw)
+    assert line.text == "Applicant: Jane Doe"
+
+
+def annotated(path: Path, **entries: PdfObject) -> Path:
+    """A page that says "printed", and a note whose appearance, 100 x 50, says "noted" 10 from its left and bottom."""
+    writer = PdfWriter()
+    page = writer.add_blank_page(WIDTH, HEIGHT)
+    font = dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
+    resources = dictionary(Font=dictionary(F=font))
+    page[NameObject("/Resources")] = resources
+    page[NameObject("/Contents")] = writer._add_object(stream(b"BT /F 10 Tf 50 700 Td (printed) Tj ET"))
+    shown = stream(b"BT /F 10 Tf 10 10 Td (noted) Tj ET")
+    box, corners = (ArrayObject(map(NumberObject, each)) for each in ((0, 0, 100, 50), (200, 300, 400, 400)))
+    shown.update(dictionary(Subtype=NameObject("/Form"), Resources=resources, BBox=box))
+    shown.update(dictionary(**{name: value for name, value in entries.items() if name == "Matrix"}))
+    note = dictionary(Type=NameObject("/Annot"), Subtype=NameObject("/FreeText"), Rect=corners, F=NumberObject(4))
+    note.update(dictionary(AP=dictionary(N=writer._add_object(shown))))
+    note.update(dictionary(**{name: value for name, value in entries.items() if name != "Matrix"}))
+    page[NameObject("/Annots")] = ArrayObject([NullObject(), NumberObject(1), writer._add_object(note)])
+    writer.write(path / "written.pdf")
+    return path / "written.pdf"
+
+
+def test_a_note_on_the_page_is_read_where_it_stands(tmp_path: Path) -> None:
+    """Its 100 x 50 fill a rectangle of 200 x 100, so that 10 points at (10, 10) are 20 points at (220, 320)."""
+    first, noted = sorted(read_pdf(annotated(tmp_path)), key=lambda unit: unit.text, reverse=True)
+    assert (first.text, noted.text) == ("printed", "noted")
+    assert noted.font_size == pytest.approx(20)
+    assert near(
+        noted.box, 220, HEIGHT - 320 - 20 * 0.718, 220 + stringWidth("noted", "Helvetica", 20), HEIGHT - 320 + 4.1
+    )
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"F": NumberObject(2)}, {"F": NumberObject(32)}, {"Subtype": NameObject("/Highlight")}, {"AP": NullObject()},
+        {"AP": DictionaryObject()},
+    ],
+    ids=["hidden", "not to be viewed", "of another kind", "without an appearance", "with none"],
+)  # fmt: skip
+def test_a_note_that_shows_nothing_is_not_read(entries: dict[str, PdfObject], tmp_path: Path) -> None:
+    assert [unit.text for unit in read_pdf(annotated(tmp_path, **entries))] == ["printed"]
+
+
+def test_a_note_may_lie_on_its_side(tmp_path: Path) -> None:
+    """By its matrix: a quarter turn, whose bounds then fill the rectangle."""
+    turn = ArrayObject(NumberObject(v) for v in (0, 1, -1, 0, 0, 0))
+    texts = {unit.text for unit in read_pdf(annotated(tmp_path, Matrix=turn))}
+    assert "printed" in texts
 
 
 def test_gap_is_measured_in_ems_not_in_points(tmp_path: Path) -> None:

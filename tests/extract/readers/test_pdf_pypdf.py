@@ -11,7 +11,7 @@ from pypdf import PdfReader
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
 from e2erag.extract import ReadError, read_many
-from e2erag.extract.readers import pdf, pdf_walk, thinned
+from e2erag.extract.readers import pdf, pdf_objects, pdf_walk, thinned
 from e2erag.extract.readers.pdf import read_pdf
 
 ONE, THREE = b"BT /F 9 Tf 9 9 Td (one) Tj ET", b"BT /F 9 Tf 9 9 Td (three) Tj ET"
@@ -142,7 +142,7 @@ class Moved:
 def test_where_pypdfs_fonts_have_moved_its_own_text_is_read(monkeypatch: pytest.MonkeyPatch, internal: object) -> None:
     """Nearly the same words, in lines whose boxes begin within three points of where they do otherwise."""
     usual = read_pdf(NTSB[0], "pypdf")
-    monkeypatch.setattr(pdf_walk, "PypdfFont", internal)
+    monkeypatch.setattr(pdf_objects, "PypdfFont", internal)
     plain = read_pdf(NTSB[0], "pypdf")
     ours, theirs = (set(" ".join(unit.text for unit in document).split()) for document in (usual, plain))
     assert len(ours & theirs) > 0.95 * len(ours)
@@ -157,7 +157,7 @@ def test_it_is_said_where_pypdfs_fonts_have_moved(monkeypatch: pytest.MonkeyPatc
     """Once in a process, also where another has read the file; each document says it, and others don't."""
     assert read_pdf(NTSB[0], "pypdf").reader == f"pypdf {pypdf.__version__} · {pdf.READER_VERSION}"
     with monkeypatch.context() as moved:
-        moved.setattr(pdf_walk, "PypdfFont", None)
+        moved.setattr(pdf_objects, "PypdfFont", None)
         pdf._warn_once.cache_clear()
         with pytest.warns(UserWarning, match=r"without cells, bold .*; install an older pypdf, or pip install") as told:
             documents, _ = read_many(NTSB[:2], workers=0, engine="pypdf", cache=tmp_path)
@@ -199,4 +199,4 @@ def test_a_font_file_has_no_say_in_what_the_font_names(named: object, shown: str
     descriptor = {"/Type": "/FontDescriptor", "/FontName": "/ABCDEF+Some", "/Flags": 4}
     resource[NameObject("/FontDescriptor")] = objects(descriptor)
     resource["/FontDescriptor"][NameObject("/FontFile")] = file
-    assert pdf_walk.Font(resource).decode(b"ABC")[0] == shown
+    assert pdf_objects.Font(resource).decode(b"ABC")[0] == shown
