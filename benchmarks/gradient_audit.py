@@ -24,7 +24,8 @@ synthetic  10,000 random unit vectors in 64 dimensions; a question is its gold v
 Draws of the stochastic ones are repeated 64 times; `variance` is E|g − ḡ|² / |g*|². `gumbel` draws half of the K (all
 of them is no draw), `rloo` four. `reader` isn't here: its gradient in the question is 0 by construction. `time_ratio`
 is (reading K passages, and the closed book where it is used, forward and backward, plus the objective) over the same of
-rag_sequence; `memory_ratio` the same of the bytes that reading holds for its backward pass. Of an objective both are
+rag_sequence; of objectives that teach the retriever alone reading is without gradient, as in training. `memory_ratio`
+is the same of the bytes that reading holds for its backward pass. Of an objective both are
 medians over K = 4, 8, 16. `--costs` measures these alone.
 """
 
@@ -50,6 +51,7 @@ from e2erag.rag import GENERATOR
 from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, FitConfig, Options
 from e2erag.train.calibrate import STEPS
+from e2erag.train.objectives import RETRIEVER_ALONE
 
 KS, TEMPERATURES = (4, 8, 16), (0.05, 0.1)
 AHEAD = (1, 2, 3, 4)
@@ -267,8 +269,8 @@ class Reading(NamedTuple):
 def readings(
     size: Size, folder: Path, reader: str | Path, k: int, rounds: int, kept: Sequence[int] = ()
 ) -> list[Reading]:
-    """To read k passages, without and with the closed book; then for each of `kept` so many times k (`AHEAD`) and the
-    closed book without gradient, and that many of them once more, with it."""
+    """To read k passages, without and with the closed book, and without gradient; then for each of `kept` so many times
+    k (`AHEAD`) and the closed book without gradient, and that many of them once more, with it."""
     texts, asked, questions, vectors = choose(size, folder)
     generator = Generator.load(resolve(reader))
     prompt, lines = generator.prompt, generator.prompt.lines(texts)
@@ -277,7 +279,7 @@ def readings(
     passages = [prompt.row(lines, np.array([i]), question, answer) for i in order[: max(AHEAD) * k]]
     closed = prompt.row(None, None, question, answer)
     weights = {p.untyped_storage().data_ptr() for p in generator.parameters()}
-    plans = [([], passages[:k]), ([], [*passages[:k], closed])]
+    plans = [([], passages[:k]), ([], [*passages[:k], closed]), (passages[:k], [])]
     plans += [([*passages[: m * k], closed], passages[:n]) for m, n in zip(AHEAD, kept, strict=False)]
     best = [Reading(math.inf, 0.0)] * len(plans)
     for _ in range(rounds):
@@ -293,9 +295,10 @@ def readings(
             if ahead:
                 with autocast(generator.device), torch.no_grad():
                     generator.log_likelihood(ahead)
-            with autocast(generator.device), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-                loss = generator.log_likelihood(rows).sum()
-            loss.backward()
+            if rows:
+                with autocast(generator.device), torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+                    loss = generator.log_likelihood(rows).sum()
+                loss.backward()
             best[i] = Reading(min(best[i].seconds, perf_counter() - start), sum(held.values()) / 1e6)
             generator.zero_grad()
     return best
@@ -306,7 +309,7 @@ def costs(
 ) -> dict[int, dict[str, Cost]]:
     """Of a question's reading and objective, per K."""
     table, every = synthetic(10_000, 24), {}
-    print("reading, forward and backward: seconds and megabytes held; with the closed book")
+    print("reading, forward and backward: seconds and megabytes held; with the closed book; K without gradient")
     for k in ks:
         step = Step(table, TEMPERATURES[0], k)
         maths = dict.fromkeys((name for name in OBJECTIVES if name not in READER_ALONE), math.inf)
@@ -315,9 +318,12 @@ def costs(
                 start = perf_counter()
                 step.slope(OBJECTIVES[name](step.evidence, Options(samples=drawn(name, k))))
                 maths[name] = min(maths[name], (perf_counter() - start) / len(table.gold))
-        plain, closed = readings(size, folder, reader, k, rounds)
-        print(f"K = {k:2}: {plain.seconds:.3f} s, {plain.held:.0f} MB; {closed.seconds:.3f} s, {closed.held:.0f} MB")
-        used = {name: closed if name in CLOSED_BOOK else plain for name in maths}
+        plain, closed, alone = readings(size, folder, reader, k, rounds)
+        print(
+            f"K = {k:2}: {plain.seconds:.3f} s, {plain.held:.0f} MB; {closed.seconds:.3f} s, {closed.held:.0f} MB; "
+            f"{alone.seconds:.3f} s without gradient"
+        )
+        used = {name: closed if name in CLOSED_BOOK else alone if name in RETRIEVER_ALONE else plain for name in maths}
         whole = {name: maths[name] + used[name].seconds for name in maths}
         every[k] = {name: Cost(whole[name] / whole["rag_sequence"], used[name].held / plain.held) for name in maths}
     return every
@@ -330,7 +336,7 @@ def costs_ahead(
     unknown, every = dict.fromkeys(tails(table, TEMPERATURES[0], 4), Cost(math.nan, math.nan)), {}
     for k in ks:
         kept = [round(learnt(table, times * k)) for times in AHEAD]
-        plain, _, *ahead = readings(size, folder, reader, k, rounds, kept)
+        plain, _, _, *ahead = readings(size, folder, reader, k, rounds, kept)
         ratios = {
             f"{times}K": Cost(reading.seconds / plain.seconds, reading.held / plain.held)
             for times, reading in zip(AHEAD, ahead, strict=True)

@@ -24,6 +24,8 @@ STUCK = 0.8  # ems more than a space between words that stand in two columns
 STRAY = 0.1  # share of a table's lines that may have two pieces in one column
 ALIGNED = 0.7  # share of a column's cells that must begin, end or stand centred at one place
 
+_SIGNS = "$€£¥"
+_SIGN = re.compile(rf"\s+(?=[{_SIGNS}])")  # of money, before which an amount begins
 _MARKER = re.compile(r"[•●▪■◦o*·–—-]|[\[(]?(?:\d{1,3}|[a-zA-Z]|[ivxlIVX]{1,5})[\])]?[.)\]]?")
 
 
@@ -359,7 +361,25 @@ def _into_columns(line: Line, columns: list[tuple[float, float]], scale: float, 
         fits = fits and at not in line.cells
         line.cells[at] = f"{line.cells[at]} {piece.text}" if at in line.cells else piece.text
     line.spans = tuple(spans)
-    return fits
+    return _priced_each(line, len(columns)) or fits
+
+
+def _priced_each(line: Line, columns: int) -> bool:
+    """Whether a row of a label and as many amounts as columns had several of them in one: set so near to each other
+    that the next one's sign stands right behind a number. Each is in its own then."""
+    texts, sign = [], ""
+    for j in sorted(line.cells.keys() - {0}):
+        text, sign = f"{sign} {line.cells[j]}".strip(), ""
+        if text in _SIGNS:
+            sign = text
+        else:
+            texts.append(text)
+    amounts = [amount for text in texts for amount in _SIGN.split(text)]
+    if len(amounts) != columns - 1 or len(amounts) == len(texts) or not all(map(NUMBER.fullmatch, amounts)):
+        return False
+    line.cells = {j: text for j, text in line.cells.items() if not j} | dict(enumerate(amounts, start=1))
+    line.spans = ()
+    return True
 
 
 def _checked(run: list[Line], columns: list[tuple[float, float]], edges: list[Box]) -> Table | None:

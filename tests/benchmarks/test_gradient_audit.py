@@ -176,12 +176,14 @@ def test_explained_is_in_reach_and_the_most_likely_given_the_answer() -> None:
 
 
 def test_the_closed_book_is_paid_by_those_who_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred seconds without it and two hundred with it; `gumbel` draws half of the K."""
-    monkeypatch.setattr(gradient_audit, "readings", lambda *_: [Reading(100.0, 10.0), Reading(200.0, 12.0)])
+    """A hundred seconds without it and two hundred with it, forty without gradient; `gumbel` draws half of the K."""
+    taken = [Reading(100.0, 10.0), Reading(200.0, 12.0), Reading(40.0, 0.0)]
+    monkeypatch.setattr(gradient_audit, "readings", lambda *_: taken)
     found = costs(Size(), Path(), "", (4,))[4]
     for name, cost in found.items():
-        twice = name in ("marginal", "rb", "rloo")
-        assert cost == pytest.approx((2.0, 1.2) if twice else (1.0, 1.0), abs=0.01)
+        expected = (2.0, 1.2) if name in ("marginal", "rb", "rloo") else (1.0, 1.0)
+        expected = (0.4, 0.0) if name in ("pdist", "lsr", "loop", "contrastive") else expected
+        assert cost == pytest.approx(expected, abs=0.01)
     assert [drawn("gumbel", k) for k in KS] == [2, 4, 8]
 
 
@@ -191,7 +193,7 @@ def test_what_is_read_ahead_is_paid_over_reading_k_with_gradient(monkeypatch: py
 
     def readings(*asked: object) -> list[Reading]:
         given.append(asked)
-        return [Reading(10.0, 5.0), Reading(11.0, 5.0), *(Reading(10.0 * m, 5.0 / m) for m in AHEAD)]
+        return [Reading(10.0, 5.0), *[Reading(11.0, 5.0)] * 2, *(Reading(10.0 * m, 5.0 / m) for m in AHEAD)]
 
     monkeypatch.setattr(gradient_audit, "readings", readings)
     found = costs_ahead(table, Size(), Path(), "", (4,))[4]

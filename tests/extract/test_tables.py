@@ -135,6 +135,20 @@ def test_a_table_written_column_by_column_is_read_in_rows() -> None:
     assert table.row_units[1] == (1, 5, 9)
 
 
+@pytest.mark.parametrize("signs", ["", "$"])
+def test_amounts_set_close_have_a_column_each(signs: str) -> None:
+    """As statements of cash flows have them: the next sign right behind a number, the first by itself or not."""
+    amounts = [["1,200", "2,300", "3,400"], ["4,500", "5,600", "6,700"], ["7,800", "8,900", "9,100"]]
+    rows = [["Item", "March", "June", "July"], *(["Sales", *each] for each in amounts)]
+    xs = [50.0, 150.0, 190.0, 230.0]
+    close = [("Cash at end", 50.0)] + ([("$", 140.0)] if signs else []) + [("10,000 $ 11,000 $ 12,000", 150.0)]
+    if not signs:
+        close[-1] = ("$ 10,000 $ 11,000 $ 12,000", 140.0)
+    table = only(find_tables(page([*set_at(rows, xs), close])))
+    assert table.rows[-1] == ("Cash at end", "$ 10,000", "$ 11,000", "$ 12,000")
+    assert "July: $ 12,000" in as_sentences(table)[-1]
+
+
 def test_a_grid_parts_words_that_a_ruling_line_parts() -> None:
     """Cells too near each other for the reader, and a row of two lines between two rules."""
     xs, ys = [50.0, 100.0, 150.0], [50.0, 70.0, 100.0, 120.0]
