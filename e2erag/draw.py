@@ -123,6 +123,7 @@ def _rendered(file: str, page: int, scale: float) -> Image.Image | None:
         return None
     try:
         with pypdfium2.PdfDocument(file) as pdf:
+            pdf.init_forms()  # or what is typed into them isn't drawn
             rendered: Image.Image = pdf[page - 1].render(scale=scale).to_pil()
     except (pypdfium2.PdfiumError, IndexError):  # PDFium can't open it, or the file is another one by now
         return None

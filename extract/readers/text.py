@@ -6,7 +6,7 @@ from e2erag.extract.document import Document
 from e2erag.extract.readers.flow import Block, Break, Pre, document
 from e2erag.extract.readers.source import decoded, read_bytes
 
-READER_VERSION = 1  # goes up when the lines of a file may change
+READER_VERSION = 2  # goes up when the lines of a file may change
 
 
 def read_text(path: str | Path) -> Document:

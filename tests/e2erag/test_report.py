@@ -279,3 +279,21 @@ def test_a_poster_is_drawn_smaller(size: tuple[float, float], tmp_path: Path, mo
     with Image.open(draw_page(rag, "poster.pdf", 1, tmp_path / "page.png")) as picture:
         assert max(picture.size) <= draw.SIDE
         assert len(dashes) <= 2 * (picture.width / 12 + 2) + 9
+
+
+def test_a_picture_of_a_page_shows_what_is_typed_into_its_form(tmp_path: Path) -> None:
+    """The same field with a value and without one."""
+    from reportlab.pdfgen.canvas import Canvas
+
+    dark = []
+    for value in ("", "Jane Doe"):
+        page = Canvas(str(tmp_path / "form.pdf"), pagesize=(600, 800))
+        page.drawString(72, 750, "Applicant:")
+        page.acroForm.textfield(name="a", value=value, x=150, y=600, width=200, height=20, borderWidth=0)
+        page.save()
+        rendered = draw._rendered(str(tmp_path / "form.pdf"), 1, 2.0)
+        assert rendered is not None
+        inside = np.asarray(rendered.convert("L"))[2 * 181 : 2 * 199, 2 * 151 : 2 * 349]
+        dark.append(int((inside < 100).sum()))
+    assert dark[0] == 0
+    assert dark[1] > 50
