@@ -229,8 +229,9 @@ def _header(rows: list[tuple[str, ...]], bold: list[bool]) -> int:
                 return 0 if i and not any(any(above[1:]) for above in rows[:i]) else _above(rows, i)
     first = rows[0]
     others = {text for row in body for text in row}
-    short = all(first) and len(set(first)) == len(first) and max(map(len, first)) <= 40
-    named = not any(NUMBER.fullmatch(text) or text[:1].islower() for text in first) and not others & set(first)
+    filled = all(first[1:]) and (bool(first[0]) or all(row[0] for row in body))  # above labels there may be nothing
+    short = filled and len(set(first)) == len(first) and max(map(len, first)) <= 40
+    named = not any(NUMBER.fullmatch(text) or text[:1].islower() for text in first) and not others & {*first} - {""}
     return int(short and named and len(body) > 1)
 
 

@@ -30,7 +30,7 @@ _BOLD_STYLE = re.compile(r"font-weight\s*:\s*(?:bold|[6-9]00)", re.I)
 _HEADING = re.compile(r"h([1-6])")
 
 _NOT_SHOWN = frozenset(
-    "script style template noscript head iframe object audio video canvas datalist annotation annotation-xml rp "
+    "script style template noscript head iframe object audio video canvas datalist annotation annotation-xml rp rt "
     "desc defs metadata noframes applet".split()
 )
 _BLOCKS = frozenset(

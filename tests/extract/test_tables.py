@@ -135,6 +135,16 @@ def test_a_table_written_column_by_column_is_read_in_rows() -> None:
     assert table.row_units[1] == (1, 5, 9)
 
 
+def test_nothing_may_stand_above_the_labels() -> None:
+    """Of a table of words too; not where the first row has a label and others don't."""
+    rows = [["", "Ann", "Bob"], ["Job", "pilot", "nurse"], ["City", "Oslo", ""], ["Car", "Volvo", "Fiat"]]
+    table = only(find_tables(page(set_at(rows, [50, 150, 250]))))
+    assert table.header == 1
+    assert as_sentences(table)[1] == "Job — Ann: pilot; Bob: nurse."
+    rows = [["", "Ann", "Bob"], ["", "pilot", "nurse"], ["City", "Oslo", "Rome"], ["Car", "Volvo", "Fiat"]]
+    assert only(find_tables(page(set_at(rows, [50, 150, 250])))).header == 0
+
+
 @pytest.mark.parametrize("signs", ["", "$"])
 def test_amounts_set_close_have_a_column_each(signs: str) -> None:
     """As statements of cash flows have them: the next sign right behind a number, the first by itself or not."""

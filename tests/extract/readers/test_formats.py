@@ -173,6 +173,12 @@ def test_an_encoding_that_is_not_told_is_no_garbage(text: str, encoding: str, na
     assert read_as(tmp_path, name, french.encode("cp1252")).units[0].text == french
 
 
+def test_how_a_word_is_spoken_stands_in_no_word(tmp_path: Path) -> None:
+    """Ruby text is set above it; the same in Word."""
+    page = "<p>see <ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby> here</p>"
+    assert read_as(tmp_path, "a.html", page.encode()).units[0].text == "see 漢字 here"
+
+
 def test_a_fraction_stands_on_one_line(tmp_path: Path) -> None:
     """1/2 isn't 12; what is more than a number or a name is in brackets."""
     page = (
