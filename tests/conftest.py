@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import indexes_of, serving
+from helpers import OTHER, PAGES, indexes_of, serving
 from hypothesis import settings
 
 from e2erag.rag import RAG
@@ -23,17 +23,6 @@ from e2erag.testing import tiny_document, tiny_rag
 settings.register_profile("fixed", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("fixed")
-
-NTSB = Path(__file__).parents[1] / "examples" / "ntsb"
-
-PAGES = [
-    ["accident number NYC08", "the pilot was 85", "engine maker lycoming", "seats 4", "weight 2000"],
-    ["page 2 of 2", "medical exam 1/2/2007", "registration N5921D"],
-]
-OTHER = [
-    ["accident number DEN07", "the pilot was 48", "engine maker continental", "seats 2", "damage none"],
-    ["page 2 of 2", "landing gear tailwheel", "registration N74SR"],
-]
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,18 @@ INDEXES: dict[str, Callable[[Store], Index]] = {
 """Every kind of index, over a store in a folder."""
 BY_URI = "Milvus by its URI"
 """One more, for which a server must run."""
+
+NTSB = Path(__file__).parents[1] / "examples" / "ntsb"
+
+PAGES = [
+    ["accident number NYC08", "the pilot was 85", "engine maker lycoming", "seats 4", "weight 2000"],
+    ["page 2 of 2", "medical exam 1/2/2007", "registration N5921D"],
+]
+OTHER = [
+    ["accident number DEN07", "the pilot was 48", "engine maker continental", "seats 2", "damage none"],
+    ["page 2 of 2", "landing gear tailwheel", "registration N74SR"],
+]
+
 ROWS = [
     {"question": "how old was the pilot in accident NYC08 ?", "answers": ["85"]},
     {"question": "who made the engine in accident DEN07 ?", "answers": ["continental"]},

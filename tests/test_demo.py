@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import NTSB
+from helpers import NTSB
 from PIL import Image
 
 from e2erag import RAG, evaluate, read_questions

@@ -3,7 +3,7 @@
 import numpy as np
 import pypdfium2
 import pytest
-from conftest import NTSB
+from helpers import NTSB
 
 from e2erag import RAG
 from e2erag.citation import _runs, cite, words

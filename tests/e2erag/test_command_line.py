@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NTSB
 from docstring_parser import parse
+from helpers import NTSB
 
 from e2erag import RAG, RAGConfig
 from e2erag.__main__ import NO_MEMORY, main

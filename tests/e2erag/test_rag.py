@@ -12,8 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NTSB, PAGES
-from helpers import hide_page
+from helpers import NTSB, PAGES, hide_page
 from pypdf import PdfWriter
 
 from e2erag import RAG, QuestionError, RAGConfig, read_questions

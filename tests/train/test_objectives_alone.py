@@ -10,7 +10,7 @@ from torch import Tensor
 
 from e2erag.retriever import log_tail
 from e2erag.train import OBJECTIVES, Evidence, Options, marginal
-from e2erag.train.objectives import COMPARING, TARGETS, weighted, weights_of
+from e2erag.train.objectives import COMPARING, TARGETS, negligible, weighted, weights_of
 
 
 def test_rlooes_mean_is_the_marginals_gradient() -> None:
@@ -53,6 +53,29 @@ def test_gumbels_gradient_is_the_straight_through_one() -> None:
     soft = noisy.softmax(1) + left.softmax(1)
     expected = torch.autograd.grad(-(soft[0] * read / drawn).sum(), system.questions, retain_graph=True)[0]
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), system.questions)[0], expected)
+
+
+def test_gumbels_slopes_are_held_at_a_bound() -> None:
+    """Of a passage that wasn't drawn and is e²⁰ times likelier, in full; of one e⁸⁰ times, as if it were e³⁰."""
+    slopes = {}
+    for gap in (20.0, 30.0, 80.0):
+        scores = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+        first = int((torch.rand(1, 2, generator=options(7).noise, dtype=torch.float64)).argmax())
+        answers = torch.full((1, 2), -90.0, dtype=torch.float64)
+        answers[0, 1 - first] += gap
+        e = Evidence(prior_logp=scores.log_softmax(1), answer_logp=answers, closed_book_logp=torch.tensor([-90.0]))
+        loss = OBJECTIVES["gumbel"](e, options(7, samples=1))
+        slopes[gap] = float(torch.autograd.grad(loss.sum(), scores)[0].norm())
+    assert slopes[30.0] / slopes[20.0] == pytest.approx(math.exp(10), rel=1e-3)
+    assert slopes[80.0] == pytest.approx(slopes[30.0], rel=1e-6)
+
+
+def test_answers_by_the_token_leave_no_passage_unread() -> None:
+    """A share of the likelihood says nothing of shares by the token."""
+    assert negligible(("marginal",), 0.02) == (0.02, True)
+    assert negligible(("marginal",), 0.02, Options(per_token=True)) == (0.0, True)
+    assert negligible(("rag_sequence",), 0.02, Options(per_token=True)) == (0.0, False)
+    assert negligible(("pdist",), 0.02, Options(per_token=True)) == (1.0, False)
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
