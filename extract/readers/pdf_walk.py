@@ -7,7 +7,6 @@ its `visitor_text` breaks lines in mid-word. Most of the time goes into pypdf's 
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -155,8 +154,12 @@ class Walk:
             return
         for each in annotations:
             self.stack, self.ctm, self.resources = [], base, {}
-            with suppress(AttributeError, TypeError, ValueError, LookupError):
+            try:
                 self.annotation(each.get_object())
+            except (MemoryError, PageTooLarge):
+                raise
+            except Exception:  # pypdf has errors of its own for what it can't parse
+                continue
 
     def annotation(self, annotation: Any) -> None:
         """What a form's field, a note on the page or a stamp shows (PDF 32000-1, 12.5.5)."""

@@ -11,7 +11,9 @@ from pypdf.generic import (
     DecodedStreamObject,
     DictionaryObject,
     NameObject,
+    NullObject,
     NumberObject,
+    PdfObject,
     TextStringObject,
 )
 from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
@@ -93,6 +95,26 @@ def written(path: Path, *contents: bytes, font: DictionaryObject | None = None, 
         page = writer.add_blank_page(WIDTH, HEIGHT)
         page[NameObject("/Contents")] = writer._add_object(stream(content))
         page[NameObject("/Resources")] = resources
+    writer.write(path / "written.pdf")
+    return path / "written.pdf"
+
+
+def annotated(path: Path, content: bytes = b"(noted) Tj", **entries: PdfObject) -> Path:
+    """A page that says "printed", and a note whose appearance, 100 x 50, says "noted" 10 from its left and bottom."""
+    writer = PdfWriter()
+    page = writer.add_blank_page(WIDTH, HEIGHT)
+    font = dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
+    resources = dictionary(Font=dictionary(F=font))
+    page[NameObject("/Resources")] = resources
+    page[NameObject("/Contents")] = writer._add_object(stream(b"BT /F 10 Tf 50 700 Td (printed) Tj ET"))
+    shown = stream(b"BT /F 10 Tf 10 10 Td " + content + b" ET")
+    box, corners = (ArrayObject(map(NumberObject, each)) for each in ((0, 0, 100, 50), (200, 300, 400, 400)))
+    shown.update(dictionary(Subtype=NameObject("/Form"), Resources=resources, BBox=box))
+    shown.update(dictionary(**{name: value for name, value in entries.items() if name == "Matrix"}))
+    note = dictionary(Type=NameObject("/Annot"), Subtype=NameObject("/FreeText"), Rect=corners, F=NumberObject(4))
+    note.update(dictionary(AP=dictionary(N=writer._add_object(shown))))
+    note.update(dictionary(**{name: value for name, value in entries.items() if name != "Matrix"}))
+    page[NameObject("/Annots")] = ArrayObject([NullObject(), NumberObject(1), writer._add_object(note)])
     writer.write(path / "written.pdf")
     return path / "written.pdf"
 

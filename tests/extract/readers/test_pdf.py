@@ -12,7 +12,7 @@ import pypdfium2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pdf_fixtures import HEIGHT, NTSB, WIDTH, canvas, dictionary, stream, with_ligatures, written
+from pdf_fixtures import HEIGHT, NTSB, WIDTH, annotated, canvas, with_ligatures, written
 from pypdf import PdfWriter
 from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NullObject, NumberObject, PdfObject
 from reportlab.pdfbase.pdfmetrics import stringWidth
@@ -247,26 +247,6 @@ def test_what_is_typed_into_a_form_is_read(tmp_path: Path) -> None:
 
     [line] = drawn(tmp_path, draw)
     assert line.text == "Applicant: Jane Doe"
-
-
-def annotated(path: Path, **entries: PdfObject) -> Path:
-    """A page that says "printed", and a note whose appearance, 100 x 50, says "noted" 10 from its left and bottom."""
-    writer = PdfWriter()
-    page = writer.add_blank_page(WIDTH, HEIGHT)
-    font = dictionary(Type=NameObject("/Font"), Subtype=NameObject("/Type1"), BaseFont=NameObject("/Helvetica"))
-    resources = dictionary(Font=dictionary(F=font))
-    page[NameObject("/Resources")] = resources
-    page[NameObject("/Contents")] = writer._add_object(stream(b"BT /F 10 Tf 50 700 Td (printed) Tj ET"))
-    shown = stream(b"BT /F 10 Tf 10 10 Td (noted) Tj ET")
-    box, corners = (ArrayObject(map(NumberObject, each)) for each in ((0, 0, 100, 50), (200, 300, 400, 400)))
-    shown.update(dictionary(Subtype=NameObject("/Form"), Resources=resources, BBox=box))
-    shown.update(dictionary(**{name: value for name, value in entries.items() if name == "Matrix"}))
-    note = dictionary(Type=NameObject("/Annot"), Subtype=NameObject("/FreeText"), Rect=corners, F=NumberObject(4))
-    note.update(dictionary(AP=dictionary(N=writer._add_object(shown))))
-    note.update(dictionary(**{name: value for name, value in entries.items() if name != "Matrix"}))
-    page[NameObject("/Annots")] = ArrayObject([NullObject(), NumberObject(1), writer._add_object(note)])
-    writer.write(path / "written.pdf")
-    return path / "written.pdf"
 
 
 def test_a_note_on_the_page_is_read_where_it_stands(tmp_path: Path) -> None:

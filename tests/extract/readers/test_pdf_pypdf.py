@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pypdf
 import pytest
-from pdf_fixtures import NTSB, written
+from pdf_fixtures import NTSB, annotated, written
 from pypdf import PdfReader
 from pypdf.generic import ArrayObject, DecodedStreamObject, DictionaryObject, NameObject, NullObject, NumberObject
 
@@ -36,6 +36,13 @@ def test_page_over_the_budget_stays_empty_and_is_named(tmp_path: Path, monkeypat
     (reason,) = document.unread.values()
     assert reason.startswith("more than 1,000 bytes of drawing instructions: try engine='pypdfium2'")
     assert [unit.text for unit in read_pdf(path, "pypdfium2")] == ["one", "two", "three"]
+
+
+def test_a_note_that_cannot_be_parsed_costs_no_page(tmp_path: Path) -> None:
+    """The page's own words stay, and the page isn't called unread."""
+    document = read_pdf(annotated(tmp_path, b"[(noted) TJ"), "pypdf")
+    assert [unit.text for unit in document] == ["printed"]
+    assert not document.unread
 
 
 STREET = b"q 0.5 -.5 m 9 9 l 1 2 3 4 5 6 c\n1 2 3 4 v h S 9 9 9 9 re f Q "
