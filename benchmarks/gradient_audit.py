@@ -1,7 +1,7 @@
 """How near does every objective's gradient come to the exact one, over a whole corpus of which every passage is read?
 
-    python benchmarks/gradient_audit.py [--quick] [--tails] [--costs] [--json FILE] [--out FOLDER] [--docs docs]
-                                       [--reader FOLDER]
+    python benchmarks/gradient_audit.py [--quick] [--tails] [--costs] [--steps] [--json FILE] [--out FOLDER]
+                                       [--docs docs] [--reader FOLDER]
 
 Exact is −log Σ_z p(z|x)·p(y|x,z) over all passages. Compared is the gradient in the question's vector, through the
 scores of all passages; per question its cosine to the exact one and |g − g*| / |g*|. A gold passage is `in_reach` among
@@ -26,7 +26,7 @@ of them is no draw), `rloo` four. `reader` isn't here: its gradient in the quest
 is (reading K passages, and the closed book where it is used, forward and backward, plus the objective) over the same of
 rag_sequence; of objectives that teach the retriever alone reading is without gradient, as in training. `memory_ratio`
 is the same of the bytes that reading holds for its backward pass. Of an objective both are
-medians over K = 4, 8, 16. `--costs` measures these alone.
+medians over K = 4, 8, 16. `--costs` measures these alone, `--steps` what whole steps of training take with K and 2K.
 """
 
 import argparse
@@ -329,6 +329,38 @@ def costs(
     return every
 
 
+def steps(folder: Path, ks: Sequence[int] = KS, rounds: int = 2) -> dict[int, dict[str, float]]:
+    """Per K, seconds of whole steps of training, forward and backward, over those of `rag_sequence` that reads its K
+    with gradient: four questions over SQuAD paragraphs, retriever and generator learn (`objectives.py`'s system). The
+    others read without gradient what has less than 2 % of the likelihood, as `fit` does."""
+    import objectives
+
+    size = objectives.Size()
+    (documents, asked), _ = objectives.squad(size, 0, folder)
+    rag = objectives.system(size, 0, folder, Path())
+    rag.index(documents)
+    rag.model.extractor.requires_grad_(False)
+    share, every = FitConfig().negligible, {}
+    for k in ks:
+        plans = {
+            "rag_sequence": ("rag_sequence", k, 0.0), "rag_sequence, negligible": ("rag_sequence", k, share),
+            "marginal": ("marginal", k, share), "marginal, 2K": ("marginal", 2 * k, share),
+        }  # fmt: skip
+        seconds = dict.fromkeys(plans, 0.0)
+        for at in range(rounds):
+            for name, (objective, number, negligible) in plans.items():
+                start = perf_counter()
+                terms = rag.terms(
+                    asked[4 * at : 4 * at + 4], number, "soft", negligible=negligible, tail=objective in CLOSED_BOOK
+                )
+                OBJECTIVES[objective](terms, Options()).mean().backward()
+                rag.model.zero_grad()
+                seconds[name] += perf_counter() - start
+        every[k] = {name: total / seconds["rag_sequence"] for name, total in seconds.items()}
+        print(f"K = {k:2}: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in every[k].items()), flush=True)
+    return every
+
+
 def costs_ahead(
     table: Table, size: Size, folder: Path, reader: str | Path, ks: Sequence[int] = KS, rounds: int = 5
 ) -> dict[int, dict[str, Cost]]:
@@ -459,6 +491,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few passages and questions, K = 4: only that it runs")
     parser.add_argument("--tails", action="store_true", help="other guesses of the unread passages, nothing else")
     parser.add_argument("--costs", action="store_true", help="time and memory of every objective, nothing else")
+    parser.add_argument("--steps", action="store_true", help="time of whole steps with K and 2K, nothing else")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/gradient_audit"), help="where the reader's table is kept"
@@ -473,6 +506,9 @@ def main() -> None:
         for k, each in costs(size, options.folder, options.reader, *some).items():
             for name, cost in each.items():
                 print(f"K = {k:2} {name:14} time {cost.time_ratio:.3f} memory {cost.memory_ratio:.3f}")
+        return
+    if options.steps:
+        steps(options.folder, *some)
         return
     real = read(size, options.out, options.folder, options.reader)
     for k in some[0]:

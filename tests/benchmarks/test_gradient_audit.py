@@ -9,6 +9,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 import gradient_audit
+import objectives
 from gradient_audit import (
     AHEAD,
     KS,
@@ -35,6 +36,8 @@ from gradient_audit import (
 )
 from reading_table import Size, Table
 
+from e2erag.questions import Question
+from e2erag.testing import tiny_document, tiny_rag
 from e2erag.train import OBJECTIVES, Options
 
 
@@ -213,3 +216,21 @@ def test_those_learn_that_have_two_percent_of_the_likelihood() -> None:
         torch.ones(1, 3), passages, tokens, torch.tensor([[-9.0]]), torch.tensor([1]), torch.tensor([0]), passages
     )
     assert learnt(table, 3) == 2.0
+
+
+def test_whole_steps_are_timed_with_k_and_twice_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny system: what is read with gradient by `rag_sequence` is the unit, and 2K is 2K."""
+    rag, asked = tiny_rag(), []
+    rag.index([tiny_document([[f"pilot {i} was {20 + i}"] for i in range(12)])])
+    monkeypatch.setattr(objectives, "system", lambda *_: rag)
+    questions = [Question(f"how old was pilot {i} ?", (str(20 + i),)) for i in range(8)]
+    monkeypatch.setattr(objectives, "squad", lambda *_: [([tiny_document([["pilot 1"]] * 12)], questions), ([], [])])
+    terms = rag.terms
+    monkeypatch.setattr(
+        rag, "terms", lambda *given, **named: (asked.append((given[1], named)), terms(*given, **named))[1]
+    )
+    found = gradient_audit.steps(Path(), (3,), 2)
+    assert found[3]["rag_sequence"] == 1
+    assert [k for k, _ in asked] == [3, 3, 3, 6] * 2
+    assert [named["negligible"] > 0 for _, named in asked[:4]] == [False, True, True, True]
+    assert [named["tail"] for _, named in asked[:4]] == [False, False, True, True]
