@@ -102,9 +102,8 @@ def _blocks(document: Document, pages: bool) -> Iterator[_Block]:
             if block:
                 block.last = unit
             continue
-        joins = block and block.last and _joins(block, block.last, unit, fresh, edges[i - 2], begun, pages)
-        if block and joins:
-            joins = "" if joins == " " and not begun and _BROKEN.search(units[i - 2].text) else joins
+        joins = _joins(block, block.last, unit, fresh, edges[i - 2], begun, pages) if block and block.last else None
+        if block and joins is not None:
             block.lines.append(joins + _INLINE.sub(r"\\\g<0>", text))
         else:
             if block:
@@ -168,33 +167,35 @@ def _mended(printed: str, text: str) -> bool:
     return printed.endswith(tuple(HYPHENS)) and not (text and printed.endswith(text))
 
 
-def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, begun: bool, pages: bool) -> str:
-    """What stands between the block and a line that goes on in it: a space or a line break; "" if none does.
+def _joins(block: _Block, last: Unit, unit: Unit, fresh: _Block, edge: float, begun: bool, pages: bool) -> str | None:
+    """What stands between the block and a line that goes on in it: a space, a line break, or nothing where the
+    line above ends in a dash or slash; None if none does.
 
     `begun` is whether the last word of the block was begun there and ended on this line.
     """
     if begun and fresh.kind != "heading" and block.kind != "heading":
-        return "" if pages and unit.page != last.page else " "
+        return None if pages and unit.page != last.page else " "
+    space = "" if _BROKEN.search(last.text) else " "
     size = min(unit.font_size, last.font_size) or 1.0
     gap = unit.box.y0 - last.box.y1
     if block.kind == "heading":
         alike = fresh.mark == block.mark and unit.page == last.page and abs(unit.font_size - last.font_size) < 0.5
-        return " " if alike and -0.5 * size < gap < 0.5 * size and (begun or _full(last, unit, edge)) else ""
+        return space if alike and -0.5 * size < gap < 0.5 * size and (begun or _full(last, unit, edge)) else None
     if fresh.kind == "heading" or abs(unit.font_size - last.font_size) > 0.1 * size:
-        return ""
+        return None
     full = _full(last, unit, edge)
     ended = bool(_END.search(last.text) and not _ENTITY.search(last.text))
     bullet = fresh.mark == "- " and unit.text[:1] not in _DASHES
     if fresh.kind == "item" and (bullet or not full or ended or block.kind == "item"):
-        return ""
+        return None
     if unit.page != last.page:
         goes_on = full and not ended and len(last.text) > WORDS and unit.text[:1].islower()
-        return " " if goes_on and not pages else ""
+        return space if goes_on and not pages else None
     if not -0.5 * size < gap < CLOSE * size or unit.box.x0 > last.box.x1 or unit.box.x1 < last.box.x0:
-        return ""
+        return None
     if full:
-        return " "
-    return "" if ended or block.kind == "item" else "  \n"
+        return space
+    return None if ended or block.kind == "item" else "  \n"
 
 
 def _full(last: Unit, unit: Unit, edge: float) -> bool:
@@ -248,10 +249,9 @@ def _levels(document: Document) -> list[int]:
         for i, unit in enumerate(units)
         if unit.font_size > (LARGER if unit.bold else MUCH_LARGER) * body and any(map(str.isalpha, unit.text))
     }
-    pages: dict[str, set[int]] = {}  # which say the same
-    for i in large:
-        pages.setdefault(_DIGITS.sub("0", units[i].text), set()).add(units[i].page)
-    large = {i: size for i, size in large.items() if len(pages[_DIGITS.sub("0", units[i].text)]) < STAMP}
+    said = {i: _DIGITS.sub("0", units[i].text) for i in large}
+    pages = Counter(text for text, _ in {(said[i], units[i].page) for i in large})
+    large = {i: size for i, size in large.items() if pages[said[i]] < STAMP}
     for first in [i for i in large if i - 1 not in large]:  # a paragraph in large type is none
         stop = first
         while stop in large and large[stop] == large[first]:

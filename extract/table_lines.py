@@ -16,7 +16,7 @@ NUMBER = re.compile(
     r"(?:\s?±\s?[\d.]+|\s?\([\d.,]+\s?%\))?|[-—–]|n/?a",
     re.I,
 )
-_MONEY = ("$", "€", "£", "¥", "(", "$(", "$ (")
+MONEY = ("$", "€", "£", "¥", "(", "$(", "$ (")
 _AFTER = (")", "%", ")%", ") %")
 
 
@@ -126,7 +126,7 @@ def _priced(pieces: list[Piece]) -> list[Piece]:
     for k, piece in enumerate(pieces):
         text = f"{sign} {piece.text}".strip()
         sign, more = "", k + 1 < len(pieces) and pieces[k + 1].text[:1] in "0123456789(.-—–−"
-        if text in _MONEY and more:
+        if text in MONEY and more:
             sign = text
         elif text in _AFTER and out and NUMBER.match(out[-1].text):
             out[-1] = out[-1]._replace(text=f"{out[-1].text} {text}")

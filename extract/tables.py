@@ -12,7 +12,19 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 
 from e2erag.extract.document import Box, Page
-from e2erag.extract.table_lines import FEW, NUMBER, TOUCH, Line, Piece, connected, lines_of, parted, places, width
+from e2erag.extract.table_lines import (
+    FEW,
+    MONEY,
+    NUMBER,
+    TOUCH,
+    Line,
+    Piece,
+    connected,
+    lines_of,
+    parted,
+    places,
+    width,
+)
 from e2erag.extract.table_rows import HEADS, Table, as_rows, as_sentences, heads_of, ruled_off, table_of, wrapped
 
 __all__ = ["Table", "as_rows", "as_sentences", "find_tables"]
@@ -24,8 +36,7 @@ STUCK = 0.8  # ems more than a space between words that stand in two columns
 STRAY = 0.1  # share of a table's lines that may have two pieces in one column
 ALIGNED = 0.7  # share of a column's cells that must begin, end or stand centred at one place
 
-_SIGNS = "$€£¥"
-_SIGN = re.compile(rf"\s+(?=[{_SIGNS}])")  # of money, before which an amount begins
+_SIGN = re.compile(r"\s+(?=[$€£¥])")  # of money, before which an amount begins
 _MARKER = re.compile(r"[•●▪■◦o*·–—-]|[\[(]?(?:\d{1,3}|[a-zA-Z]|[ivxlIVX]{1,5})[\])]?[.)\]]?")
 
 
@@ -370,7 +381,7 @@ def _priced_each(line: Line, columns: int) -> bool:
     texts, sign = [], ""
     for j in sorted(line.cells.keys() - {0}):
         text, sign = f"{sign} {line.cells[j]}".strip(), ""
-        if text in _SIGNS:
+        if text in MONEY:
             sign = text
         else:
             texts.append(text)

@@ -30,7 +30,7 @@ from e2erag.train.checkpoint import Batches, is_saved
 from e2erag.train.dashboard import draw_run
 from e2erag.train.memory import within
 from e2erag.train.module import STAGES, TrainModule
-from e2erag.train.objectives import TOGETHER, negligible, untaught, weights_of
+from e2erag.train.objectives import TOGETHER, untaught, weights_of
 from e2erag.train.parallel import check_started, loader, over_ranks, trainer_settings
 from e2erag.train.refresh import Refresh, Schedule, check_device
 
@@ -221,7 +221,7 @@ class FitConfig:
             raise ValueError(
                 f"gate_temperature is two numbers above 0, got {self.gate_temperature}: 1 is a plain sigmoid"
             )
-        rates = [name for name in (field.name for field in fields(self)) if name.startswith("lr_")]
+        rates = [field.name for field in fields(self) if field.name.startswith("lr_")]
         for name in (*rates, "weight_decay", "gate_weight", "token_price", "clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a number, at least 0 (which is none of it), got {getattr(self, name)}")
@@ -316,14 +316,15 @@ def fit(rag: RAG, questions: str | Path | Sequence[Any], config: FitConfig | Non
     saved = None if folder is None else folder / CHECKPOINT
     going_on = config.resume and saved is not None and is_saved(saved)
     batches = loader(rows, config.batch_size, config.seed)
-    read_each = config.k + config.mined + ("contrastive" in weights_of(config.objective))
-    reader_learns = negligible(weights_of(config.objective), config.negligible)[0] < 1
+    weights = weights_of(config.objective)
+    read_each = config.k + config.mined + ("contrastive" in weights)
+    reader_learns = "generator" not in untaught(weights)
     learning = nullcontext() if "extractor" in config.freeze else rag.model.extractor.learning(config.gate_explore)
     with (
         over_ranks(rag),
         rag.in_mode("hard" if config.gates == "hard" else "soft", kind),
         _frozen(rag.model, config.freeze),
-        within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives, not reader_learns),
+        within(rag, config.memory_budget, rows, config.batch_size, read_each, config.negatives, reader_learns),
         _calibrated(rag, config, rows, going_on) as calibration,  # after what may refuse: it leaves τ changed
         learning,
         _quiet(),

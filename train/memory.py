@@ -80,19 +80,20 @@ def within(
     batch_size: int,
     k: int,
     negatives: int = 0,
-    read_alone: bool = False,
+    reader_learns: bool = True,
 ) -> Iterator[None]:
     """While a system learns, chunks by `chunks`, as its longest rows measure; afterwards those that were configured.
 
     The budget is of activations: weights, their gradients, the optimiser's, the index and the lines judged (`judged`)
-    take theirs beside it. 0: as configured. `read_alone`: passages are read without gradient."""
+    take theirs beside it. 0: as configured. Where the reader doesn't learn from the objective, passages
+    are read without gradient."""
     if not memory:
         yield
         return
     retriever, generator = rag.model.retriever, rag.model.generator
     towers = {id(tower): tower for tower in (retriever.passage, retriever.query)}.values()
     before, config = [(tower.token_budget, tower.held_tokens) for tower in towers], generator.config
-    encoder, reader, beside = measured(rag, questions, batch_size, k, negatives, read_alone)
+    encoder, reader, beside = measured(rag, questions, batch_size, k, negatives, reader_learns)
     encoding, reading = chunks(memory, (encoder, reader), beside)
     for tower in towers:
         tower.token_budget, tower.held_tokens = encoding
@@ -107,7 +108,7 @@ def within(
 
 @torch.enable_grad()
 def measured(
-    rag: RAG, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0, read_alone: bool = False
+    rag: RAG, questions: Sequence[Question], batch_size: int, k: int, negatives: int = 0, reader_learns: bool = True
 ) -> tuple[Stage, Stage, float]:
     """The passage tower and the reader on the k longest passages and the longest question and answer, and bytes of the
     graph of a batch of questions."""
@@ -135,7 +136,7 @@ def measured(
         rows_each = 2  # all in one, and the closed book
 
     def read() -> Tensor:
-        with model.autocast(), torch.set_grad_enabled(not read_alone):
+        with model.autocast(), torch.set_grad_enabled(reader_learns):
             return generator.token_log_likelihood(rows, bias, slots, -(2**62))  # all of it held
 
     held, encoder.held_tokens = encoder.held_tokens, 2**62

@@ -133,6 +133,7 @@ class _Page:
     def __init__(self) -> None:
         self.frames = [_Frame()]
         self.budget = Budget()
+        self.around: dict[Any, tuple[str, str]] = {}  # what stands before and after parts of fractions
 
     def read(self, root: Any) -> list[Block]:
         node = root
@@ -167,8 +168,11 @@ class _Page:
         style = get("style", "")
         if get("hidden") is not None or (style and _HIDDEN_STYLE.search(style)):
             return False
-        if node.getparent() is not None and node.getparent().tag == "mfrac":
-            self.text("/" * (node.getprevious() is not None) + "(" * compound("".join(node.itertext())))
+        self.text(self.around.get(node, ("", ""))[0])
+        if tag == "mfrac":
+            for i, part in enumerate(node):
+                bracketed = compound("".join(part.itertext()))
+                self.around[part] = "/" * (i > 0) + "(" * bracketed, ")" * bracketed
         if tag in _BLOCKS:
             self.block(node, tag, frame)
         elif tag == "br":
@@ -230,8 +234,7 @@ class _Page:
         frame.bold -= _is_bold(tag, node.get("style", ""))
         if tag in _APART:
             self.text(" ")
-        if node.getparent() is not None and node.getparent().tag == "mfrac":
-            self.text(")" * compound("".join(node.itertext())))
+        self.text(self.around.pop(node, ("", ""))[1])
         if tag not in _BLOCKS:
             return
         frame.flush()

@@ -56,17 +56,18 @@ ANNOTATIONS = (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT, pdfium.FPDF
 def flattened(page: Any) -> bool:
     """Makes what annotations with words of their own show a part of the page, and takes the others away; whether there
     were such. The page has to be opened again then."""
-    kept = 0
-    for i in reversed(range(pdfium.FPDFPage_GetAnnotCount(page))):
+    others, count = [], pdfium.FPDFPage_GetAnnotCount(page)
+    for i in range(count):
         annotation = pdfium.FPDFPage_GetAnnot(page, i)
         shown = annotation and not pdfium.FPDFAnnot_GetFlags(annotation) & UNSEEN
-        keeps = shown and pdfium.FPDFAnnot_GetSubtype(annotation) in ANNOTATIONS
+        if not (shown and pdfium.FPDFAnnot_GetSubtype(annotation) in ANNOTATIONS):
+            others.append(i)
         pdfium.FPDFPage_CloseAnnot(annotation)
-        if keeps:
-            kept += 1
-        else:
-            pdfium.FPDFPage_RemoveAnnot(page, i)
-    return kept > 0 and pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS
+    if len(others) == count:  # most pages: with links, or nothing
+        return False
+    for i in reversed(others):
+        pdfium.FPDFPage_RemoveAnnot(page, i)
+    return bool(pdfium.FPDFPage_Flatten(page, pdfium.FLAT_NORMALDISPLAY) == pdfium.FLATTEN_SUCCESS)
 
 
 class Font:

@@ -125,7 +125,7 @@ def test_what_is_read_without_gradient_takes_nothing_of_a_budget(reading: str) -
     batches."""
     rag = system(reading)
     encoder, reader, beside = measured(rag, ASKED, 4, K)
-    same, unheld, as_much = measured(rag, ASKED, 4, K, read_alone=True)
+    same, unheld, as_much = measured(rag, ASKED, 4, K, reader_learns=False)
     assert same == encoder
     assert as_much == beside
     assert unheld.bytes < reader.bytes / 1000
