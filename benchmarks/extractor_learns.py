@@ -341,13 +341,12 @@ def prepare(seed: int, size: Size, folder: Path, out: Path) -> dict[str, Print]:
             data[f"{split} {'bare' if bare else 'full'}"] = printed(
                 chosen, others, questions, size.share, base, out / "pdf", bare
             )
-    data["form"] = form(seed, size, folder, out)
+    data["form"] = form(seed, size, pools[0], out)
     return data | reports(seed, size) if size.corpus == "reports" else data
 
 
-def form(seed: int, size: Size, folder: Path, out: Path) -> Print:
-    """Clean articles that teach the reader, none of those to learn from."""
-    pool = articles(folder, "train14")
+def form(seed: int, size: Size, pool: Sequence[Article], out: Path) -> Print:
+    """Clean articles out of the pool that teach the reader, none of those to learn from."""
     others = Random(f"train {seed}").sample(pool, len(pool))[size.articles[0] :]
     rest = [cut(article, size.paragraphs) for article in others[:FORM]]
     (out / "pdf").mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -118,8 +119,11 @@ class Step:
             question_rows=self.q,
             passage_rows=self.found,
         )
-        every = table.token_logp.sum(2).double()
-        self.exact = torch.autograd.grad(-(self.prior + every).logsumexp(1).sum(), self.q)[0]
+        self.every = table.token_logp.sum(2).double()
+
+    @cached_property
+    def exact(self) -> Tensor:
+        return torch.autograd.grad(-(self.prior + self.every).logsumexp(1).sum(), self.q, retain_graph=True)[0]
 
     def slope(self, loss: Tensor) -> Tensor:
         """Gradient in the questions' vectors: d log p(z|x)/dq = d_z − Σ_z' p(z'|x)·d_z', Z over the corpus."""

@@ -33,6 +33,7 @@ import numpy as np
 import stages
 import torch
 from reading_table import FOLDER, rows
+from squad_pdf import articles
 
 from e2erag import RAG, RAGConfig
 from e2erag.artefact import write_file
@@ -122,7 +123,9 @@ def system(size: Size, seed: int, folder: Path, place: Path) -> RAG:
         of = replace(extractor_learns.REPORTS, form=size.form)
         reader = place / f"reader-{seed}"
         if not reader.is_dir():
-            extractor_learns.teach(seed, of, extractor_learns.form(seed, of, folder, place), reader)
+            extractor_learns.teach(
+                seed, of, extractor_learns.form(seed, of, articles(folder, "train14"), place), reader
+            )
         return extractor_learns.system(seed, of, reader)
     encoder = Encoder.load(resolve(RETRIEVER))
     config = ExtractorConfig(text_dim=encoder.dim, sizes=(1,), identity_lines=0, kinds=())  # paragraphs, ungated
@@ -138,8 +141,7 @@ def measured(rag: RAG, questions: list[Question]) -> np.ndarray:
     """Per question the `MEASURES` over what is indexed."""
     assert rag.corpus is not None
     assert rag.index_ is not None
-    passages = [rag.passage(i) for i in range(len(rag.corpus.passages))]
-    gold = torch.tensor([[on_gold_page(question, passage) for passage in passages] for question in questions])
+    gold = torch.tensor([[on_gold_page(question, each) for each in rag.corpus.passages] for question in questions])
     vectors = rag.index_.vectors.float()
     scores = torch.cat(
         [
@@ -156,7 +158,7 @@ def measured(rag: RAG, questions: list[Question]) -> np.ndarray:
 def run(objective: str, size: Size, seed: int, folder: Path, place: Path) -> dict[str, object]:
     """Train on the first part, measure on the second."""
     (learn, questions), (test, asked) = reports(size, seed) if size.corpus == "reports" else squad(size, seed, folder)
-    rag, seconds, temperature = system(size, seed, folder, place), 0.0, 0.0
+    rag, seconds = system(size, seed, folder, place), 0.0
     objective, mined = objective.removesuffix("+1"), int(objective.endswith("+1"))
     if objective != UNTRAINED:
         rag.index(learn)
@@ -170,8 +172,8 @@ def run(objective: str, size: Size, seed: int, folder: Path, place: Path) -> dic
             )  # fmt: skip
         seconds = perf_counter() - start
     rag.index(test)
-    temperature = float(rag.model.retriever.temperature)
-    return {"scores": measured(rag, asked).tolist(), "seconds": seconds, "temperature": temperature}
+    found = measured(rag, asked).tolist()
+    return {"scores": found, "seconds": seconds, "temperature": float(rag.model.retriever.temperature)}
 
 
 def main() -> None:
@@ -188,8 +190,8 @@ def main() -> None:
     size = QUICK[args.corpus] if args.quick else REPORTS if args.corpus == "reports" else Size()
     settings = {name: json.loads(value) for name, value in (change.split("=", 1) for change in args.set)}
     FitConfig().changed(**settings)  # which refuses what can't be
-    place = args.out / sha256(json.dumps(asdict(size) | {"set": settings}).encode()).hexdigest()[:8]
     size = replace(size, settings=size.settings | settings)
+    place = args.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
     if args.quick:
         args.objectives, args.seeds = args.objectives[:2], args.seeds[:1]
     found: dict[str, list[np.ndarray]] = {}
@@ -211,11 +213,8 @@ def main() -> None:
         for name, values in scores.items():
             cells, change = "", values - scores[base]
             for i, measure in enumerate(MEASURES):
-                mean, less, (low, high) = (
-                    float(values[:, i].mean()),
-                    float(change[:, i].mean()),
-                    bootstrap(change[:, i]),
-                )
+                mean, less = float(values[:, i].mean()), float(change[:, i].mean())
+                low, high = bootstrap(change[:, i])
                 figures.setdefault(name, {}).setdefault(measure, {})[f"less {base}"] = [mean, less, low, high]
                 cells += f"{mean:9.3f} ({less:+.3f})  [{low:+.3f}, {high:+.3f}]"
             print(f"{name:14}{cells}")
