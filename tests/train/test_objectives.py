@@ -82,18 +82,11 @@ def by_hand(name: str, system: Tiny, i: int, k: int, o: Options) -> float:
 @pytest.mark.parametrize("k", [4, 7])
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "gumbel"])
 def test_the_loss_is_the_formula_written_out(name: str, k: int, per_token: bool) -> None:
-    """Three questions, seven passages, answers of one to three tokens: K = 7 leaves no tail."""
-    system, how = tiny(), replace(options(), per_token=per_token)
+    """Three questions, seven passages, answers of one to three tokens: K = 7 leaves no tail. The targets' temperature
+    is one that float32 would round."""
+    system, how = tiny(), replace(options(), per_token=per_token, temperature=0.3)
     loss = OBJECTIVES[name](system.evidence(k), how)
     assert loss.tolist() == pytest.approx([by_hand(name, system, i, k, how) for i in range(3)], abs=1e-9)
-
-
-@pytest.mark.parametrize("name", ["pdist", "lsr", "loop"])
-def test_targets_keep_their_precision(name: str) -> None:
-    """With a temperature that isn't a power of two, which float32 would round."""
-    system, how = tiny(), replace(options(), temperature=0.3)
-    loss = OBJECTIVES[name](system.evidence(4), how)
-    assert loss.tolist() == pytest.approx([by_hand(name, system, i, 4, how) for i in range(3)], abs=1e-12)
 
 
 def test_marginal_equals_a_sum_of_three_terms() -> None:
