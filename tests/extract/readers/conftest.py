@@ -7,6 +7,7 @@ import pytest
 from pdf_fixtures import ENGINES, assert_alike
 
 from e2erag.extract import Document, ReadError
+from e2erag.extract.readers import pdf
 from e2erag.extract.readers.pdf import read_pdf
 
 _HELD: set[str] = set()
@@ -38,6 +39,13 @@ def contract(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
                 raise
             same = False
     assert why is None or not same, f"the engines agree, where they were said to differ: {why.args[0]}"
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """For what holds for both engines: each is the default once."""
+    monkeypatch.setattr(pdf, "engine_or_default", lambda engine: engine or request.param)
+    return str(request.param)
 
 
 def read_or_refused(path: Path, engine: str) -> Document | ReadError:

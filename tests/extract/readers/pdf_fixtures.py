@@ -20,7 +20,7 @@ from reportlab.pdfbase.pdfmetrics import registerFont, stringWidth
 from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 
-from e2erag.extract import Document
+from e2erag.extract import Box, Document
 from e2erag.extract.readers.pdf import read_pdf
 
 ENGINES = ("pypdf", "pypdfium2")
@@ -117,6 +117,19 @@ def annotated(path: Path, content: bytes = b"(noted) Tj", **entries: PdfObject) 
     page[NameObject("/Annots")] = ArrayObject([NullObject(), NumberObject(1), writer._add_object(note)])
     writer.write(path / "written.pdf")
     return path / "written.pdf"
+
+
+def drawn(path: Path, draw: Callable[[Canvas], None], **options: str) -> Document:
+    """What is read of one page of 600 x 800 points that reportlab drew."""
+    return read_pdf(canvas(path, draw, **options))
+
+
+def texts(path: Path, content: bytes, **forms: bytes) -> list[str]:
+    return [unit.text for unit in read_pdf(written(path, content, **forms))]
+
+
+def near(box: Box, *expected: float) -> bool:
+    return all(abs(a - b) < 1 for a, b in zip(box, expected, strict=True))
 
 
 def with_ligatures() -> DictionaryObject:
