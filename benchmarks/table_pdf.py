@@ -21,7 +21,10 @@ from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
 FOLDER = Path(__file__).parents[1] / "../shared/data/wikitablequestions"
-STYLES = ("grid", "header rule", "zebra", "plain", "column by column")
+STYLES = ("grid", "tight grid", "header rule", "zebra", "plain", "column by column")
+GAPS = {"grid": [9.0, 12.0, 18.0], "tight grid": [4.0, 5.0, 7.0]}
+"""Points between the texts of two columns, at least; of the other styles `GAP`."""
+GAP = [14.0, 18.0, 24.0]
 WIDTH, HEIGHT, MARGIN = 595.0, 842.0, 56.0
 
 Row = tuple[str, ...]
@@ -138,7 +141,7 @@ class Look:
 
 def look(style: str, rng: Random) -> Look:
     font = rng.choice(["Helvetica", "Times"])
-    pad, gap = rng.choice([2.0, 3.0, 5.0]), rng.choice([9.0, 12.0, 18.0] if style == "grid" else [14.0, 18.0, 24.0])
+    pad, gap = rng.choice([2.0, 3.0, 5.0]), rng.choice(GAPS.get(style, GAP))
     return Look(style, rng.choice([8.0, 9.0, 10.0]), pad, gap, rng.random() < 0.6, rng.random() < 0.3, True, font)
 
 
@@ -219,7 +222,7 @@ def _draw(
         for r in range(header, len(rows), 2):
             canvas.rect(xs[0], HEIGHT - ys[r + 1], xs[-1] - xs[0], heights[r], stroke=0, fill=1)
         canvas.setFillGray(0)
-    if how.style == "grid":
+    if how.style in GAPS:
         canvas.grid(xs, [HEIGHT - y for y in ys])
     if how.style == "header rule":
         canvas.line(xs[0], HEIGHT - ys[header], xs[-1], HEIGHT - ys[header])

@@ -76,7 +76,7 @@ def _one(runs: Sequence[Run], glyphs: list[Glyph]) -> Run:
     first = next(run for run in runs if not run.text.isspace())
     low, high = min(start for start, _, _ in glyphs), max(end for _, end, _ in glyphs)
     (x, y), (end_x, end_y) = ((first.x + far * first.ux, first.y + far * first.uy) for far in (low, high))
-    return replace(first, text=turned(glyphs, SPACE * first.em), x=x, y=y, end_x=end_x, end_y=end_y)
+    return replace(first, text=turned(glyphs, SPACE * first.em), x=x, y=y, end_x=end_x, end_y=end_y, gaps=())
 
 
 def turned(glyphs: Sequence[Glyph], space: float) -> str:

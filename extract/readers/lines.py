@@ -6,6 +6,7 @@ the order in which they were written, and a table that was written row by row be
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -79,6 +80,8 @@ class Run:
     em: float  # along the baseline, in points
     size: float  # across it, in points
     face: Face
+    gaps: tuple[tuple[int, float, float], ...] = ()
+    """Of white between words: which character comes after it, and points from the run's beginning to its ends."""
 
     def box(self) -> Box:
         above_x, below_x = self.face.ascent * self.up_x, self.face.descent * self.up_x
@@ -140,10 +143,11 @@ class Line:
         near = 0.1 * last.size
         return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
 
-    def add(self, run: Run, gap: float, blank: bool) -> None:
-        if gap > CELL:
+    def add(self, run: Run, gap: float, blank: bool, edge: bool = False) -> None:
+        """Adds a run so many ems behind the last one; with a `blank` or the `edge` of a cell between them."""
+        if edge or gap > CELL:
             self.starts.append(len(self.runs))
-        spaced = blank or gap > SPACE or _is_mark(self.runs[-1], run)
+        spaced = blank or edge or gap > SPACE or _is_mark(self.runs[-1], run)
         if not spaced and len(self.runs) > 1 and self.overlaid(run):  # it is the letter that stands apart, or not
             before = self.runs[-2]
             if (run.x - before.end_x) * run.ux + (run.y - before.end_y) * run.uy <= SPACE * run.em:
@@ -180,8 +184,8 @@ def _around(runs: list[Run]) -> Box:
     return Box(round(min(x0s), 2), round(min(y0s), 2), round(max(x1s), 2), round(max(y1s), 2))
 
 
-def join(runs: list[Run]) -> list[Line]:
-    """Runs joined into lines: one baseline, moving right.
+def join(runs: Iterable[Run], parted: Callable[[Run, Run], bool] = lambda run, other: False) -> list[Line]:
+    """Runs joined into lines: one baseline, moving right. `parted` says whether a cell ends between two of them.
 
     A run that doesn't go on the current line may go on one of the few before it, with a word gap: the next cell of a
     table row after a cell of several lines. A column of prose starts further up than that.
@@ -200,7 +204,7 @@ def join(runs: list[Run]) -> list[Line]:
             line = Line([run], [run.text])
             lines.append(line)
         else:
-            line.add(run, gap, blank)
+            line.add(run, gap, blank, parted(line.runs[-1], run))
         current, blank = line, False
     return lines
 

@@ -16,12 +16,13 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from e2erag.extract.document import Document, Page, ReadError, Unit
 from e2erag.extract.readers.columns import unwoven
 from e2erag.extract.readers.lines import join
+from e2erag.extract.readers.ruled import Edges
 from e2erag.extract.readers.shown import Shown, short
 from e2erag.extract.readers.source import read_bytes
 
 Engine = Literal["pypdf", "pypdfium2"]
 
-READER_VERSION = 12  # of what this package makes of an engine's runs; goes up when the lines of a file may change
+READER_VERSION = 13  # of what this package makes of an engine's runs; goes up when the lines of a file may change
 FALLBACK = " · fallback"  # how `Document.reader` ends where pypdf's own text extraction was all there was
 
 SCAN = 0.1  # a page without text is a scan where pictures cover at least this share of it
@@ -136,7 +137,8 @@ def _page(file: _File, number: int, data: bytes) -> Page:
     """Page `number`; without units where its content can't be read, and then `unread` has the reason."""
     try:
         shown = file.shown(number)
-        lines = [line for line in unwoven(join(shown.runs)) if line.text]
+        edges = Edges(shown.rules)
+        lines = [line for line in unwoven(join(edges.cut(shown.runs), edges.parts)) if line.text]
     except MemoryError:
         raise
     except Exception as error:

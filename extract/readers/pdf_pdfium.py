@@ -19,12 +19,11 @@ from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, of_one_glyph, turned
 from e2erag.extract.readers.lines import ACCENTS, BACK, CELL, HALVES, SPACE, Face, Run, takes_accent
 from e2erag.extract.readers.pdfium_calls import Font, PdfDocument, PdfiumError, pdfium
 from e2erag.extract.readers.pdfium_paths import Drawn
-from e2erag.extract.readers.shown import IDENTITY, Shown, frame
+from e2erag.extract.readers.shown import IDENTITY, Shown, frame, upright_at
 from e2erag.extract.readers.tex import RELATIONS
 
 LOCK = threading.RLock()
 
-UPRIGHT = 0.8  # share of a page's letters that stand one way
 OVERHANG = 0.3  # ems that a glyph's ink may reach beyond its advance
 WORD = 60  # characters from an accent to its letter at most
 
@@ -89,7 +88,7 @@ class PdfiumFile:
             turn = page.get_rotation()
             try:
                 shown = _Reading(page, turn).shown()
-                upright = _turn(shown.runs, turn)
+                upright = upright_at(shown.runs, turn)
                 if upright == turn:
                     return shown
                 page.set_rotation(upright)
@@ -140,6 +139,7 @@ class _Reading:
         self.begun: _Style = self.now
         self.begin, self.end = (0.0, 0.0), (0.0, 0.0)
         self.parts: list[str] = []
+        self.length, self.gaps = 0, list[tuple[int, float, float]]()  # of the parts; `Run.gaps` so far
         self.marks: dict[int, str] = {}  # accents by the character they belong to
 
     def shown(self) -> Shown:
@@ -193,9 +193,7 @@ class _Reading:
         Where a file has an /Encoding of its own for such a font, of which PDFium doesn't tell, that may be wrong."""
         self.named, out = True, list(text)
         unmapped = map((1).__eq__, map(calls.unmapped, repeat(self.handle), range(len(text))))
-        nought = (
-            i for i, char in enumerate(text) if char == "\0"
-        )  # a code 0 isn't told as one that couldn't be mapped
+        nought = (i for i, char in enumerate(text) if char == "\0")  # of which it isn't told
         for i in (*compress(range(len(text)), unmapped), *nought):
             owner = self.text_object(i)
             if not owner:
@@ -241,9 +239,17 @@ class _Reading:
         gap, em = left - self.end[0], self.em
         if high != self.high or low != self.low or not -BACK * em < gap <= (CELL if between else 0.05) * em:
             return False
-        self.parts.append(" " + text[start:stop] if between else text[start:stop])
+        self.add(" " + text[start:stop] if between else text[start:stop], gap)
         self.owner, self.end = last, (right, self.end[1])
         return True
+
+    def add(self, part: str, gap: float) -> None:
+        """Adds a part to the run that was begun, of words that come `gap` points behind it."""
+        if part[:1] == " " and self.parts:
+            end = (self.end[0] - self.begin[0]) * self.ux + (self.end[1] - self.begin[1]) * self.uy
+            self.gaps.append((self.length + 1, end, end + gap))
+        self.parts.append(part)
+        self.length += len(part)
 
     def whole(self, text: str, start: int, stop: int, first: int | None, last: int | None) -> bool:
         """Whether several text objects plainly draw one piece; takes the style of the first."""
@@ -297,9 +303,9 @@ class _Reading:
         if self.upright and end_x < x:  # drawn leftwards, though read from the left
             lefts, _, rights, _ = zip(*map(self.loosely, range(start, stop)), strict=True)
             self.begin, end_x = (min(self.begin[0], *lefts), self.begin[1]), max(rights)
-        self.end = end_x, end_y
         spaced, wide = bool(between) or gap > SPACE * self.em, end_x - x if self.upright else 0.0
-        self.parts.append(self.written(text, start, stop, spaced, wide))
+        self.add(self.written(text, start, stop, spaced, wide), gap)
+        self.end = end_x, end_y
 
     def written(self, text: str, start: int, stop: int, spaced: bool, wide: float) -> str:
         """text[start:stop], which takes `wide` points, with its accents and the spaces that PDFium leaves out."""
@@ -454,6 +460,7 @@ class _Reading:
         if not self.parts:
             return
         text, self.parts = "".join(self.parts).replace("\ufffe", "-"), []
+        gaps, self.length, self.gaps = tuple(self.gaps), 0, []
         _, size, a, b, c, d = self.begun
         p, q, r, s, t, u = self.base  # `times`, written out: it is done for every word in another font
         a, b, c, d = a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s
@@ -467,22 +474,9 @@ class _Reading:
                 em=abs(size) * along,
                 size=abs(size) * math.hypot(c, d),
                 face=self.fonts[self.begun[0]].face if self.begun[0] else _UNKNOWN,
+                gaps=gaps,
             )
         )
-
-
-def _turn(runs: list[Run], turn: int) -> int:
-    """The rotation at which a page of rotation `turn` would show most of its text upright; else its own.
-
-    PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
-    letters = [0] * 4
-    letters[0] = sum(len(run.text) for run in runs)
-    for run in runs:
-        if run.ux < 0.99:
-            letters[0] -= len(run.text)
-            letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
-    most = max(range(4), key=letters.__getitem__)
-    return (turn + 90 * most) % 360 if letters[most] >= UPRIGHT * sum(letters) else turn
 
 
 def _characters(text: str, start: int, stop: int) -> list[int]:

@@ -6,7 +6,7 @@ its `visitor_text` breaks lines in mid-word. Most of the time goes into pypdf's 
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -215,7 +215,7 @@ class Walk:
         last = [begin, *(run for run in shown if line.gap(run) is not None)][-1]
         drawn = any(char.isprintable() or char > "\x80" for char in text)
         text = one_glyph(text) if RIGHT_TO_LEFT.search(text) else text  # in the order in which it is read
-        self.runs[first:] = [replace(begin, text=text, end_x=last.end_x, end_y=last.end_y)] * drawn
+        self.runs[first:] = [replace(begin, text=text, end_x=last.end_x, end_y=last.end_y, gaps=())] * drawn
 
     # Paths
 
@@ -315,6 +315,7 @@ class Walk:
         em = self.size * font.height
         trm = times(self.tm, self.ctm)
         parts: list[str] = []
+        gaps: list[tuple[int, float, float]] = []
         start = pen = gap = 0.0  # in text space, before Tz; `pen` is where the last glyph ended, `gap` what follows it
         low = high = 0.0  # how far the glyphs since `start` reach
         blank = False
@@ -335,10 +336,12 @@ class Walk:
             after += self.char * spread
             left = pen + gap + before
             if parts and gap + before > CELL * abs(em):
-                self.emit(trm, "".join(parts), low, high, pen < start, font)
-                parts = []
+                self.emit(trm, parts, low, high, pen < start, font, gaps)
+                parts, gaps = [], []
             if not parts:
                 start = low = high = left
+            if parts and (blank or gap > SPACE * abs(em)):
+                gaps.append((len(parts) + 1, pen, left))
             if blank or (parts and gap > SPACE * abs(em)):
                 parts.append(" ")
             parts.append(text)
@@ -347,7 +350,7 @@ class Walk:
             low, high = min(low, left, end), max(high, left, end)  # of a negative size glyphs go left
             gap, blank = after, False
         if parts or blank:
-            self.emit(trm, "".join(parts) + " " * blank, low, high, pen < start, font)
+            self.emit(trm, [*parts, " " * blank], low, high, pen < start, font, gaps)
         shift = (pen + gap) * self.stretch
         a, b, c, d, e, f = self.tm
         self.tm = (a, b, c, d, e + shift * a, f + shift * b)
@@ -359,21 +362,28 @@ class Walk:
         space = font.space * self.size + self.char + self.word * (font.codec is None)
         return (len(text) - len(text.lstrip())) * space, (len(text) - len(text.rstrip())) * space
 
-    def emit(self, trm: Matrix, text: str, low: float, high: float, leftwards: bool, font: Font) -> None:
+    def emit(
+        self, trm: Matrix, parts: list[str], low: float, high: float, leftwards: bool, font: Font,
+        gaps: Sequence[tuple[int, float, float]],
+    ) -> None:  # fmt: skip
+        """Adds the run that the parts make; `gaps` are (how many of them stand before it, from, to) in text space."""
         a, b, c, d, e, f = trm
         e, f = e + self.rise * c, f + self.rise * d
         start, end = (self.stretch * at for at in ((high, low) if leftwards else (low, high)))
         along = math.hypot(a, b) or 1e-9
         sign = math.copysign(1.0, self.size * self.stretch)
-        height = self.size * font.height
+        height, scale = self.size * font.height, self.stretch * along
         self.runs.append(
             Run(
-                text,
+                "".join(parts),
                 *(e + start * a, f + start * b, e + end * a, f + end * b),
                 *(sign * a / along, sign * b / along, height * c, height * d),
                 em=abs(height * self.stretch) * along,
                 size=abs(height) * math.hypot(c, d),
                 face=font.face,
+                gaps=()
+                if leftwards
+                else tuple((sum(map(len, parts[:n])), (x - low) * scale, (y - low) * scale) for n, x, y in gaps),
             )
         )
 

@@ -20,6 +20,7 @@ RULES = 2000  # kept of a page; a form or a ledger has hundreds, a map tens of t
 THICK = 2.0  # points: what is thicker is an area
 SHORT = 6.0  # points: what is shorter is a dash, a tick or a part of a letter
 STRAIGHT = 0.5  # points that a line may be off the horizontal or vertical
+UPRIGHT = 0.8  # share of a page's letters that stand one way
 
 UNSEEN = 1 | 2 | 32  # of an annotation's flags: invisible, hidden, no view
 
@@ -77,6 +78,20 @@ def face(name: str, ascent: Any, descent: Any, flags: Any, weight: Any = None) -
 def _within(value: Any, low: float, high: float, otherwise: float) -> float:
     """Descriptors hold 0, 32767 and numbers of the wrong sign."""
     return float(value) if isinstance(value, (int, float)) and low <= value <= high else otherwise
+
+
+def upright_at(runs: list[Run], turn: int) -> int:
+    """The rotation at which a page of rotation `turn` would show most of its text upright; else its own.
+
+    PDFium puts text in order as it is displayed, and what doesn't stand upright then comes in pieces."""
+    letters = [0] * 4
+    letters[0] = sum(len(run.text) for run in runs)
+    for run in runs:
+        if run.ux < 0.99:
+            letters[0] -= len(run.text)
+            letters[round(math.degrees(math.atan2(-run.uy, run.ux)) / 90) % 4] += len(run.text)
+    most = max(range(4), key=letters.__getitem__)
+    return (turn + 90 * most) % 360 if letters[most] >= UPRIGHT * sum(letters) else turn
 
 
 class Rules:

@@ -173,6 +173,9 @@ def test_words_placed_with_cm_only_stay_whole(tmp_path: Path) -> None:
     assert texts(tmp_path, piece % (50, b"con") + piece % (50 + step, b"sider")) == ["consider"]
 
 
+BELOW = b" BT /F 10 Tf 50 660 Td (7/14 9/18 open now) Tj ET"
+
+
 def test_table_row_is_one_line_with_its_cells_counted(tmp_path: Path) -> None:
     """Label, value, label, value on one baseline: one unit of four cells, whatever draws the gaps."""
     placed = b"BT /F 10 Tf 50 700 Td (Location:) Tj 100 0 Td (Elyria, OH) Tj 150 0 Td (Number:) Tj 90 0 Td (C48) Tj ET"
@@ -187,6 +190,27 @@ def test_glyphs_far_apart_by_character_spacing_are_cells(tmp_path: Path) -> None
     """A Tc of five ems is how some tables put a row of one-digit numbers into one string."""
     (unit,) = read_pdf(written(tmp_path, b"BT /F 10 Tf 50 Tc 50 700 Td (000) Tj ET"))
     assert (unit.text, len(unit.cells)) == ("0 0 0", 3)
+
+
+@pytest.mark.parametrize("one_string", [False, True])
+def test_upright_rules_part_cells_however_near(tmp_path: Path, engine: str, one_string: bool) -> None:
+    """Nine points of white with a rule in it, drawn string by string or in one array: two cells. One that stands beside
+    another line or through a word parts nothing."""
+    first, second = 50 + stringWidth("7/14", "Helvetica", 10), 59 + stringWidth("7/149/18", "Helvetica", 10)
+    placed = b"(7/14) Tj 1 0 0 1 %.2f 700 Tm (9/18) Tj 1 0 0 1 %.2f 700 Tm (open now) Tj"
+    shown = b"[(7/14) -900 (9/18) -900 (open now)] TJ" if one_string else placed % (first + 9, second + 9)
+    rules = b"".join(b" %.2f 690 m %.2f 715 l S" % (x, x) for x in (first + 4, second + 5, second + 15))
+    (unit, below) = read_pdf(written(tmp_path, b"BT /F 10 Tf 1 0 0 1 50 700 Tm " + shown + b" ET" + rules + BELOW))
+    assert [unit.text[cell.start : cell.stop] for cell in unit.cells] == ["7/14", "9/18", "open now"]
+    assert abs(unit.cells[1].x0 - first - 9) + abs(unit.cells[1].x1 - second) < 1
+    assert (below.text, below.cells) == ("7/14 9/18 open now", ())
+
+
+def test_a_box_to_tick_parts_nothing(tmp_path: Path, engine: str) -> None:
+    """Its sides are upright rules, no higher than a letter."""
+    box = b" 71 699 8 8 re S"
+    (unit,) = read_pdf(written(tmp_path, b"BT /F 10 Tf 50 700 Td (Yes,) Tj 32 0 Td (it is) Tj ET" + box))
+    assert (unit.text, unit.cells) == ("Yes, it is", ())
 
 
 def test_cell_after_a_wrapped_cell_goes_on_its_row(tmp_path: Path) -> None:
