@@ -65,15 +65,13 @@ ARMS = (
 CLEAN = ("clean", "oracle", "retriever-clean")
 """Arms that need to know what is boilerplate."""
 GATES = ("retrieve", "read")
-TEXT = ("text", "heading")
-"""Roles of the lines that should stay."""
+TEXT = ("text", "heading")  # roles of the lines that should stay
 FROZEN = {"both": ("generator",), "extractor": ("retriever", "generator")} | dict.fromkeys(
     ("retriever", "retriever-clean", *AFTER), ("extractor", "generator")
 )
 BASE = {"extractor": ("printed", "clean")} | dict.fromkeys(("both", *AFTER), ("retriever", "retriever-clean"))
 """Of arms with a trained extractor, the two that differ from it by what is printed."""
-TAUGHT = ("extractor", "retriever")
-"""Frozen while the reader is taught."""
+TAUGHT = ("extractor", "retriever")  # frozen while the reader is taught
 FORM, FORM_LOOK = 4, 500_000
 """Articles that teach the reader, and the seed of how they look."""
 GATED = (*FROZEN, "oracle")
@@ -430,6 +428,11 @@ def summary(results: dict[int, dict[str, dict[str, dict[str, float]]]]) -> dict[
     return figures
 
 
+def place(out: Path, size: Size) -> Path:
+    """The folder of what was measured with these settings."""
+    return out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
+
+
 SHOWN = (
     "recall@1", "recall@k", "answer_logp", "tokens_read", "tokens_stored", "retrieve_text", "retrieve_boilerplate",
     "read_text", "read_boilerplate", "read_boilerplate_dropped", "read_text_dropped", "read_auc",
@@ -469,7 +472,7 @@ def main() -> None:
     arms = [arm for arm in ARMS if arm in wanted and (size.corpus == "squad" or arm not in CLEAN)]
     if options.quick:
         seeds, arms = seeds[:1], [arm for arm in ("printed", "clean", "extractor", *AFTER) if arm in arms]
-    out = options.out / sha256(json.dumps(asdict(size)).encode()).hexdigest()[:8]
+    out = place(options.out, size)
     (out / "pdf").mkdir(parents=True, exist_ok=True)
     write_file(out / "size.json", json.dumps(asdict(size), indent=2))
     results: dict[int, dict[str, dict[str, dict[str, float]]]] = {}

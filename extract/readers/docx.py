@@ -15,9 +15,9 @@ from e2erag.extract.readers.docx_styles import Numbers, Style, Styles, W, attrib
 from e2erag.extract.readers.flow import Block, Break, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import package, read_bytes, starved, version
-from e2erag.extract.readers.symbols import compound, inserted
+from e2erag.extract.readers.symbols import compound, inserted, power
 
-READER_VERSION = 2  # goes up when the lines of a file may change
+READER_VERSION = 3  # goes up when the lines of a file may change
 
 MOST_XML = 128 << 20  # bytes of a package's XML once unpacked; its tree takes several times that
 MOST_BYTES = 1 << 30  # with pictures
@@ -178,6 +178,7 @@ class _Line:
         self.body = body
         self.pieces: list[tuple[str, bool]] = []
         self.boxes: list[Block] = []  # of text boxes that hang on the paragraph
+        self.raised = False  # whether the last run was
 
     def walk(self, node: Any, style: Style) -> None:
         for child in node:
@@ -187,6 +188,9 @@ class _Line:
             if tag == W + "r":
                 run = self.body.styles.run(child, style)
                 if not run.hidden:
+                    if run.raised and not self.raised and self.pieces and _is_mark(child):
+                        self.pieces.append((" ", run.bold))
+                    self.raised = run.raised
                     self.walk(child, run)
             elif tag in (W + "t", _MATH):
                 self.pieces.append((child.text or "", style.bold))
@@ -202,10 +206,21 @@ class _Line:
                 self.pieces.append(("/" * tag.endswith("den") + "(" * bracketed, style.bold))
                 self.walk(child, style)
                 self.pieces.append((")" * bracketed, style.bold))
+            elif tag == _MATH_OF + "sup":
+                before, after = power("".join(each.text or "" for each in child.iter(_MATH)))
+                self.pieces.append((before, style.bold))
+                self.walk(child, style)
+                self.pieces.append((after, style.bold))
             elif tag == _DOC_PR:
                 self.pieces.append((f" {child.get('descr') or ''} ", style.bold))
             else:
                 self.walk(child, style)
+
+
+def _is_mark(run: Any) -> bool:
+    """Whether a raised number or sign begins: "2009⁶" is a year and a footnote, "1ˢᵗ" one word."""
+    text = "".join(each.text or "" for each in run.iter(W + "t")).lstrip()
+    return bool(text) and not text[0].isalpha()
 
 
 def _split(pieces: list[tuple[str, bool]], mark: str) -> list[list[tuple[str, bool]]]:

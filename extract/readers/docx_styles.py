@@ -21,7 +21,7 @@ class Style:
         heading: its level, 1 to 6, or 0.
         number: the list it is in, "" if in none.
         level: of the list, from 0.
-        bold, hidden: of its text, unless a run says otherwise.
+        bold, hidden, raised: of its text, unless a run says otherwise.
         page_break: whether it begins a page.
         section_break: whether what follows begins a page.
     """
@@ -31,6 +31,7 @@ class Style:
     level: int = 0
     bold: bool = False
     hidden: bool = False
+    raised: bool = False
     page_break: bool = False
     section_break: bool = False
 
@@ -122,6 +123,8 @@ def _with(style: Style, paragraph: Any, run: Any) -> Style:
         for name, tag in (("bold", "b"), ("hidden", "vanish")):
             if (switch := run.find(W + tag)) is not None:
                 said[name] = on(switch)
+        if (place := attribute(run.find(W + "vertAlign"), "val")) is not None:
+            said["raised"] = place == "superscript"
     return replace(style, **said) if said else style
 
 

@@ -13,9 +13,9 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.flow import Block, Pre, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import decoded, package, read_bytes, starved, version
-from e2erag.extract.readers.symbols import compound
+from e2erag.extract.readers.symbols import compound, power
 
-READER_VERSION = 3  # goes up when the lines of a file may change
+READER_VERSION = 4  # goes up when the lines of a file may change
 
 HEAD = 4096  # bytes among which the encoding is declared
 NOTHING = (
@@ -43,6 +43,8 @@ _ITEMS = frozenset("li dt dd".split())
 _PRE = frozenset("pre listing xmp textarea".split())
 _APART = frozenset("option button input label select".split())  # inline, but with white space around them
 _BOLD = frozenset("b strong th".split())
+_PARTS = frozenset("mfrac msub msup msubsup munderover".split())
+_POWERS = {"msup": 2, "msubsup": 3, "munderover": 3}  # parts, of which the last is raised
 
 
 @dataclass(slots=True)
@@ -133,26 +135,31 @@ class _Page:
     def __init__(self) -> None:
         self.frames = [_Frame()]
         self.budget = Budget()
-        self.around: dict[Any, tuple[str, str]] = {}  # what stands before and after parts of fractions
+        self.around: dict[Any, tuple[str, str]] = {}  # what stands before and after parts of formulas
 
     def read(self, root: Any) -> list[Block]:
         node = root
         while True:
             if self.start(node):
-                self.text(node.text)
+                self.inside(node, node.text)
                 if len(node):
                     node = node[0]
                     continue
                 self.end(node)
             while node is not root and node.getnext() is None:
-                self.text(node.tail)
+                self.inside(node.getparent(), node.tail)
                 node = node.getparent()
                 self.end(node)
             if node is root:
                 self.frames[0].flush()
                 return self.frames[0].blocks
-            self.text(node.tail)
+            self.inside(node.getparent(), node.tail)
             node = node.getnext()
+
+    def inside(self, parent: Any, text: str | None) -> None:
+        """Text in an element; white space between the parts of a fraction or power is how the file is written."""
+        if text and not (parent.tag in _PARTS and text.isspace()):
+            self.text(text)
 
     def text(self, text: str | None) -> None:
         if text:
@@ -173,6 +180,8 @@ class _Page:
             for i, part in enumerate(node):
                 bracketed = compound("".join(part.itertext()))
                 self.around[part] = "/" * (i > 0) + "(" * bracketed, ")" * bracketed
+        if tag in _POWERS and len(node) == _POWERS[tag]:
+            self.around[node[-1]] = power("".join(node[-1].itertext()))
         if tag in _BLOCKS:
             self.block(node, tag, frame)
         elif tag == "br":

@@ -1,4 +1,4 @@
-"""What a text processor inserts by font and code, and how a fraction stands on one line."""
+"""What a text processor inserts by font and code, and how fractions and powers stand on one line."""
 
 import re
 
@@ -13,6 +13,7 @@ _WINGDINGS = {
     0xE1: "↑", 0xE2: "↓", 0xF0: "⇨", 0xFB: "☒", 0xFC: "✓", 0xFD: "☒", 0xFE: "☑",
 }  # fmt: skip
 
+_PRIMES = re.compile(r"\s*[′″‴'*∗†‡∘°+−-]*\s*")  # of what is raised, what says enough as it stands
 _ATOM = re.compile(r"\s*\w+([.,]\w+)*\s*")
 
 
@@ -30,6 +31,13 @@ def inserted(font: str | None, code: str | None) -> str:
     if name.startswith(("wingdings", "webdings")):
         return _WINGDINGS.get(number, "") if name == "wingdings" else ""
     return "" if private or not 32 <= number < 0xD800 else chr(number)
+
+
+def power(text: str) -> tuple[str, str]:
+    """What stands before and after what a formula raises: 10^6, x^(n + 1), but f′ and R+."""
+    if _PRIMES.fullmatch(text):
+        return "", ""
+    return ("^(", ")") if compound(text) else ("^", "")
 
 
 def compound(text: str) -> bool:

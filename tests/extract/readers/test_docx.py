@@ -135,7 +135,7 @@ def test_damaged_word_documents_give_a_document_or_a_reason(cut: float, flip: in
             assert read_as(tmp_path, "a.docx", broken).units
 
 
-def test_symbols_and_fractions_are_read(tmp_path: Path) -> None:
+def test_symbols_and_formulas_are_read(tmp_path: Path) -> None:
     """Word's own way for what isn't in a font's text: Symbol's codes with F000 added or not, boxes of Wingdings."""
     made = docx.Document()
     paragraph = made.add_paragraph("dose ")
@@ -153,13 +153,23 @@ def test_symbols_and_fractions_are_read(tmp_path: Path) -> None:
         paragraph._p.append(run)
     paragraph.add_run(" rate ")
     maths = "http://schemas.openxmlformats.org/officeDocument/2006/math"
-    fraction = paragraph._p.makeelement(f"{{{maths}}}f", nsmap={"m": maths})
-    for part, said in (("num", "1"), ("den", "a+b")):
-        of = fraction.makeelement(f"{{{maths}}}{part}")
-        run, text = of.makeelement(f"{{{maths}}}r"), of.makeelement(f"{{{maths}}}t")
-        text.text = said
-        run.append(text)
-        of.append(run)
-        fraction.append(of)
-    paragraph._p.append(fraction)
-    assert [unit.text for unit in saved(tmp_path, made)] == ["dose ≤°☑≤ rate 1/(a+b)"]
+    for kind, parts in (("f", {"num": "1", "den": "a+b"}), ("sSup", {"e": "·10", "sup": "6"})):
+        formula = paragraph._p.makeelement(f"{{{maths}}}{kind}", nsmap={"m": maths})
+        for part, said in parts.items():
+            of = formula.makeelement(f"{{{maths}}}{part}")
+            run, text = of.makeelement(f"{{{maths}}}r"), of.makeelement(f"{{{maths}}}t")
+            text.text = said
+            run.append(text)
+            of.append(run)
+            formula.append(of)
+        paragraph._p.append(formula)
+    assert [unit.text for unit in saved(tmp_path, made)] == ["dose ≤°☑≤ rate 1/(a+b)·10^6"]
+
+
+def test_raised_numbers_stand_apart(tmp_path: Path) -> None:
+    """A footnote's number isn't the year's last digit, however many runs it is in; the end of "1st" belongs to it."""
+    made = docx.Document()
+    paragraph = made.add_paragraph("in 2009")
+    for text, raised in (("1", True), ("2", True), (" the 1", False), ("st", True), (" of 10", False), ("6", True)):
+        paragraph.add_run(text).font.superscript = raised or None
+    assert [unit.text for unit in saved(tmp_path, made)] == ["in 2009 12 the 1st of 10 6"]

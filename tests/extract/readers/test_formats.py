@@ -188,6 +188,16 @@ def test_a_fraction_stands_on_one_line(tmp_path: Path) -> None:
     assert read_as(tmp_path, "a.html", page.encode()).units[0].text == "a 1/2 b (x+y)/z"
 
 
+def test_a_power_is_no_further_digit(tmp_path: Path) -> None:
+    """10⁶ isn't 106; white space between a formula's parts is none of it, and a prime says enough as it is."""
+    page = (
+        "<p><math><msup> <mn>10</mn>\n <mn>6</mn> </msup></math> and <math><msup><mi>x</mi><mrow><mi>n</mi><mo>+</mo>"
+        "<mn>1</mn></mrow></msup></math>, <math><msup><mi>f</mi><mo>′</mo></msup></math>, "
+        "<math><msubsup><mi>a</mi><mi>i</mi><mn>2</mn></msubsup></math>; 10<sup>6</sup> on the 1<sup>st</sup></p>"
+    )
+    assert read_as(tmp_path, "a.html", page.encode()).units[0].text == "10^6 and x^(n+1), f′, ai^2; 10 6 on the 1st"
+
+
 @pytest.mark.parametrize("charset", ["koi8-r", "windows-1251", "utf-8"])
 def test_the_encoding_that_a_page_declares_counts(charset: str, tmp_path: Path) -> None:
     """`<meta charset>`, where the bytes agree with it."""
