@@ -22,7 +22,7 @@ READINGS: tuple[Reading, ...] = ("lines", "rows", "sentences")
 Kind = Literal["block", "section", "page", "table"]
 KINDS: tuple[Kind, ...] = ("block", "section", "page", "table")
 """What is proposed beside windows."""
-PROPOSAL_VERSION = 3
+PROPOSAL_VERSION = 4
 """Of what is proposed: goes up when the same lines and settings may give other candidates, or other texts of them."""
 
 

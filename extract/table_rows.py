@@ -169,7 +169,21 @@ def ruled_off(run: list[Line], edges: list[Box]) -> int:
     heads = [k for k in ruled if k <= HEADS and k <= len(run) - 2]
     if not heads or len(ruled) - 1 > 0.3 * len(run) or any(is_body(line.cells) for line in run[: heads[0]]):
         return 0
-    return heads[0]
+    return 0 if _goes_on([line.cells for line in run], heads[0]) else heads[0]
+
+
+def _goes_on(rows: Sequence[Mapping[int, str]], at: int) -> bool:
+    """Whether a column beside the first has numbers in the rows above `at`, two or more, as in those from it on."""
+    for column in {column for row in rows[:at] for column in row if column}:
+        above, below = ([row[column] for row in part if row.get(column)] for part in (rows[:at], rows[at:]))
+        if len(above) > 1 and _counts(above) and _counts(below):
+            return True
+    return False
+
+
+def _counts(texts: Sequence[str]) -> bool:
+    """Whether most of a column's cells are numbers, and no years."""
+    return sum(bool(NUMBER.fullmatch(t)) and not _YEAR.fullmatch(t) for t in texts) > len(texts) / 2
 
 
 def heads_of(lines: list[Line]) -> list[list[Line]]:
@@ -215,7 +229,8 @@ def _cells(group: list[Line], columns: int, header: bool = False) -> tuple[str, 
 def _header(rows: list[tuple[str, ...]], bold: list[bool]) -> int:
     """How many rows name the columns: bold above what is not, words above numbers, or unlike all that follow."""
     strong = next((i for i, b in enumerate(bold) if not b or is_body(dict(enumerate(rows[i])))), len(bold))
-    if 0 < strong <= min(HEADS, len(rows) - 1) and sum(bold[strong:]) <= 0.5 * (len(rows) - strong):
+    few = 0 < strong <= min(HEADS, len(rows) - 1) and sum(bold[strong:]) <= 0.5 * (len(rows) - strong)
+    if few and not _goes_on([dict(enumerate(row)) for row in rows], strong):
         return _above(rows, strong)
     body = rows[1:]
     columns = range(1, len(rows[0]))

@@ -115,6 +115,21 @@ def test_a_header_over_two_columns_names_both() -> None:
     assert "Three months ended June 2022: 2,000; Nine months ended June 2021: 3,000" in as_sentences(table)[2]
 
 
+@pytest.mark.parametrize("bold", [(), (0, 1)])
+def test_rows_above_a_rule_with_numbers_as_below_are_no_header(bold: tuple[int, ...]) -> None:
+    """One's own results, set off by a rule or in bold type; one such row may be units or column numbers."""
+    rows = [
+        [name, papers, "full text", "yes"]
+        for name, papers in (("Ours", "8.1M"), ("Ours, wide", "1.5M"), ("Ann", "1.0M"), ("Bob", "2.6M"), ("Cy", "5k"))
+    ]
+    rule = Box(50.0, 73.5, 330.0, 74.0)
+    for head, header in ((2, 0), (1, 1)):
+        lines = set_at(rows[2 - head :], [50, 150, 220, 300])
+        ruled = rule if head == 2 else rule._replace(y0=61.5, y1=62.0)
+        table = only(find_tables(page(lines, rules=(ruled,), bold=bold[:head])))
+        assert (table.header, len(table.rows)) == (header, len(lines))
+
+
 def test_a_cell_that_goes_on_is_one_row_and_whole() -> None:
     """A continuation says nothing of its own, and a word that its line's end breaks is joined."""
     lines = set_at(STOCK, [50, 150, 250])
