@@ -288,4 +288,4 @@ def test_the_version_goes_up_when_other_candidates_are_proposed() -> None:
     short = tiny_document([["the pilot", "seats 4", "engine", "medical", "report"]])
     made += [(p.start, p.stop, p.carried, p.text) for p in propose(short, (2,), 6)]
     made += [(p.start, p.stop, p.text) for p in Extractor.fixed(12, 3).propose(document)]
-    assert (PROPOSAL_VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (3, "6c4aa76f664ee8cc")
+    assert (PROPOSAL_VERSION, sha256(repr(made).encode()).hexdigest()[:16]) == (4, "6c4aa76f664ee8cc")
