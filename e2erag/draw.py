@@ -9,7 +9,7 @@ import numpy as np
 from e2erag.artefact import write_file
 from e2erag.citation import Citation
 from e2erag.corpus import Gates
-from e2erag.extract import READINGS, Page
+from e2erag.extract import READINGS, Cell, Page
 from e2erag.rag import RAG
 from e2erag.view import PageView, look_at
 
@@ -19,6 +19,7 @@ except ImportError:
     raise ImportError("pictures of pages need Pillow: pip install 'e2erag[draw]'") from None
 
 KEPT, DROPPED, CITED, CUT, CANDIDATE = (46, 160, 67), (207, 34, 46), (9, 105, 218), (130, 80, 223), (101, 109, 118)
+RULE = (150, 150, 150)
 TABLE = (188, 76, 0)  # a candidate that puts a table as rows or as sentences
 SCALE = 2.0  # pixels per point, but of a page so large that a side would have more than
 SIDE = 6000
@@ -108,9 +109,13 @@ def _sheet(file: str, page: Page, scale: float) -> Image.Image:
         sheet.paste(rendered.resize(size))
         return sheet
     pen = ImageDraw.Draw(sheet)
+    for rule in page.rules:
+        pen.rectangle([scale * edge for edge in rule], fill=RULE)
     for unit in page.units:
         font = ImageFont.load_default(size=max(0.85 * unit.font_size * scale, 4 * scale, 1))
-        pen.text((scale * unit.box.x0, scale * unit.box.y0), unit.text, fill="black", font=font)
+        for cell in unit.cells or (Cell(0, len(unit.text), unit.box.x0, unit.box.x1),):
+            at = (scale * cell.x0, scale * unit.box.y0)
+            pen.text(at, unit.text[cell.start : cell.stop], fill="black", font=font)
     return sheet
 
 

@@ -253,6 +253,26 @@ def test_a_file_that_has_changed_is_written_out(now: str, tmp_path: Path) -> Non
     assert len(list((tmp_path / "report").glob("*.png"))) == 2
 
 
+def test_a_table_that_is_written_out_has_its_columns_and_lines(tmp_path: Path) -> None:
+    """Of a web page, which has no look of its own: each cell where it stands, between its ruling lines."""
+    rows = "<tr><th>Fruit<th>Where it is from<tr><td>Pear<td>A garden<tr><td>A very long name of a fruit<td>Here"
+    (tmp_path / "a.html").write_text(f"<table>{rows}</table>")
+    rag = tiny_rag()
+    (sheet,) = (document := read(tmp_path / "a.html")).pages
+    rag.index([document])
+    with Image.open(draw_page(rag, document.file, 1, tmp_path / "page.png")) as picture:
+        scale = picture.height / sheet.height
+        pixels = np.asarray(picture.convert("L")).astype(int)
+    pear = sheet.units[1]
+    low, high = (round(scale * y) for y in (pear.box.y0, pear.box.y1))
+    ink = [int((pixels[low:high, round(scale * c.x0) : round(scale * c.x1)] < 60).sum()) for c in pear.cells]
+    between = pixels[low:high, round(scale * pear.cells[0].x1) + 6 : round(scale * pear.cells[1].x0) - 9]
+    assert min(ink) > 20
+    assert (between < 60).sum() == 0
+    inner = next(rule for rule in sheet.rules if rule.y1 - rule.y0 > 5 and rule.x0 > pear.cells[0].x1)
+    assert pixels[round(scale * inner.y1) - 3, round(scale * inner.x0)] < 200
+
+
 def test_nothing_but_pictures_needs_pillow(tmp_path: Path) -> None:
     """The command line runs without it; what draws says what to install."""
     code = (
