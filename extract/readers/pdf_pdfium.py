@@ -48,6 +48,8 @@ class PdfiumFile:
         with LOCK:
             try:
                 self.file = PdfDocument(data)
+                if self.file.get_formtype() == pdfium.FORMTYPE_ACRO_FORM:
+                    self.file.init_forms()  # draws the values that the file leaves to viewers to draw
             except PdfiumError as error:
                 if getattr(error, "err_code", None) == pdfium.FPDF_ERR_PASSWORD:
                     raise ReadError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
+from e2erag.extract.readers.pdf_fields import Field
 from e2erag.extract.readers.pdf_objects import Font, entries, font_of, get, instructions, key_of, text_of
 from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, UNSEEN, Matrix, Point, Rules, times
 from e2erag.extract.readers.thinned import without_paths
@@ -166,6 +167,11 @@ class Walk:
         if get(annotation, "/Subtype") not in ANNOTATIONS or int(get(annotation, "/F", 0)) & UNSEEN:
             return
         shown = get(get(annotation, "/AP", {}), "/N")
+        form = get(self.reader.root_object, "/AcroForm", {}) if get(annotation, "/Subtype") == "/Widget" else {}
+        left = form and (shown is None or getattr(get(form, "/NeedAppearances"), "value", False))
+        if left and (field := Field.of(annotation, form)):
+            self.field(field, form)
+            return
         if isinstance(shown, dict) and not hasattr(shown, "get_data"):
             shown = get(shown, get(annotation, "/AS", "/Off"))
         if shown is None:
@@ -184,6 +190,21 @@ class Walk:
             self.form(shown)
         finally:
             self.pop()
+
+    def field(self, field: Field, form: Any) -> None:
+        """A value that the file leaves to viewers to draw."""
+        self.push()
+        self.charge(len(field.text))
+        self.resources = get(form, "/DR", {})
+        self.tf(field.font, 1.0)
+        if self.font is not None:
+            self.size, lines = field.placed(self.font)
+            self.char = self.rise = 0.0
+            self.stretch = 1.0
+            for text, x, y, wide in lines:
+                text = one_glyph(text) if RIGHT_TO_LEFT.search(text) else text  # in the order in which it is read
+                self.emit(times((1.0, 0.0, 0.0, 1.0, x, y), self.ctm), [text], 0.0, wide, False, self.font, ())
+        self.pop()
 
     def picture(self, *_: Any) -> None:
         """An image fills the unit square (PDF 32000-1, 8.9.5)."""

@@ -237,6 +237,19 @@ def nested_texts() -> bytes:
     return page(made(b"BT /F 1 Tf " + marks * 50_000 + b"EMC " * 50_000 + b"ET"))
 
 
+def endless_field() -> bytes:
+    """A form's field with a million lines, which the viewer is to draw."""
+    field = b"/FT /Tx /Ff 4096 /DA (/F 0 Tf) /Rect [50 50 550 750] /V (%b)" % (b"\\n" * 1_000_000 + b"a")
+    return pdf(
+        b"<< /Type /Catalog /Pages 2 0 R /AcroForm << /Fields [6 0 R] /NeedAppearances true >> >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 5 0 R /Annots [6 0 R] >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        made(TEXT),
+        b"<< /Type /Annot /Subtype /Widget /T (a) " + field + b" >>",
+    )
+
+
 def many_lines() -> bytes:
     """A letter in every place of a page, each on a line of its own."""
     places = b"".join(b"1 0 0 1 %d %d Tm (a) Tj " % (x * 70, y) for x in range(8) for y in range(0, 800, 1))
@@ -248,7 +261,8 @@ HOSTILE: list[Callable[[], bytes]] = [
     inflated_twice, inflated_text, inflated_rows, run_lengths, object_stream_in_itself, wrong_length, negative_length,
     length_of_itself, previous_table_is_this_one, huge_table, forms_that_fan_out, forms_that_fan_out_within_the_depth,
     huge_page, endless_page, wide_ranges, inflated_map, huge_widths, huge_numbers, backwards_numbers, long_name,
-    open_string, open_dictionaries, many_inline_images, many_lines, repeated_text, nested_marks, nested_texts,
+    open_string, open_dictionaries, many_inline_images, endless_field, many_lines, repeated_text, nested_marks,
+    nested_texts,
 ]  # fmt: skip
 
 OUTCOME = {

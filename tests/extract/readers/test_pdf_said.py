@@ -3,9 +3,18 @@
 from pathlib import Path
 
 import pytest
-from pdf_fixtures import HEIGHT, annotated, drawn, near, texts, written
+from pdf_fixtures import HEIGHT, annotated, canvas, dictionary, drawn, near, texts, written
 from pypdf import PdfWriter
-from pypdf.generic import ArrayObject, DictionaryObject, NameObject, NullObject, NumberObject, PdfObject
+from pypdf.generic import (
+    ArrayObject,
+    BooleanObject,
+    DictionaryObject,
+    NameObject,
+    NullObject,
+    NumberObject,
+    PdfObject,
+    TextStringObject,
+)
 from reportlab.pdfbase.pdfmetrics import stringWidth
 from reportlab.pdfgen.canvas import Canvas
 
@@ -83,6 +92,78 @@ def test_what_is_typed_into_a_form_is_read(tmp_path: Path) -> None:
 
     [line] = drawn(tmp_path, draw)
     assert line.text == "Applicant: Jane Doe"
+
+
+def filled(path: Path, need: bool, keep: bool, multiline: bool = False, **entries: PdfObject) -> Path:
+    """A form's text field of 200 x 90 that says "old", with other entries, and with its picture or not."""
+
+    def draw(c: Canvas) -> None:
+        c.drawString(72, 700, "printed")
+        flags = "multiline" if multiline else ""
+        c.acroForm.textfield(name="a", value="old", x=150, y=500, width=200, height=90, fontSize=12, fieldFlags=flags)
+
+    writer = PdfWriter(clone_from=canvas(path, draw))
+    form = writer.root_object["/AcroForm"]
+    form[NameObject("/NeedAppearances")] = BooleanObject(need)
+    field = writer.pages[0]["/Annots"][0].get_object()
+    field.update(dictionary(**entries))
+    if not keep:
+        del field[NameObject("/AP")]
+    writer.write(path / "drawn.pdf")
+    return path / "drawn.pdf"
+
+
+LONG = "one two three four four five six seven eight nine ten eleven twelve thirteen\rfourteen\n\nfifteen"
+LOOKS = "/Helv %d Tf .1 g"
+VALUES = {
+    "without a picture": (False, False, {"V": "Jane Doe"}, ["Jane Doe"]),
+    "with an old picture that counts": (False, True, {"V": "Jane Doe"}, ["old"]),
+    "with an old one that doesn't": (True, True, {"V": "Jane Doe"}, ["Jane Doe"]),
+    "on the right": (True, False, {"V": "1,234", "Q": 2}, ["1,234"]),
+    "centred, of its own size": (True, False, {"V": "1,234", "Q": 1, "DA": LOOKS % 31}, ["1,234"]),
+    "as large as fits": (True, False, {"V": "Jane Doe", "DA": LOOKS % 0}, ["Jane Doe"]),
+    "several lines": (True, False, {"V": LONG}, [
+        "one two three four four five six", "seven eight nine ten eleven twelve", "thirteen", "fourteen", "fifteen",
+    ]),
+    "several, as large as fit": (True, False, {"V": LONG * 2, "DA": LOOKS % 0, "MaxLen": 999}, None),
+    "that is empty": (True, False, {"V": " "}, []),
+    "of three letters at most": (True, False, {"V": "Jane Doe", "MaxLen": 3}, ["Jan"]),
+    "that hides what is typed": (True, False, {"V": "secret", "Ff": 1 << 13}, ["******"]),
+    "without a font": (True, False, {"V": "Jane Doe", "DA": "0 g"}, ["Jane Doe"]),
+    "a choice": (True, False, {"FT": "/Ch", "Ff": 1 << 17, "V": "2", "Opt": [["1", "one"], ["2", "two"]]}, ["two"]),
+}  # fmt: skip
+
+
+def as_pdf(value: object) -> PdfObject:
+    if isinstance(value, list):
+        return ArrayObject(map(as_pdf, value))
+    if isinstance(value, int):
+        return NumberObject(value)
+    return NameObject(value) if str(value)[:3] in ("/Ch", "/Tx") else TextStringObject(value)
+
+
+@pytest.mark.parametrize(("need", "keep", "entries", "expected"), VALUES.values(), ids=VALUES)
+def test_a_value_that_is_left_to_the_viewer_is_read(
+    need: bool, keep: bool, entries: dict[str, object], expected: list[str] | None, tmp_path: Path
+) -> None:
+    """Of a field without a picture, or in a form that says that its pictures are old; where PDFium sets it."""
+    several = "\n" in str(entries["V"])
+    path = filled(tmp_path, need, keep, several, **{name: as_pdf(value) for name, value in entries.items()})
+    printed, *typed = [unit.text for unit in read_pdf(path)]
+    assert printed == "printed"
+    assert typed == expected if expected is not None else " ".join(typed).split() == (LONG * 2).split()
+
+
+@pytest.mark.parametrize("form", [NullObject(), NumberObject(1), ArrayObject(), DictionaryObject()], ids=str)
+def test_a_broken_form_costs_its_fields_alone(form: PdfObject, tmp_path: Path) -> None:
+    writer = PdfWriter(clone_from=annotated(tmp_path))
+    field = writer.pages[0]["/Annots"][2].get_object().clone(writer, force_duplicate=True)
+    field.update(dictionary(Subtype=NameObject("/Widget"), FT=NameObject("/Tx"), V=TextStringObject("typed")))
+    del field[NameObject("/AP")]
+    writer.pages[0]["/Annots"].insert(0, writer._add_object(field))
+    writer.root_object[NameObject("/AcroForm")] = form
+    writer.write(tmp_path / "written.pdf")
+    assert [unit.text for unit in read_pdf(tmp_path / "written.pdf", "pypdf")] == ["printed", "noted"]
 
 
 def test_a_note_on_the_page_is_read_where_it_stands(tmp_path: Path) -> None:
