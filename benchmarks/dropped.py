@@ -12,6 +12,7 @@ is none.
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ from e2erag.extract import Document, read_many
 from e2erag.report import dropped, saved
 
 NTSB = Path(__file__).parents[1] / "examples" / "ntsb"
+
+
+def trained(out: Path, size: Size, seeds: Sequence[int], quick: bool) -> dict[int, Path]:
+    """Every seed's trained extractor; what is missing is trained where that is `quick`, and else said."""
+    found = {seed: place(out, size) / f"extractor-{seed}" / "extractor.safetensors" for seed in seeds}
+    again = [
+        str(Path(__file__).with_name("extractor_learns.py")), "--corpus", size.corpus, "--arms", "extractor",
+        "--out", str(out), "--seeds", *map(str, seeds),
+    ]  # fmt: skip
+    if quick and not all(path.is_file() for path in found.values()):
+        subprocess.run([sys.executable, *again, "--quick"], check=True, stdout=subprocess.DEVNULL)
+    if missing := [str(path) for path in found.values() if not path.is_file()]:
+        raise SystemExit(f"nothing is trained at {', '.join(missing)}: first run python {' '.join(again)}")
+    return found
 
 
 def documents(folder: Path, most: int | None) -> list[Document]:
@@ -60,17 +75,9 @@ def main() -> None:
     size = REPORTS if options.corpus == "reports" else Size()
     if options.quick:
         size, options.seeds = replace(QUICK, corpus=options.corpus), options.seeds[:1]
-    trained = {seed: place(options.out, size) / f"extractor-{seed}" / "extractor.safetensors" for seed in options.seeds}
-    again = [
-        str(Path(__file__).with_name("extractor_learns.py")), "--corpus", options.corpus, "--arms", "extractor",
-        "--out", str(options.out), "--seeds", *map(str, options.seeds),
-    ]  # fmt: skip
-    if options.quick and not all(path.is_file() for path in trained.values()):
-        subprocess.run([sys.executable, *again, "--quick"], check=True, stdout=subprocess.DEVNULL)
-    if missing := [str(path) for path in trained.values() if not path.is_file()]:
-        parser.error(f"nothing is trained at {', '.join(missing)}: first run python {' '.join(again)}")
+    of = trained(options.out, size, options.seeds, options.quick)
     corpora = {str(folder): documents(folder, 2 if options.quick else None) for folder in options.folders}
-    figures = {seed: drops(trained[seed], seed, size, corpora, options.top) for seed in options.seeds}
+    figures = {seed: drops(of[seed], seed, size, corpora, options.top) for seed in options.seeds}
     if options.json:
         write_figures(options.json, figures)
 

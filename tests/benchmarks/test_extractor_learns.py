@@ -97,3 +97,22 @@ def test_an_extractor_that_is_told_keeps_text_and_drops_all_else() -> None:
     with torch.no_grad():
         out = made(torch.zeros(3, 25), torch.zeros(3, c.text_dim), torch.zeros(3, dtype=torch.long))
     assert (made.log_gates(out.read, "hard") == 0).tolist() == keep.tolist()
+
+
+def test_reprinted_articles_are_averaged_before_the_share_is_taken() -> None:
+    """Two prints with distances of .1 and .3: shares of single prints would be .5 and 0, of their means .125."""
+    import reprinted
+
+    def one(printed: float, clean: float, hard: float) -> dict[str, dict[str, float]]:
+        recall = {"printed": printed, "clean": clean, "soft": clean, "hard": hard}
+        rest = {"read_boilerplate_dropped": 0.7, "read_text_dropped": 0.03}
+        return {
+            arm: {"recall@1": value, "tokens_stored": 80.0 if arm == "hard" else 100.0} | rest
+            for arm, value in recall.items()
+        }
+
+    found = reprinted.summary({0: [one(0.5, 0.6, 0.55), one(0.4, 0.7, 0.4)], 1: [one(0.5, 0.6, 0.6)]})
+    assert found["distance_closed"]["hard"]["by seed"] == pytest.approx([0.125, 1.0])
+    assert found["distance_closed"]["soft"]["mean"][0] == pytest.approx(1.0)
+    assert found["tokens_stored_ratio"]["by seed"] == pytest.approx([0.8, 0.8])
+    assert found["prints"] == {0: 2, 1: 1}
