@@ -54,6 +54,9 @@ def drops(trained: Path, seed: int, size: Size, corpora: dict[str, list[Document
     rag.config = replace(rag.config, mode="hard")
     figures: dict[str, Any] = {}
     for name, read in corpora.items():
+        if not read:
+            print(f"\n{name}: nothing in it can be read")
+            continue
         rag.index(read)
         kept, rows = saved(rag), dropped(rag, top)
         print(f"\nseed {seed}, {name} ({len(read)} documents): {kept}")

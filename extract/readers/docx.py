@@ -30,6 +30,8 @@ _NOT_SHOWN |= {"{http://schemas.openxmlformats.org/markup-compatibility/2006}Fal
 _DOC_PR = "{http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing}docPr"
 _MATH_OF = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _MATH = _MATH_OF + "t"
+_FRACTION = _MATH_OF + "f"
+_FENCED = {_MATH_OF + tag for tag in ("sup", "d", "e")}
 _WRAPPERS = {W + tag for tag in "sdt sdtContent ins moveTo customXml smartTag".split()}
 _TEXT = {W + "tab": "\t", W + "br": "\n", W + "cr": "\n", W + "noBreakHyphen": "-", W + "ptab": "\t"}
 _NOTES = re.compile(r"/word/(footnotes|endnotes)\d*\.xml")
@@ -190,8 +192,10 @@ class _Line:
                 if not run.hidden:
                     if run.raised and not self.raised and self.pieces and _is_mark(child):
                         self.pieces.append((" ", run.bold))
-                    self.raised = run.raised
+                    before = len(self.pieces)
                     self.walk(child, run)
+                    if any(text.strip() for text, _ in self.pieces[before:]):  # and isn't a part of a field
+                        self.raised = run.raised
             elif tag in (W + "t", _MATH):
                 self.pieces.append((child.text or "", style.bold))
             elif tag in _TEXT:
@@ -206,8 +210,8 @@ class _Line:
                 self.pieces.append(("/" * tag.endswith("den") + "(" * bracketed, style.bold))
                 self.walk(child, style)
                 self.pieces.append((")" * bracketed, style.bold))
-            elif tag == _MATH_OF + "sup":
-                before, after = power("".join(each.text or "" for each in child.iter(_MATH)))
+            elif tag in _FENCED:
+                before, after = _fence(child)
                 self.pieces.append((before, style.bold))
                 self.walk(child, style)
                 self.pieces.append((after, style.bold))
@@ -215,6 +219,19 @@ class _Line:
                 self.pieces.append((f" {child.get('descr') or ''} ", style.bold))
             else:
                 self.walk(child, style)
+
+
+def _fence(node: Any) -> tuple[str, str]:
+    """What stands around a part of a formula: what is raised, what is in brackets, a fraction that is raised to it."""
+    fraction = node.find(f".//{_FRACTION}") is not None
+    if node.tag == _MATH_OF + "sup":
+        return power("".join(each.text or "" for each in node.iter(_MATH)), fraction)
+    if node.tag == _MATH_OF + "e":
+        raised = node.getparent().tag in (_MATH_OF + "sSup", _MATH_OF + "sSubSup")
+        return ("(", ")") if raised and fraction and node.find(f"./{_MATH_OF}d") is None else ("", "")
+    said = [node.find(f"{_MATH_OF}dPr/{_MATH_OF}{name}") for name in ("begChr", "endChr")]
+    begin, end = (usual if n is None else n.get(_MATH_OF + "val") or "" for n, usual in zip(said, "()", strict=True))
+    return begin, end
 
 
 def _is_mark(run: Any) -> bool:

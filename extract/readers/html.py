@@ -44,6 +44,7 @@ _PRE = frozenset("pre listing xmp textarea".split())
 _APART = frozenset("option button input label select".split())  # inline, but with white space around them
 _BOLD = frozenset("b strong th".split())
 _PARTS = frozenset("mfrac msub msup msubsup munderover".split())
+_TOKENS = frozenset("mi mn mo".split())
 _POWERS = {"msup": 2, "msubsup": 3, "munderover": 3}  # parts, of which the last is raised
 
 
@@ -141,13 +142,13 @@ class _Page:
         node = root
         while True:
             if self.start(node):
-                self.inside(node, node.text)
+                self.inside(node, node.text, True)
                 if len(node):
                     node = node[0]
                     continue
                 self.end(node)
             while node is not root and node.getnext() is None:
-                self.inside(node.getparent(), node.tail)
+                self.inside(node.getparent(), node.tail, True)
                 node = node.getparent()
                 self.end(node)
             if node is root:
@@ -156,9 +157,11 @@ class _Page:
             self.inside(node.getparent(), node.tail)
             node = node.getnext()
 
-    def inside(self, parent: Any, text: str | None) -> None:
-        """Text in an element; white space between the parts of a fraction or power is how the file is written."""
-        if text and not (parent.tag in _PARTS and text.isspace()):
+    def inside(self, parent: Any, text: str | None, edge: bool = False) -> None:
+        """Text in an element, at an `edge` of it or not; white space between a formula's parts is how it is written."""
+        if text and parent.tag in _TOKENS:
+            text = text.strip()
+        if text and not (text.isspace() and (parent.tag in _PARTS or (edge and parent.tag == "mrow"))):
             self.text(text)
 
     def text(self, text: str | None) -> None:
@@ -181,7 +184,9 @@ class _Page:
                 bracketed = compound("".join(part.itertext()))
                 self.around[part] = "/" * (i > 0) + "(" * bracketed, ")" * bracketed
         if tag in _POWERS and len(node) == _POWERS[tag]:
-            self.around[node[-1]] = power("".join(node[-1].itertext()))
+            self.around[node[-1]] = power("".join(node[-1].itertext()), _holds_fraction(node[-1]))
+            if tag != "munderover" and _holds_fraction(node[0]):
+                self.around[node[0]] = "(", ")"
         if tag in _BLOCKS:
             self.block(node, tag, frame)
         elif tag == "br":
@@ -277,6 +282,10 @@ class _Page:
 
 def _is_bold(tag: str, style: str) -> bool:
     return tag in _BOLD or bool(style and _BOLD_STYLE.search(style))
+
+
+def _holds_fraction(node: Any) -> bool:
+    return node.tag == "mfrac" or node.find(".//mfrac") is not None
 
 
 def _raised(node: Any) -> bool:

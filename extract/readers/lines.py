@@ -106,6 +106,12 @@ def along(first: Run, x: float, y: float) -> tuple[float, float]:
     return dx * first.ux + dy * first.uy, dy * first.ux - dx * first.uy
 
 
+def repeated(last: Run, run: Run) -> bool:
+    """Whether `run` is the last run drawn again, a little aside: how some programs make bold."""
+    near = 0.1 * last.size
+    return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
+
+
 @dataclass(slots=True)
 class Line:
     """Runs on one baseline, and the words they make."""
@@ -136,12 +142,6 @@ class Line:
             return False
         middle = (last.x + last.end_x) / 2 - run.x, (last.y + last.end_y) / 2 - run.y
         return 0 <= middle[0] * run.ux + middle[1] * run.uy <= run.em
-
-    def repeats(self, run: Run) -> bool:
-        """Whether `run` is the last run drawn again, a little aside: how some programs make bold."""
-        last = self.runs[-1]
-        near = 0.1 * last.size
-        return last.text == run.text and abs(last.x - run.x) < near and abs(last.y - run.y) < near
 
     def add(self, run: Run, gap: float, blank: bool, edge: bool = False) -> None:
         """Adds a run so many ems behind the last one; with a `blank` or the `edge` of a cell between them."""
@@ -197,7 +197,7 @@ def join(runs: Iterable[Run], parted: Callable[[Run, Run], bool] = lambda run, o
         if run.text.isspace():
             blank = True
             continue
-        if current is not None and current.repeats(run):
+        if current is not None and repeated(current.runs[-1], run):
             continue
         line, gap = _goes_on(run, current, lines)
         if line is None:

@@ -11,7 +11,7 @@ from e2erag.extract.readers.flow import Block, Pre, document
 from e2erag.extract.readers.html import html_blocks
 from e2erag.extract.readers.source import decoded, package, read_bytes, version
 
-READER_VERSION = 3  # goes up when the lines of a file may change
+READER_VERSION = 4  # goes up when the lines of a file may change
 
 NESTED = 100  # levels of quotes and lists within each other; markdown-it calls itself for each
 

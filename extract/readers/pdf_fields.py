@@ -11,7 +11,7 @@ SIZES = (4, 6, 8, 9, 10, 12, 14, 18, 20, 25, 30, 35, 40, 45, 50, 55, 60, 70, 80,
 """Points: of a field that tells no size the largest that fits, of several lines one of the first six."""
 PARENTS = 20  # fields that a field is part of
 
-MULTILINE, PASSWORD, COMBO = 1 << 12, 1 << 13, 1 << 17  # of a field's flags
+MULTILINE, PASSWORD, PUSHED, COMBO = 1 << 12, 1 << 13, 1 << 16, 1 << 17  # of a field's flags
 
 _FONT = re.compile(r"/(\S+)\s+(-?[\d.]+)\s+Tf")
 
@@ -95,6 +95,11 @@ class Field:
                 wide += space
             out.append(" ".join(words[first:]))
         return out
+
+
+def pressed(annotation: Any) -> bool:
+    """Whether a field is a button to press, whose old picture PDFium doesn't show either."""
+    return _inherited(annotation, "/FT") == "/Btn" and bool(int(_inherited(annotation, "/Ff") or 0) & PUSHED)
 
 
 def _inherited(field: Any, key: str) -> Any:

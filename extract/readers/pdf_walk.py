@@ -13,7 +13,7 @@ from typing import Any
 
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT, one_glyph
 from e2erag.extract.readers.lines import CELL, SPACE, Line, Run
-from e2erag.extract.readers.pdf_fields import Field
+from e2erag.extract.readers.pdf_fields import Field, pressed
 from e2erag.extract.readers.pdf_objects import Font, entries, font_of, get, instructions, key_of, text_of
 from e2erag.extract.readers.shown import CURVED, FORM_DEPTH, IDENTITY, UNSEEN, Matrix, Point, Rules, times
 from e2erag.extract.readers.thinned import without_paths
@@ -171,6 +171,8 @@ class Walk:
         left = form and (shown is None or getattr(get(form, "/NeedAppearances"), "value", False))
         if left and (field := Field.of(annotation, form)):
             self.field(field, form)
+            return
+        if left and pressed(annotation):
             return
         if isinstance(shown, dict) and not hasattr(shown, "get_data"):
             shown = get(shown, get(annotation, "/AS", "/Off"))
@@ -337,6 +339,7 @@ class Walk:
         trm = times(self.tm, self.ctm)
         parts: list[str] = []
         gaps: list[tuple[int, float, float]] = []
+        length, end = 0, 0.0  # of the parts, and where their last glyph ends
         start = pen = gap = 0.0  # in text space, before Tz; `pen` is where the last glyph ended, `gap` what follows it
         low = high = 0.0  # how far the glyphs since `start` reach
         blank = False
@@ -358,14 +361,16 @@ class Walk:
             left = pen + gap + before
             if parts and gap + before > CELL * abs(em):
                 self.emit(trm, parts, low, high, pen < start, font, gaps)
-                parts, gaps = [], []
+                parts, gaps, length = [], [], 0
             if not parts:
                 start = low = high = left
             if parts and (blank or gap > SPACE * abs(em)):
-                gaps.append((len(parts) + 1, pen, left))
+                gaps.append((length + 1, end, left))
             if blank or (parts and gap > SPACE * abs(em)):
                 parts.append(" ")
+                length += 1
             parts.append(text)
+            length += len(text)
             pen += gap + advance - after
             end = pen if spread else pen - self.char  # what spaces letters stands behind the last one, too
             low, high = min(low, left, end), max(high, left, end)  # of a negative size glyphs go left
@@ -387,7 +392,7 @@ class Walk:
         self, trm: Matrix, parts: list[str], low: float, high: float, leftwards: bool, font: Font,
         gaps: Sequence[tuple[int, float, float]],
     ) -> None:  # fmt: skip
-        """Adds the run that the parts make; `gaps` are (how many of them stand before it, from, to) in text space."""
+        """Adds the run that the parts make; `gaps` are `Run.gaps` in text space, before Tz."""
         a, b, c, d, e, f = trm
         e, f = e + self.rise * c, f + self.rise * d
         start, end = (self.stretch * at for at in ((high, low) if leftwards else (low, high)))
@@ -402,9 +407,7 @@ class Walk:
                 em=abs(height * self.stretch) * along,
                 size=abs(height) * math.hypot(c, d),
                 face=font.face,
-                gaps=()
-                if leftwards
-                else tuple((sum(map(len, parts[:n])), (x - low) * scale, (y - low) * scale) for n, x, y in gaps),
+                gaps=() if leftwards else tuple((n, (x - low) * scale, (y - low) * scale) for n, x, y in gaps),
             )
         )
 

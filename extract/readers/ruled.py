@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from e2erag.extract.document import Box
 from e2erag.extract.readers.leftwards import RIGHT_TO_LEFT
-from e2erag.extract.readers.lines import Run
+from e2erag.extract.readers.lines import SPACE, Run, repeated
 
 HIGH = 1.2  # ems that a rule reaches up and down at least: the sides of a box to tick are shorter
 LETTERS = 0.4  # ems above the baseline up to which it stands beside the letters
@@ -23,13 +23,12 @@ class Edges:
         self.xs, self.spans = [x for x, _, _ in placed], [(y0, y1) for _, y0, y1 in placed]
 
     def parts(self, run: Run, other: Run) -> bool:
-        """Whether one stands between a run and the next one on its line, which must run from left to right."""
-        return bool(self.xs) and self.between(run, run.end_x, other.x)
+        """Whether one stands in the white between a run and the next one on its line."""
+        apart = bool(self.xs) and run.ux >= 0.99 and other.x - run.end_x > SPACE * run.em
+        return apart and self.between(run, run.end_x, other.x)
 
     def between(self, run: Run, left: float, right: float) -> bool:
         """Whether one stands on the run's baseline between two places on it."""
-        if run.ux < 0.99:
-            return False
         spare = TOUCH * run.em
         first, stop = bisect_left(self.xs, left - spare), bisect_right(self.xs, right + spare)
         return any(
@@ -38,14 +37,19 @@ class Edges:
         )
 
     def cut(self, runs: Sequence[Run]) -> Iterator[Run]:
-        """The runs, each in as many pieces as the edges in its gaps make of it."""
+        """The runs, each in as many pieces as the edges in its gaps make of it, drawn again or not."""
+        last: Run | None = None
         for run in runs:
             if not self.xs or not run.gaps or run.ux < 0.99 or RIGHT_TO_LEFT.search(run.text):
+                last = last if run.text.isspace() else run
                 yield run
                 continue
-            at, x = 0, run.x
+            if last is not None and repeated(last, run):
+                continue
+            last, piece, at = run, run, 0
             for stop, end, begin in run.gaps:
                 if self.between(run, run.x + end, run.x + begin):
-                    yield replace(run, text=run.text[at:stop].rstrip(), x=x, end_x=run.x + end, gaps=())
-                    at, x = stop, run.x + begin
-            yield replace(run, text=run.text[at:], x=x, gaps=()) if at else run
+                    end_x, end_y = run.x + end * run.ux, run.y + end * run.uy
+                    yield replace(piece, text=run.text[at:stop].rstrip(), end_x=end_x, end_y=end_y, gaps=())
+                    at, piece = stop, replace(run, x=run.x + begin * run.ux, y=run.y + begin * run.uy)
+            yield replace(piece, text=run.text[at:], gaps=())

@@ -145,7 +145,13 @@ def _joined(boxes: Iterable[Box]) -> list[Box]:
     out: list[Box] = []
     for box in boxes:
         last = out[-1] if out else None
-        if last and abs(last.y0 - box.y0) <= 1 and abs(last.y1 - box.y1) <= 1 and box.x0 <= last.x1 + 1:
+        if (
+            last
+            and abs(last.y0 - box.y0) <= 1
+            and abs(last.y1 - box.y1) <= 1
+            and last.x0 - 1 <= box.x1
+            and box.x0 <= last.x1 + 1
+        ):
             out[-1] = last.union(box)
         else:
             out.append(box)

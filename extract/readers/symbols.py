@@ -33,11 +33,11 @@ def inserted(font: str | None, code: str | None) -> str:
     return "" if private or not 32 <= number < 0xD800 else chr(number)
 
 
-def power(text: str) -> tuple[str, str]:
-    """What stands before and after what a formula raises: 10^6, x^(n + 1), but f′ and R+."""
+def power(text: str, fraction: bool) -> tuple[str, str]:
+    """What stands before and after what a formula raises: 10^6, x^(n + 1), 2^(1/2), but f′ and R+."""
     if _PRIMES.fullmatch(text):
         return "", ""
-    return ("^(", ")") if compound(text) else ("^", "")
+    return ("^(", ")") if fraction or compound(text) else ("^", "")
 
 
 def compound(text: str) -> bool:

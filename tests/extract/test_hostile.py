@@ -250,6 +250,10 @@ def endless_field() -> bytes:
     )
 
 
+def many_gaps() -> bytes:
+    return page(made(b"BT /F 1 Tf 50 700 Td [" + b"(a)-200" * 400_000 + b"] TJ ET"))
+
+
 def many_lines() -> bytes:
     """A letter in every place of a page, each on a line of its own."""
     places = b"".join(b"1 0 0 1 %d %d Tm (a) Tj " % (x * 70, y) for x in range(8) for y in range(0, 800, 1))
@@ -261,8 +265,8 @@ HOSTILE: list[Callable[[], bytes]] = [
     inflated_twice, inflated_text, inflated_rows, run_lengths, object_stream_in_itself, wrong_length, negative_length,
     length_of_itself, previous_table_is_this_one, huge_table, forms_that_fan_out, forms_that_fan_out_within_the_depth,
     huge_page, endless_page, wide_ranges, inflated_map, huge_widths, huge_numbers, backwards_numbers, long_name,
-    open_string, open_dictionaries, many_inline_images, endless_field, many_lines, repeated_text, nested_marks,
-    nested_texts,
+    open_string, open_dictionaries, many_inline_images, endless_field, many_gaps, repeated_text, nested_marks,
+    nested_texts, many_lines,
 ]  # fmt: skip
 
 OUTCOME = {

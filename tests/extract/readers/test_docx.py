@@ -8,7 +8,7 @@ from pathlib import Path
 import docx
 import pytest
 from docx.enum.text import WD_BREAK
-from docx.oxml import OxmlElement
+from docx.oxml import OxmlElement, parse_xml
 from docx.oxml.ns import qn
 from format_fixtures import as_docx, cells, few, read_as
 from hypothesis import given
@@ -170,6 +170,25 @@ def test_raised_numbers_stand_apart(tmp_path: Path) -> None:
     """A footnote's number isn't the year's last digit, however many runs it is in; the end of "1st" belongs to it."""
     made = docx.Document()
     paragraph = made.add_paragraph("in 2009")
+    paragraph.add_run().font.superscript = True  # a part of a field
     for text, raised in (("1", True), ("2", True), (" the 1", False), ("st", True), (" of 10", False), ("6", True)):
         paragraph.add_run(text).font.superscript = raised or None
-    assert [unit.text for unit in saved(tmp_path, made)] == ["in 2009 12 the 1st of 10 6"]
+    paragraph.add_run(" H")
+    paragraph.add_run("2").font.subscript = True
+    paragraph.add_run("O")
+    assert [unit.text for unit in saved(tmp_path, made)] == ["in 2009 12 the 1st of 10 6 H2O"]
+
+
+def test_brackets_of_formulas_are_read(tmp_path: Path) -> None:
+    """Word keeps them as a property of what they enclose; a fraction that is raised has some too, on one line."""
+    maths = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    t = "<m:r><m:t>%s</m:t></m:r>"
+    one = "<m:f><m:num>" + t % 1 + "</m:num><m:den>" + t % 2 + "</m:den></m:f>"
+    square = '<m:dPr><m:begChr m:val="["/><m:endChr m:val="]"/></m:dPr>'
+    call = t % "f" + "<m:d><m:e>" + t % "x" + "</m:e></m:d>" + t % "="
+    powers = f"<m:sSup><m:e>{one}</m:e><m:sup>{one}</m:sup></m:sSup>" + t % "+"
+    cube = f"<m:sSup><m:e><m:d>{square}<m:e>{one}</m:e></m:d></m:e><m:sup>" + t % 3 + "</m:sup></m:sSup>"
+    formula = call + powers + cube
+    made = docx.Document()
+    made.add_paragraph("so ")._p.append(parse_xml(f'<m:oMath xmlns:m="{maths}">{formula}</m:oMath>'))
+    assert [unit.text for unit in saved(tmp_path, made)] == ["so f(x)=(1/2)^(1/2)+[1/2]^3"]

@@ -194,8 +194,13 @@ def test_a_power_is_no_further_digit(tmp_path: Path) -> None:
         "<p><math><msup> <mn>10</mn>\n <mn>6</mn> </msup></math> and <math><msup><mi>x</mi><mrow><mi>n</mi><mo>+</mo>"
         "<mn>1</mn></mrow></msup></math>, <math><msup><mi>f</mi><mo>′</mo></msup></math>, "
         "<math><msubsup><mi>a</mi><mi>i</mi><mn>2</mn></msubsup></math>; 10<sup>6</sup> on the 1<sup>st</sup></p>"
+        "<p><math><msup><mi>x</mi><mfrac><mn>1</mn><mn>2</mn></mfrac></msup></math>, <math><msup><mrow>\n<mfrac>"
+        "<mn> 1 </mn><mn>2</mn></mfrac> </mrow><mn>2</mn></msup></math>, <math><munderover><mo>∑</mo><mi>i</mi>"
+        "<mi>n</mi></munderover></math>, <math><msup><mi>a</mi></msup></math></p>"
     )
-    assert read_as(tmp_path, "a.html", page.encode()).units[0].text == "10^6 and x^(n+1), f′, ai^2; 10 6 on the 1st"
+    first, second = read_as(tmp_path, "a.html", page.encode()).units
+    assert first.text == "10^6 and x^(n+1), f′, ai^2; 10 6 on the 1st"
+    assert second.text == "x^(1/2), (1/2)^2, ∑i^n, a"
 
 
 @pytest.mark.parametrize("charset", ["koi8-r", "windows-1251", "utf-8"])
