@@ -7,7 +7,11 @@ the distance that gates can close. Here each seed's articles are printed several
 and sidebars, all of kinds for unseen articles; the extractors are those that it has left in `--out`. Finding alone is
 measured: nothing printed here is learned from, and no answer is read.
 
-Share of the distance closed: (extractor − printed) / (clean − printed), of recall@1 in the mean over the prints.
+Arms: `printed` and `clean` (nothing trained; with what stands around the text, and without), `soft` and `hard` gates as
+trained, and hard gates by hand: `oracle` (all boilerplate shut, all text open), `shut` (all boilerplate shut, text as
+trained) and `open` (all text open, boilerplate as trained), which tell what the trained ones lack.
+
+Share of the distance closed: (arm − printed) / (clean − printed), of recall@1 in the mean over the prints.
 
 A run can be stopped: what is done stays in `--out`, one file per seed and print, and is not done again.
 """
@@ -16,19 +20,23 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import torch
 from dropped import trained
-from extractor_learns import QUICK, Print, Size, articles, cut, measure, place, printed, system
+from extractor_learns import QUICK, TEXT, Labelled, Print, Size, articles, cut, measure, place, printed, system
 from figures import interval, write_figures
 from safetensors.torch import load_file
 from squad_pdf import FOLDER, UNSEEN
 
 from e2erag.artefact import write_file
 
-ARMS = ("printed", "clean", "soft", "hard")
+BY_HAND = ("oracle", "shut", "open")
+ARMS = ("printed", "clean", "soft", "hard", *BY_HAND)
 
 
 def prints(seed: int, number: int, size: Size, folder: Path) -> tuple[Print, Print]:
@@ -42,17 +50,25 @@ def prints(seed: int, number: int, size: Size, folder: Path) -> tuple[Print, Pri
     return full, bare
 
 
-def cell(seed: int, number: int, size: Size, extractor: Path, folder: Path) -> dict[str, dict[str, float]]:
-    """Every arm's figures on one print."""
+def cell(
+    seed: int, number: int, size: Size, extractor: Path, folder: Path, arms: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """These arms' figures on one print."""
     full, bare = prints(seed, number, size, folder)
     rag = system(seed, size, None)
-    figures = {}
-    for arm in ARMS:
-        rag.config = replace(rag.config, mode="hard" if arm == "hard" else "soft")
-        if arm == "soft":
-            rag.model.extractor.load_state_dict(load_file(extractor))
+    text = torch.tensor([role in TEXT for role in full.roles])
+    learned, untrained, figures = deepcopy(rag.model.extractor), rag.model.extractor, {}
+    learned.load_state_dict(load_file(extractor))
+    for arm in sorted(arms, key=ARMS.index):
+        rag.model.extractor = untrained if arm in ("printed", "clean") else learned
+        rag.config = replace(rag.config, mode="hard" if arm in ("hard", *BY_HAND) else "soft")
         data = bare if arm == "clean" else full
         rag.index(data.documents)
+        if arm in BY_HAND:
+            kept = learned.log_gates(rag.model.gates(rag.corpus, "hard").extraction.retrieve, "hard") == 0
+            by_hand = {"oracle": text, "shut": text & kept, "open": text | kept}
+            rag.model.extractor = Labelled(learned.config, by_hand[arm]).eval()
+            rag.index(data.documents)
         with warnings.catch_warnings(action="ignore"):  # of no answers there is no mean
             figures[arm] = measure(rag, data, replace(size, read=0))
     return figures
@@ -74,7 +90,7 @@ def summary(cells: dict[int, list[dict[str, dict[str, float]]]]) -> dict[str, ob
     return {
         "prints": {seed: len(each) for seed, each in cells.items()},
         "recall@1": {arm: told([mean(seed, arm) for seed in cells]) for arm in ARMS},
-        "distance_closed": {mode: told([closed(seed, mode) for seed in cells]) for mode in ("soft", "hard")},
+        "distance_closed": {arm: told([closed(seed, arm) for seed in cells]) for arm in ARMS[2:]},
         "tokens_stored_ratio": told(
             [mean(s, "hard", "tokens_stored") / mean(s, "printed", "tokens_stored") for s in cells]
         ),
@@ -99,11 +115,12 @@ def main() -> None:
     for number in range(1, options.prints + 1):
         for seed in options.seeds:
             done = out / f"reprinted-{seed}-{number}.json"
-            if not done.is_file():
-                figures = cell(seed, number, size, of[seed], out / "pdf")
+            figures = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
+            if missing := set(ARMS) - set(figures):
+                figures |= cell(seed, number, size, of[seed], out / "pdf", [*missing])
                 write_file(done, json.dumps(figures, indent=2))
                 print(f"seed {seed}, print {number}", file=sys.stderr, flush=True)
-            cells[seed].append(json.loads(done.read_text(encoding="utf-8")))
+            cells[seed].append(figures)
     figures = summary(cells)
     print(json.dumps(figures, indent=2))
     if options.json:

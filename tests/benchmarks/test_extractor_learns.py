@@ -104,7 +104,7 @@ def test_reprinted_articles_are_averaged_before_the_share_is_taken() -> None:
     import reprinted
 
     def one(printed: float, clean: float, hard: float) -> dict[str, dict[str, float]]:
-        recall = {"printed": printed, "clean": clean, "soft": clean, "hard": hard}
+        recall = dict.fromkeys(reprinted.ARMS, clean) | {"printed": printed, "hard": hard}
         rest = {"read_boilerplate_dropped": 0.7, "read_text_dropped": 0.03}
         return {
             arm: {"recall@1": value, "tokens_stored": 80.0 if arm == "hard" else 100.0} | rest
