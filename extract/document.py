@@ -204,6 +204,7 @@ class Document:
 
 
 HYPHENS = "-\u2010\u00ad"
+WORD = 3  # letters
 _BROKEN = re.compile(rf"(?:^|(?<=[\s(\"'“‘—–/]))((?:[^\W\d_]+-)*[^\W\d_]{{2,}})[{HYPHENS}]$")
 _REST = re.compile(r"([^\W\d_]+)(\S*)\s*")
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
@@ -216,8 +217,9 @@ def dehyphenated(lines: Sequence[str], code: AbstractSet[int] = frozenset()) -> 
     """Lines with words that are broken at their ends made whole: "exam-", "ple of" → "example", "of".
 
     Only where the next line goes on in lower case. The hyphen stays where the document writes the word with one
-    elsewhere and never without, in an address, and between words of a compound that the document has by themselves
-    ("state-of-the-", "art"); for what can't be told it goes.
+    elsewhere and more often than without, in an address, and between two words of at least `WORD` letters, or the last
+    two of a compound ("state-of-the-", "art"), that the document has by themselves and never as one; for what can't be
+    told it goes.
     """
     broken = [
         i
@@ -227,16 +229,19 @@ def dehyphenated(lines: Sequence[str], code: AbstractSet[int] = frozenset()) -> 
     if not broken:
         return tuple(lines)
     seen = Counter(word.lower() for line in lines for word in _WORD.findall(line))
+    for i in broken:  # parts of words are none
+        seen.subtract((_WORD.findall(lines[i])[-1].lower(), _WORD.findall(lines[i + 1])[0].lower()))
     out = list(lines)
     for i in reversed(broken):  # so that a word over three lines ends up on the first
         first, rest = _BROKEN.search(out[i]), _REST.match(out[i + 1])
         if first is None or rest is None:
             continue
         plain, hyphened = first[1] + rest[1], f"{first[1]}-{rest[1]}"
-        if rest[1] in _BETWEEN and not seen[plain.lower()]:
+        if rest[1] in _BETWEEN and seen[plain.lower()] <= 0:
             continue
         *compound, last = first[1].lower().split("-")
-        words = bool(compound and seen[last] and seen[rest[1]] and not seen[plain.lower()])
+        long = bool(compound) or min(len(last), len(rest[1])) >= WORD
+        words = long and seen[last] > 0 and seen[rest[1]] > 0 and seen[plain.lower()] <= 0
         keep = words or seen[hyphened.lower()] > seen[plain.lower()] or _ADDRESS.search(out[i]) is not None
         out[i] = out[i][: first.start(1)] + (hyphened if keep else plain) + rest[2]
         out[i + 1] = out[i + 1][rest.end() :]

@@ -21,6 +21,13 @@ from e2erag.extract.document import Box, Cell, Document, Page, Unit, dehyphenate
         (("state-of-the-", "art"), ("state-of-the-art", "")),
         (("self-regu-", "lation, that is"), ("self-regulation,", "that is")),
         (("the art: state-of-the-", "art"), ("the art: state-of-the-art", "")),
+        (
+            ("based on its life-", "saving value, a life of saving"),
+            ("based on its life-saving", "value, a life of saving"),
+        ),
+        (("a per-", "son, per son, one person"), ("a person,", "per son, one person")),
+        (("the per-", "son and a per-", "son"), ("the person", "and a person", "")),  # parts of words are no words
+        (("it is in-", "side, in a side"), ("it is inside,", "in a side")),  # two letters tell little
         (("in pre-", "and post-war times"), ("in pre-", "and post-war times")),
         (("a thous-", "and, one thousand"), ("a thousand,", "one thousand")),
         (("see http://a.b/foo-", "bar for it"), ("see http://a.b/foo-bar", "for it")),
