@@ -47,10 +47,10 @@ def documents(folder: Path, most: int | None) -> list[Document]:
     return read_many(files)[0]
 
 
-def drops(trained: Path, seed: int, size: Size, corpora: dict[str, list[Document]], top: int) -> dict[str, Any]:
+def drops(extractor: Path, seed: int, size: Size, corpora: dict[str, list[Document]], top: int) -> dict[str, Any]:
     """By corpus what is kept, and the lines dropped most often."""
     rag = system(seed, size, None)
-    rag.model.extractor.load_state_dict(load_file(trained))
+    rag.model.extractor.load_state_dict(load_file(extractor))
     rag.config = replace(rag.config, mode="hard")
     figures: dict[str, Any] = {}
     for name, read in corpora.items():

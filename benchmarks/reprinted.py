@@ -32,6 +32,7 @@ from extractor_learns import QUICK, TEXT, Labelled, Print, Size, articles, cut, 
 from figures import interval, write_figures
 from safetensors.torch import load_file
 from squad_pdf import FOLDER, UNSEEN
+from torch import Tensor
 
 from e2erag.artefact import write_file
 
@@ -59,16 +60,19 @@ def cell(
     text = torch.tensor([role in TEXT for role in full.roles])
     learned, untrained, figures = deepcopy(rag.model.extractor), rag.model.extractor, {}
     learned.load_state_dict(load_file(extractor))
+    by_hand: dict[str, Tensor] = {}
     for arm in sorted(arms, key=ARMS.index):
+        if arm in BY_HAND and not by_hand:
+            rag.model.extractor = learned
+            rag.index(full.documents)
+            kept = learned.log_gates(rag.model.gates(rag.corpus, "hard").extraction.retrieve, "hard") == 0
+            by_hand = {"oracle": text, "shut": text & kept, "open": text | kept}
         rag.model.extractor = untrained if arm in ("printed", "clean") else learned
+        if arm in BY_HAND:
+            rag.model.extractor = Labelled(learned.config, by_hand[arm]).eval()
         rag.config = replace(rag.config, mode="hard" if arm in ("hard", *BY_HAND) else "soft")
         data = bare if arm == "clean" else full
         rag.index(data.documents)
-        if arm in BY_HAND:
-            kept = learned.log_gates(rag.model.gates(rag.corpus, "hard").extraction.retrieve, "hard") == 0
-            by_hand = {"oracle": text, "shut": text & kept, "open": text | kept}
-            rag.model.extractor = Labelled(learned.config, by_hand[arm]).eval()
-            rag.index(data.documents)
         with warnings.catch_warnings(action="ignore"):  # of no answers there is no mean
             figures[arm] = measure(rag, data, replace(size, read=0))
     return figures

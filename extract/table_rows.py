@@ -253,7 +253,7 @@ def _header(rows: list[tuple[str, ...]], bold: list[bool]) -> int:
 def is_body(cells: Mapping[int, str]) -> bool:
     """Whether most cells beside the first are numbers that name nothing, as years would."""
     beside = [text for column, text in cells.items() if column and text]
-    return sum(bool(NUMBER.fullmatch(t)) and not _YEAR.fullmatch(t) for t in beside) > len(beside) / 2
+    return _counts(beside)
 
 
 def _above(rows: list[tuple[str, ...]], i: int) -> int:

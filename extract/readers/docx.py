@@ -15,7 +15,7 @@ from e2erag.extract.readers.docx_styles import Numbers, Style, Styles, W, attrib
 from e2erag.extract.readers.flow import Block, Break, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import package, read_bytes, starved, version
-from e2erag.extract.readers.symbols import compound, inserted, power
+from e2erag.extract.readers.symbols import compound, inserted, is_mark, power
 
 READER_VERSION = 3  # goes up when the lines of a file may change
 
@@ -190,8 +190,9 @@ class _Line:
             if tag == W + "r":
                 run = self.body.styles.run(child, style)
                 if not run.hidden:
-                    if run.raised and not self.raised and self.pieces and _is_mark(child):
-                        self.pieces.append((" ", run.bold))
+                    if run.raised and not self.raised and self.pieces:
+                        said = "".join(each.text or "" for each in child.iter(W + "t"))
+                        self.pieces.append((" " * bool(said.strip() and is_mark(said)), run.bold))
                     before = len(self.pieces)
                     self.walk(child, run)
                     if any(text.strip() for text, _ in self.pieces[before:]):  # and isn't a part of a field
@@ -232,12 +233,6 @@ def _fence(node: Any) -> tuple[str, str]:
     said = [node.find(f"{_MATH_OF}dPr/{_MATH_OF}{name}") for name in ("begChr", "endChr")]
     begin, end = (usual if n is None else n.get(_MATH_OF + "val") or "" for n, usual in zip(said, "()", strict=True))
     return begin, end
-
-
-def _is_mark(run: Any) -> bool:
-    """Whether a raised number or sign begins: "2009⁶" is a year and a footnote, "1ˢᵗ" one word."""
-    text = "".join(each.text or "" for each in run.iter(W + "t")).lstrip()
-    return bool(text) and not text[0].isalpha()
 
 
 def _split(pieces: list[tuple[str, bool]], mark: str) -> list[list[tuple[str, bool]]]:

@@ -13,7 +13,7 @@ from e2erag.extract.document import Document, ReadError
 from e2erag.extract.readers.flow import Block, Pre, Text, document
 from e2erag.extract.readers.grid import SPAN, Budget, Field, as_blocks
 from e2erag.extract.readers.source import decoded, package, read_bytes, starved, version
-from e2erag.extract.readers.symbols import compound, power
+from e2erag.extract.readers.symbols import compound, is_mark, power
 
 READER_VERSION = 4  # goes up when the lines of a file may change
 
@@ -193,7 +193,7 @@ class _Page:
             self.newline(frame)
         elif tag == "img":
             self.text(f" {get('alt')} " if get("alt") else "")
-        elif tag in _APART or (tag == "sup" and frame.pieces and _raised(node)):
+        elif tag in _APART or (tag == "sup" and frame.pieces and is_mark(node.text or "")):
             self.text(" ")
         self.frames[-1].bold += _is_bold(tag, style)
         return True
@@ -286,12 +286,6 @@ def _is_bold(tag: str, style: str) -> bool:
 
 def _holds_fraction(node: Any) -> bool:
     return node.tag == "mfrac" or node.find(".//mfrac") is not None
-
-
-def _raised(node: Any) -> bool:
-    """Whether a raised number or sign begins: "2009⁶" is a year and a footnote, "1ˢᵗ" one word."""
-    text = (node.text or "").lstrip()
-    return not text[:1].isalpha()
 
 
 def _number(value: str | None, otherwise: int, most: int) -> int:

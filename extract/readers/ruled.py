@@ -52,4 +52,4 @@ class Edges:
                     end_x, end_y = run.x + end * run.ux, run.y + end * run.uy
                     yield replace(piece, text=run.text[at:stop].rstrip(), end_x=end_x, end_y=end_y, gaps=())
                     at, piece = stop, replace(run, x=run.x + begin * run.ux, y=run.y + begin * run.uy)
-            yield replace(piece, text=run.text[at:], gaps=())
+            yield replace(piece, text=run.text[at:], gaps=()) if at else run

@@ -40,6 +40,12 @@ def power(text: str, fraction: bool) -> tuple[str, str]:
     return ("^(", ")") if fraction or compound(text) else ("^", "")
 
 
+def is_mark(text: str) -> bool:
+    """Whether what is raised is a number or sign, and no part of a word: "2009⁶" is a year and a footnote, "1ˢᵗ" one
+    word."""
+    return not text.lstrip()[:1].isalpha()
+
+
 def compound(text: str) -> bool:
     """Whether a numerator or denominator takes brackets on one line: (a + b)/c, but 1/2."""
     return bool(text.strip()) and not _ATOM.fullmatch(text)
